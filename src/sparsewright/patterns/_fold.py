@@ -1,0 +1,25 @@
+"""The matrix view that patterns share: (out, places, in), inputs last.
+
+Linear (out, in) has one place; a convolution (out, in, *kernel) has one per kernel position; an
+embedding (rows, width) is read as a Linear.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def to_matrix(weight: Tensor) -> Tensor:
+    """(out, in, *kernel) -> (out, places, in)."""
+    out, inputs = weight.shape[:2]
+    return weight.reshape(out, inputs, -1).transpose(1, 2)
+
+
+def from_matrix(matrix: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """(out, places, in) -> (out, in, *kernel); the inverse of to_matrix."""
+    return matrix.transpose(1, 2).reshape(shape)
+
+
+def needs_matrix(shape: tuple[int, ...]) -> str | None:
+    """Why a shape has no inputs dimension, or None."""
+    return None if len(shape) >= 2 else f"needs a weight of 2 dimensions or more; got {len(shape)}"

@@ -1,0 +1,68 @@
+"""Block: tiles of R outputs by C inputs are present or absent (Gray, Radford, Kingma 2017).
+
+In a convolution the tiles lie over output and input channels within each kernel position.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from . import PATTERNS
+from ._fold import from_matrix, needs_matrix, to_matrix
+
+
+@PATTERNS.register("block")
+@dataclass(frozen=True)
+class Block:
+    """One group; its units are the R x C tiles.
+
+    >>> import torch
+    >>> Block(2, 2).fold(torch.arange(8.).reshape(2, 4))
+    tensor([[10., 18.]])
+    """
+
+    rows: int
+    columns: int
+    examples: ClassVar[tuple[str, ...]] = ("block:4x4",)
+    sparsity: ClassVar[float | None] = None
+
+    def __post_init__(self) -> None:
+        if self.rows < 1 or self.columns < 1:
+            raise ValueError(
+                f"pattern block:RxC needs R and C of 1 or more; got {self.rows}x{self.columns}"
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> Block | None:
+        match = re.fullmatch(r"block:(\d+)x(\d+)", text)
+        return cls(int(match[1]), int(match[2])) if match else None
+
+    def __str__(self) -> str:
+        return f"block:{self.rows}x{self.columns}"
+
+    def misfit(self, shape: tuple[int, ...]) -> str | None:
+        reason = needs_matrix(shape)
+        if reason is None and (shape[0] % self.rows or shape[1] % self.columns):
+            reason = (
+                f"needs out_features divisible by {self.rows} and in_features by {self.columns}; "
+                f"got {shape[0]} and {shape[1]}"
+            )
+        return reason
+
+    def fold(self, weight: Tensor) -> Tensor:
+        matrix = to_matrix(weight)  # (out, places, in)
+        out, places, inputs = matrix.shape
+        tiles = matrix.reshape(out // self.rows, self.rows, places, inputs // self.columns, -1)
+        return tiles.sum(dim=(1, 4)).reshape(1, -1)
+
+    def unfold(self, table: Tensor, shape: tuple[int, ...]) -> Tensor:
+        tiles = table.reshape(shape[0] // self.rows, -1, shape[1] // self.columns)
+        matrix = tiles.repeat_interleave(self.rows, 0).repeat_interleave(self.columns, 2)
+        return from_matrix(matrix, shape)
+
+    def allowed(self, units: int) -> range:
+        return range(units + 1)
