@@ -1,0 +1,244 @@
+"""Allocation: how a whole-model sparsity is shared out over layers.
+
+Uniform and ER/ERK look at shapes only (Mocanu et al. 2018; Evci et al. 2020); global and LAMP
+(Lee et al. 2021) put the units of all layers into one ranking. An allocation proposes real
+numbers; `budget.py` rounds them to what the patterns hold.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .core import Allocate, Shape
+from .errors import BudgetError
+from .registry import Table
+
+ALLOCATIONS: Table[Allocate] = Table("allocation")
+
+
+def as_allocation(spec: str | Allocate) -> Allocate:
+    """An allocation from its object or its name; UnknownNameError if the name is in no table.
+
+    >>> as_allocation("erk")
+    ERK(dense_first=False)
+    """
+    return ALLOCATIONS[spec] if isinstance(spec, str) else spec
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """The same sparsity in every layer.
+
+    dense_first: leave the model's first layer dense and outside the budget, as in the tables of
+    RigL (Evci et al. 2020).
+
+    >>> Uniform()({"a": (4, 4), "b": (8, 4)}, 0.5)
+    {'a': 0.5, 'b': 0.5}
+    """
+
+    dense_first: bool = True
+    needs_scores: ClassVar[bool] = False
+
+    def __call__(
+        self,
+        shapes: Mapping[str, Shape],
+        sparsity: float,
+        scores: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, float]:
+        return dict.fromkeys(shapes, sparsity)
+
+
+@dataclass(frozen=True)
+class ER:
+    """Erdos-Renyi: density in proportion to (in + out) / (in * out) (Mocanu et al. 2018).
+
+    The kernel of a convolution plays no part. dense_first: as in Uniform.
+
+    >>> ER()({"a": (10, 10), "b": (20, 20)}, 0.5)
+    {'a': 0.16..., 'b': 0.58...}
+    """
+
+    dense_first: bool = False
+    needs_scores: ClassVar[bool] = False
+
+    def __call__(
+        self,
+        shapes: Mapping[str, Shape],
+        sparsity: float,
+        scores: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, float]:
+        raw = {name: _ratio(shape[:2]) for name, shape in shapes.items()}
+        return _in_proportion(raw, shapes, sparsity)
+
+
+@dataclass(frozen=True)
+class ERK:
+    """Erdos-Renyi-Kernel: density in proportion to sum(shape) / prod(shape) (Evci et al. 2020).
+
+    Layers whose share would exceed their size are dense, and the rest is solved again.
+    dense_first: as in Uniform; RigL's tables have it at 99 %.
+
+    >>> ERK()({"fc1": (300, 784), "fc2": (100, 300), "fc3": (10, 100)}, 0.9)
+    {'fc1': 0.92..., 'fc2': 0.76..., 'fc3': 0.0}
+    """
+
+    dense_first: bool = False
+    needs_scores: ClassVar[bool] = False
+
+    def __call__(
+        self,
+        shapes: Mapping[str, Shape],
+        sparsity: float,
+        scores: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, float]:
+        raw = {name: _ratio(shape) for name, shape in shapes.items()}
+        return _in_proportion(raw, shapes, sparsity)
+
+
+@dataclass(frozen=True)
+class Global:
+    """One threshold over the units of all layers: the best ones stay, wherever they are.
+
+    Units are compared by their mean score per weight. It can nearly empty layers of small scores;
+    the budget keeps one unit per group. Among equals the first layer wins.
+
+    >>> scores = {"a": torch.tensor([[4., 3.]]), "b": torch.tensor([[2., 1.]])}
+    >>> Global()({"a": (1, 2), "b": (1, 2)}, 0.5, scores)
+    {'a': 0.0, 'b': 1.0}
+    """
+
+    dense_first: bool = False
+    needs_scores: ClassVar[bool] = True
+
+    def __call__(
+        self,
+        shapes: Mapping[str, Shape],
+        sparsity: float,
+        scores: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, float]:
+        return _one_ranking(shapes, sparsity, _checked(shapes, scores))
+
+
+@dataclass(frozen=True)
+class LAMP:
+    """Layer-adaptive magnitude: score^2 over the sum of those at or above it, ranked globally.
+
+    The best unit of every layer scores exactly 1, so no layer empties before the others
+    (Lee, Park, Mo, Ahn, Shin 2021). Units are compared by their mean score per weight.
+
+    >>> scores = {"a": torch.tensor([[4., 3.]]), "b": torch.tensor([[2., 1.]])}
+    >>> LAMP()({"a": (1, 2), "b": (1, 2)}, 0.5, scores)
+    {'a': 0.5, 'b': 0.5}
+    """
+
+    dense_first: bool = False
+    needs_scores: ClassVar[bool] = True
+
+    def __call__(
+        self,
+        shapes: Mapping[str, Shape],
+        sparsity: float,
+        scores: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, float]:
+        given = _checked(shapes, scores)
+        return _one_ranking(shapes, sparsity, {n: lamp_scores(s) for n, s in given.items()})
+
+
+_BY_NAME: dict[str, Allocate] = {
+    "uniform": Uniform(),
+    "uniform_all": Uniform(dense_first=False),
+    "er": ER(),
+    "erk": ERK(),
+    "global": Global(),
+    "lamp": LAMP(),
+}
+for _name, _allocation in _BY_NAME.items():
+    ALLOCATIONS.register(_name)(_allocation)
+
+
+def lamp_scores(scores: Tensor) -> Tensor:
+    """Scores of one layer, any shape -> their LAMP scores, flat and ascending, float64.
+
+    The last is exactly 1. scores: finite and non-negative, else ValueError.
+
+    >>> lamp_scores(torch.tensor([3., 1., 2.]))
+    tensor([0.0714, 0.3077, 1.0000], dtype=torch.float64)
+    """
+    ascending = scores.detach().flatten().double().sort().values
+    if len(ascending) == 0:
+        return ascending
+    if not 0 <= float(ascending[0]) <= float(ascending[-1]) < math.inf:
+        raise ValueError("LAMP needs finite and non-negative scores")
+    # Scaling by the largest changes no ratio, and no square can overflow.
+    squares = (ascending / ascending[-1].clamp_min(torch.finfo(torch.float64).tiny)).square()
+    at_or_above = squares.flip(0).cumsum(0).flip(0)
+    lamp = torch.where(at_or_above > 0, squares / at_or_above, 0.0)
+    lamp[-1] = 1.0
+    return lamp
+
+
+def _ratio(shape: Shape) -> float:
+    """sum(shape) / prod(shape); 0 for an empty weight, which has nothing to share."""
+    return sum(shape) / max(1, math.prod(shape))
+
+
+def _in_proportion(
+    raw: Mapping[str, float], shapes: Mapping[str, Shape], sparsity: float
+) -> dict[str, float]:
+    """Densities eps * raw that meet the sparsity over all layers, none above 1.
+
+    While the largest would exceed 1, every layer equal to it is made dense and eps solved again.
+    """
+    if sparsity == 0:
+        return dict.fromkeys(shapes, 0.0)
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    budget = (1.0 - sparsity) * sum(sizes.values())
+    dense = {name for name, size in sizes.items() if size == 0}
+    while True:
+        rest = [name for name in shapes if name not in dense]
+        if not rest:
+            raise BudgetError(
+                f"sparsity {sparsity} leaves every one of {len(shapes)} layers dense; ask for more"
+            )
+        left = budget - sum(sizes[name] for name in dense)
+        eps = left / math.fsum(raw[name] * sizes[name] for name in rest)
+        largest = max(raw[name] for name in rest)
+        if largest * eps <= 1:
+            return {n: 0.0 if n in dense else 1.0 - eps * raw[n] for n in shapes}
+        dense |= {name for name in rest if raw[name] == largest}
+
+
+def _checked(shapes: Mapping[str, Shape], scores: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """Scores in the order of `shapes`; BudgetError for a missing or NaN one."""
+    given = scores or {}
+    for name in shapes:
+        if name not in given:
+            raise BudgetError(f"layer {name!r}: this allocation ranks scores, and none was given")
+        if torch.isnan(given[name]).any():
+            raise BudgetError(f"layer {name!r}: scores hold NaN, so they cannot be ranked")
+    return {name: given[name] for name in shapes}
+
+
+def _one_ranking(
+    shapes: Mapping[str, Shape], sparsity: float, scores: Mapping[str, Tensor]
+) -> dict[str, float]:
+    """Sparsities when the best units of all layers together stay, as many as the budget holds."""
+    names = [name for name in shapes if math.prod(shapes[name])]
+    total = sum(math.prod(shapes[name]) for name in names)
+    budget = round((1.0 - sparsity) * total)
+    counts = torch.tensor([scores[name].numel() for name in names])
+    sizes = torch.tensor([math.prod(shapes[name]) for name in names]) // counts  # weights in a unit
+    flat = torch.cat([scores[name].detach().flatten().cpu() for name in names])
+    order = flat.sort(descending=True, stable=True).indices
+    layer = torch.repeat_interleave(torch.arange(len(names)), counts)[order]
+    best = int(torch.searchsorted(sizes[layer].cumsum(0), budget, right=True))
+    kept = torch.bincount(layer[:best], minlength=len(names)).tolist()
+    found = dict.fromkeys(shapes, 0.0)
+    found.update({n: 1.0 - k / c for n, k, c in zip(names, kept, counts.tolist(), strict=True)})
+    return found
