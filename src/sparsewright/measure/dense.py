@@ -1,0 +1,267 @@
+"""The dense ways that a user has of running a model on a CPU: the baselines of every speed-up.
+
+The same model may run at half of the speed or twice it by the library alone, so a sparse model
+has beaten "dense" only when it has beaten the best of these.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import KernelError
+from ..registry import Table
+
+Run = Callable[[], object]
+Way = Callable[[nn.Module, Tensor], Run | str]
+"""(model in eval mode, example) -> a call that runs the model on the example, or why it cannot."""
+
+WAYS: Table[Way] = Table("dense way")
+SLOW_TO_BUILD = ("torch.compile",)
+TOLERANCE = 1e-4  # of the largest output: float32 sums in another order
+
+
+def dense_ways(
+    model: nn.Module, example: Tensor, *, compiled: bool = False
+) -> dict[str, Run | str]:
+    """Way -> a call without arguments that runs `model` on `example`, or why it cannot.
+
+    Every way computes with torch's number of threads; its output has been checked against eager
+    (KernelError if they differ). compiled: also build torch.compile's, which takes seconds.
+    numpy's BLAS pool is set to torch's number of threads and left so. The model is not changed.
+
+    >>> ways = dense_ways(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), torch.ones(1, 4))
+    >>> ways["eager"]().shape
+    torch.Size([1, 4])
+    >>> ways["torch.compile"]
+    'not asked for (compiled=True builds it)'
+    """
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    expected = _value(_eager(model, example)())
+    ways: dict[str, Run | str] = {}
+    for name, way in WAYS.items():
+        if name in SLOW_TO_BUILD and not compiled:
+            ways[name] = "not asked for (compiled=True builds it)"
+            continue
+        ways[name] = run = way(model, example)
+        if not isinstance(run, str):
+            _check(name, _value(run()), expected)
+    return ways
+
+
+def _check(name: str, got: Tensor, expected: Tensor) -> None:
+    error = relative_error(got, expected)
+    if not error <= TOLERANCE:
+        raise KernelError(
+            f"the dense way {name!r} must equal eager within {TOLERANCE} of the largest output; "
+            f"it is off by {error:.3g}"
+        )
+
+
+def relative_error(got: Tensor, expected: Tensor) -> float:
+    """The largest difference, as a part of the largest expected magnitude; NaN counts as inf."""
+    if got.shape != expected.shape:
+        return float("inf")
+    if not expected.numel():
+        return 0.0
+    scale = max(float(expected.abs().max()), 1e-30)
+    error = float((got - expected).abs().max()) / scale
+    return float("inf") if error != error else error
+
+
+def _value(output: object) -> Tensor:
+    if isinstance(output, (tuple, list)) and output:
+        output = output[0]
+    return torch.as_tensor(output)
+
+
+@WAYS.register("eager")
+def _eager(model: nn.Module, example: Tensor) -> Run:
+    return functools.partial(model, example)  # no weight requires a gradient: none is recorded
+
+
+@WAYS.register("onednn prepacked")
+def _onednn(model: nn.Module, example: Tensor) -> Run | str:
+    if not torch.backends.mkldnn.is_available():
+        return "this torch was built without oneDNN"
+    linears = [n for n, m in model.named_modules() if type(m) is nn.Linear and n]
+    if not linears and type(model) is not nn.Linear:
+        return "the model has no Linear"
+    packed = nn.Sequential(copy.deepcopy(model))
+    rows = max(1, example.shape[0] if example.dim() > 1 else 1)
+    for name in [f"0.{n}" for n in linears] or ["0"]:
+        linear = packed.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        packed.set_submodule(name, PrepackedLinear(linear, rows))
+    return _eager(packed, example)
+
+
+class PrepackedLinear(nn.Module):
+    """A dense Linear whose weight oneDNN has reordered once, for inputs of about `rows` rows."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, linear: nn.Linear, rows: int):
+        super().__init__()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), rows)
+        self.bias = None if linear.bias is None else linear.bias.detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+
+
+@WAYS.register("torch.compile")
+def _compile(model: nn.Module, example: Tensor) -> Run | str:
+    run = _eager(torch.compile(model), example)  # type: ignore[arg-type]
+    try:
+        with _quiet():
+            run()
+    except torch._inductor.exc.InductorError as error:  # no C++ compiler, mostly
+        return f"torch.compile could not build it: {str(error).splitlines()[0]}"
+    return run
+
+
+@WAYS.register("OpenBLAS (numpy)")
+def _openblas(model: nn.Module, example: Tensor) -> Run | str:
+    steps = _chain(model, example)
+    if isinstance(steps, str):
+        return steps
+    refusal = _set_blas_threads(torch.get_num_threads())
+    if refusal:
+        return refusal
+    first = example.flatten(1).numpy()
+
+    def run() -> object:
+        x = first
+        for step in steps:
+            x = step(x)
+        return x
+
+    return run
+
+
+def _set_blas_threads(threads: int) -> str | None:
+    """Give numpy's BLAS as many threads as torch has; why that cannot be done, or None."""
+    try:
+        import threadpoolctl
+    except ImportError:
+        return "threadpoolctl is not installed, so numpy's threads cannot be set to torch's"
+    pools = threadpoolctl.ThreadpoolController().select(internal_api="openblas")
+    if not pools.lib_controllers:
+        return "numpy's BLAS is not OpenBLAS here"
+    pools.limit(limits=threads)
+    for pool in pools.lib_controllers:
+        if pool.num_threads != threads:
+            return f"numpy's OpenBLAS takes at most {pool.num_threads} threads, torch {threads}"
+    return None
+
+
+def _chain(model: nn.Module, example: Tensor) -> list[Callable[[Any], Any]] | str:
+    """The numpy steps of a plain chain of Linear and ReLU, or why the model is not one.
+
+    The chain is read from one run: each module's input must be the output of the one before.
+    """
+    calls = _calls(model, example)
+    steps: list[Callable[[Any], Any]] = []
+    last = example.flatten(1) if example.dim() > 1 else example
+    if last.dim() != 2:
+        return f"numpy's chain takes a batch; got an example of shape {tuple(example.shape)}"
+    for name, module, given, made in calls:
+        if given is not last and not (not steps and torch.equal(given.flatten(1), last)):
+            return f"not a chain: {name!r} does not follow from the module before it"
+        if isinstance(module, nn.Linear):
+            steps.append(_numpy_linear(module))
+        elif isinstance(module, nn.ReLU):
+            steps.append(lambda x: np.maximum(x, 0))
+        elif not isinstance(module, (nn.Flatten, nn.Dropout, nn.Identity)):
+            return f"only chains of Linear and ReLU: {name!r} is a {type(module).__name__}"
+        last = made
+    if not steps or (calls[-1][0] != "the model" and not _same(model, example, last)):
+        return "not a chain: the output is not that of the last module"
+    return steps
+
+
+def _same(model: nn.Module, example: Tensor, last: Tensor) -> bool:
+    output = _eager(model, example)()
+    return isinstance(output, Tensor) and torch.equal(output, last)
+
+
+def _calls(model: nn.Module, example: Tensor) -> list[tuple[str, nn.Module, Tensor, Tensor]]:
+    """(name, leaf module, input, output) of every call in one run, in order."""
+    seen: list[tuple[str, nn.Module, Tensor, Tensor]] = []
+    hooks = []
+    for name, module in model.named_modules():
+        if any(True for _ in module.children()):
+            continue
+
+        def record(
+            module: nn.Module, inputs: Any, output: Any, name: str = name or "the model"
+        ) -> None:
+            if inputs and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
+                seen.append((name, module, inputs[0], output))
+
+        hooks.append(module.register_forward_hook(record))
+    try:
+        _eager(model, example)()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen
+
+
+def _numpy_linear(linear: nn.Linear) -> Callable[[Any], Any]:
+    weight = linear.weight.detach().numpy().T
+    if linear.bias is None:
+        return lambda x: x @ weight
+    bias = linear.bias.detach().numpy()
+    return lambda x: x @ weight + bias
+
+
+@WAYS.register("ONNX Runtime")
+def _onnxruntime(model: nn.Module, example: Tensor) -> Run | str:
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        return f"{error.name} is not installed (the extra 'bench' has it)"
+    data = _export_onnx(model, example)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors only
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    feed = {session.get_inputs()[0].name: example.numpy()}
+    return lambda: session.run(None, feed)[0]
+
+
+def _export_onnx(model: nn.Module, example: Tensor) -> bytes:
+    with _quiet():
+        program = torch.onnx.export(model, (example,), dynamo=True, verbose=False)
+    assert program is not None
+    return program.model_proto.SerializeToString()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporters' progress and their warnings about torch's own code from the user."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
