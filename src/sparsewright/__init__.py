@@ -1,1 +1,74 @@
-"""x"""
+"""sparsewright: train sparse, execute sparse, store sparse, measure honestly.
+
+>>> import torch, sparsewright as sw
+>>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 8))
+>>> sw.prune(model, sparsity=0.5, pattern="2:4", allocate="uniform_all").sparsity
+0.5
+"""
+
+from .allocate import ER, ERK, LAMP, Global, Uniform
+from .core import Layer, Update, find_weights, keep_best
+from .errors import (
+    ArtifactError,
+    BudgetError,
+    ConfigError,
+    DataError,
+    KernelError,
+    LayoutError,
+    MisfitError,
+    SparsewrightError,
+    SparsityWarning,
+    StateError,
+    UnknownNameError,
+)
+from .methods.gradual import Gradual
+from .methods.rigl import RigL
+from .methods.set import SET
+from .methods.static import Static
+from .patterns.block import Block
+from .patterns.channel import Channel
+from .patterns.fan_in import FanIn
+from .patterns.nm import NM
+from .patterns.unstructured import Unstructured
+from .prune import prune
+from .sparsifier import Change, Sparsifier, attach
+from .summary import Summary
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ER",
+    "ERK",
+    "LAMP",
+    "NM",
+    "SET",
+    "ArtifactError",
+    "Block",
+    "BudgetError",
+    "Change",
+    "Channel",
+    "ConfigError",
+    "DataError",
+    "FanIn",
+    "Global",
+    "Gradual",
+    "KernelError",
+    "Layer",
+    "LayoutError",
+    "MisfitError",
+    "RigL",
+    "SparsewrightError",
+    "Sparsifier",
+    "SparsityWarning",
+    "StateError",
+    "Static",
+    "Summary",
+    "Uniform",
+    "UnknownNameError",
+    "Unstructured",
+    "Update",
+    "attach",
+    "find_weights",
+    "keep_best",
+    "prune",
+]

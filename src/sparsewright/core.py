@@ -49,6 +49,7 @@ class Layer:
     keep: units present in every group once the method has done its work.
     table: (groups, units) bool, True = present. Change it by `set_table` only.
     generator: the CPU random source that all random choices of a run draw from.
+    is_lookup: the weight's rows are inputs (an embedding), not output neurons.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Layer:
     table: Tensor
     generator: torch.Generator
     aliases: tuple[str, ...] = ()
+    is_lookup: bool = False
     _absent: Tensor | None = field(default=None, repr=False)
 
     @property
@@ -108,7 +110,7 @@ class Layer:
                 f"layer {self.name!r}: a table must be bool of shape {tuple(self.table.shape)}; "
                 f"got {table.dtype} of shape {tuple(table.shape)}"
             )
-        self.table = table.detach().cpu()
+        self.table = table.detach().to(self.weight.device)
         self._absent = None
 
 
@@ -137,7 +139,9 @@ class Score(Protocol):
     Higher is better. The pattern sums the scores inside a unit.
     """
 
-    needs_gradient: bool
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether it reads `layer.weight.grad`."""
 
     def __call__(self, layer: Layer) -> Tensor: ...
 
@@ -146,31 +150,60 @@ class Allocate(Protocol):
     """How a whole-model sparsity is shared out over layers.
 
     shapes: layer name -> weight shape, in the model's order. sparsity: over all of them, [0, 1).
-    scores: layer name -> non-negative score tensor in the weight's shape, given when
-    `needs_scores`. Returns layer name -> sparsity; layers left out stay dense and outside the
-    budget. The caller rounds to what each pattern holds.
+    scores: layer name -> (groups, units) mean score per weight of each unit, given when
+    `needs_scores`. Returns a sparsity for every name; `budget.solve_budget` rounds to what each
+    pattern holds, and takes layers without a choice (N:M, overrides) out before it asks.
     """
 
-    needs_scores: bool
+    @property
+    def needs_scores(self) -> bool:
+        """Whether it ranks scores."""
+
+    @property
+    def dense_first(self) -> bool:
+        """Whether the model's first layer stays dense and outside the budget."""
 
     def __call__(
         self, shapes: Mapping[str, Shape], sparsity: float, scores: Mapping[str, Tensor] | None
     ) -> dict[str, float]: ...
 
 
-class Method(Protocol):
-    """When a mask changes and to what.
+@dataclass(frozen=True)
+class Update:
+    """What a method wants of a layer: its next table, and which units start anew.
 
-    begin: the first (groups, units) bool table. update: the next one, or None to leave it; called
-    before every optimizer step that `due` names, with gradients in `layer.weight.grad`, which are
-    dense (also for absent weights) if `needs_gradient`. step counts optimizer steps from 0.
+    fresh: (groups, units) bool, units that start anew although they were present before; units
+    that were absent always do. values: starting values of fresh weights, in the weight's shape;
+    None means 0.
     """
 
-    needs_gradient: bool
+    table: Tensor
+    fresh: Tensor | None = None
+    values: Tensor | None = None
 
-    def begin(self, layer: Layer) -> Tensor: ...
-    def due(self, step: int) -> bool: ...
-    def update(self, layer: Layer, step: int) -> Tensor | None: ...
+
+class Method(Protocol):
+    """When a mask changes and to what. step counts optimizer steps from 0.
+
+    needs_gradient: `update` reads the gradients of absent weights. skips_step: at the steps of an
+    update the optimizer takes none (RigL's "either, or").
+    """
+
+    @property
+    def needs_gradient(self) -> bool: ...
+    @property
+    def skips_step(self) -> bool: ...
+    def bind(self, steps: int | None) -> Method:
+        """The same method with what depends on the length of the run filled in."""
+
+    def begin(self, layer: Layer) -> Tensor:
+        """The first (groups, units) bool table."""
+
+    def due(self, step: int) -> bool:
+        """Whether `update` is called before this optimizer step."""
+
+    def update(self, layer: Layer, step: int) -> Update | Tensor | None:
+        """The next table, or None to leave it; gradients are in `layer.weight.grad`."""
 
 
 def keep_best(scores: Tensor, keep: int) -> Tensor:

@@ -1,0 +1,19 @@
+"""Methods: when a mask changes and to what. One file each; found by folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..core import Method
+from ..registry import Table
+
+METHODS: Table[Callable[..., Method]] = Table("method", __name__)
+
+
+def as_method(spec: str | Method) -> Method:
+    """A method from its object or, with all defaults, its name.
+
+    >>> as_method("rigl").every
+    100
+    """
+    return METHODS[spec]() if isinstance(spec, str) else spec

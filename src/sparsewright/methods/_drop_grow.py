@@ -1,0 +1,97 @@
+"""Drop and grow, the step that all dynamic sparse training shares (methods: SET, RigL, ...).
+
+Drop the worst of what is present over the whole table, then refill every group with the best of
+what was not kept, so that each group holds as many units as before.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..core import Layer, Score, Update, keep_best
+from ..errors import ConfigError
+from ..scores import as_score
+
+Grown = Literal["zero", "normal"]
+NORMAL_SCALE = 0.1
+"""Grown weights of SET's published code are N(0, 1) / 10."""
+FINITE = torch.finfo(torch.float32).max
+
+
+def drop_and_grow(
+    layer: Layer,
+    fraction: float,
+    *,
+    drop: str | Score,
+    grow: str | Score,
+    exclude_dropped: bool = False,
+    regrown: Literal["keep", "reset"] = "keep",
+    grown: Grown = "zero",
+) -> Update | None:
+    """Move floor(fraction * present units) of a layer; None if that is no unit at all.
+
+    drop: units with the lowest score go. grow: the highest among those not kept come, the just
+    dropped ones too unless exclude_dropped (they still come where a group has no other left).
+    regrown: whether a unit dropped and grown in one update keeps its value and optimizer state.
+    grown: starting value of grown weights, 0 or N(0, 1) / 10.
+    """
+    table = layer.table
+    moved = math.floor(fraction * int(table.sum()) + 1e-9)
+    if moved == 0:
+        return None
+    kept = _survivors(layer, as_score(drop), moved)
+    growth = _unit_scores(layer, as_score(grow)).clamp(max=FINITE)
+    if exclude_dropped:  # last, yet above nothing: a group may have no other candidate
+        growth = growth.masked_fill(table & ~kept, -torch.inf)
+    new = keep_best_around(kept, growth, layer.keep)
+    fresh = new & ~kept
+    if regrown == "keep":
+        fresh &= ~table
+    return Update(new, fresh, _starting_values(layer, grown))
+
+
+def drop_only(layer: Layer, fraction: float, drop: str | Score) -> Update:
+    """Remove floor(fraction * present units) and add none: the last update of SET's paper.
+
+    Raises ConfigError for a pattern whose groups must stay full.
+    """
+    if layer.groups > 1:
+        raise ConfigError(
+            f"layer {layer.name!r}: removing without adding would leave the groups of pattern "
+            f"{layer.pattern} unequal; use last='regrow'"
+        )
+    moved = math.floor(fraction * int(layer.table.sum()) + 1e-9)
+    return Update(_survivors(layer, as_score(drop), moved))
+
+
+def keep_best_around(kept: Tensor, scores: Tensor, keep: int) -> Tensor:
+    """Fill every group up to `keep` units: all of `kept`, then the best of the rest.
+
+    >>> kept = torch.tensor([[True, False, False, False]])
+    >>> keep_best_around(kept, torch.tensor([[0., 1., 3., 2.]]), 2)
+    tensor([[ True, False,  True, False]])
+    """
+    return keep_best(scores.masked_fill(kept, torch.inf), keep)
+
+
+def _unit_scores(layer: Layer, score: Score) -> Tensor:
+    return layer.pattern.fold(score(layer).float())
+
+
+def _survivors(layer: Layer, score: Score, moved: int) -> Tensor:
+    """The present units less the `moved` worst, over the whole table: (groups, units) bool."""
+    table = layer.table
+    scores = _unit_scores(layer, score).masked_fill(~table, -torch.inf)
+    best = keep_best(scores.reshape(1, -1), int(table.sum()) - moved)
+    return best.reshape(table.shape) & table
+
+
+def _starting_values(layer: Layer, grown: Grown) -> Tensor | None:
+    if grown == "zero":
+        return None
+    noise = torch.randn(layer.shape, generator=layer.generator) * NORMAL_SCALE
+    return noise.to(layer.weight)

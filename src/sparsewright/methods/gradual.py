@@ -1,0 +1,78 @@
+"""Gradual magnitude pruning, GMP: a little every few steps on a cubic ramp (Zhu & Gupta 2018).
+
+At update step t a layer keeps keep + (first - keep) * (1 - x)^3 units of every group, x being the
+fraction of the ramp that is over; the last update, at `end`, meets the budget exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..core import Layer, Score, keep_best
+from ..errors import ConfigError
+from ..scores import as_score
+from . import METHODS
+from ._timing import check_timing, end_of, is_due
+
+
+@METHODS.register("gradual")
+@dataclass(frozen=True)
+class Gradual:
+    """From dense to the asked sparsity while training.
+
+    every: steps between updates. start, end: first and last step of the ramp; end defaults to
+    three quarters of the run. initial_sparsity: where the ramp starts, in [0, 1). score: what is
+    kept. Departure from TF's implementation, where an absent weight keeps its old value and may
+    return: here absent weights are zero, so a pruned weight stays pruned.
+
+    >>> ramp = Gradual(every=10, start=0, end=100)
+    >>> [ramp.kept(1000, 100, t) for t in (0, 10, 50, 100)]
+    [1000, 757, 213, 100]
+    """
+
+    every: int = 100
+    start: int = 0
+    end: int | None = None
+    initial_sparsity: float = 0.0
+    score: str | Score = "magnitude"
+    skips_step: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_timing("Gradual", self.every, self.start, self.end)
+        if not 0.0 <= self.initial_sparsity < 1.0:
+            raise ConfigError(
+                f"method Gradual: initial_sparsity must be in [0, 1); got {self.initial_sparsity}"
+            )
+
+    @property
+    def needs_gradient(self) -> bool:
+        return as_score(self.score).needs_gradient
+
+    def bind(self, steps: int | None) -> Gradual:
+        return replace(self, end=end_of("Gradual", self.start, self.end, steps))
+
+    def begin(self, layer: Layer) -> Tensor:
+        return self._best(layer, self.kept(layer.units, layer.keep, self.start))
+
+    def due(self, step: int) -> bool:
+        return step == self.end or is_due(step, self.every, self.start, self.end)
+
+    def update(self, layer: Layer, step: int) -> Tensor:
+        return self._best(layer, self.kept(layer.units, layer.keep, step))
+
+    def kept(self, units: int, keep: int, step: int) -> int:
+        """Units present in every group of `units` at a step, on the way down to `keep`."""
+        assert self.end is not None, "bind() comes first"
+        first = max(keep, units - math.floor(self.initial_sparsity * units + 1e-9))
+        length = max(1, self.end - self.start)
+        done = 1.0 if step >= self.end else max(0, step - self.start) / length
+        return keep + math.ceil((first - keep) * (1.0 - done) ** 3 - 1e-9)
+
+    def _best(self, layer: Layer, keep: int) -> Tensor:
+        scores = layer.pattern.fold(as_score(self.score)(layer).float())
+        return keep_best(scores.masked_fill(~layer.table, -torch.inf), keep)

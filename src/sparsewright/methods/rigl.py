@@ -1,0 +1,96 @@
+"""RigL: drop by magnitude, grow by gradient (Evci, Gale, Menick, Castro, Elsen, ICML 2020)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from torch import Tensor
+
+from ..core import Layer, Score, Update
+from ..errors import ConfigError
+from ..scores import as_score
+from . import METHODS
+from ._drop_grow import Grown, drop_and_grow
+from ._timing import check_timing, end_of, is_due
+from .static import first_table
+
+
+def check_fraction(name: str, fraction: float) -> None:
+    """Raise ConfigError unless 0 <= fraction <= 1."""
+    if not 0.0 <= fraction <= 1.0:
+        raise ConfigError(
+            f"method {name}: fraction (of the present units, moved at an update) must be in "
+            f"[0, 1]; got {fraction}"
+        )
+
+
+@METHODS.register("rigl")
+@dataclass(frozen=True)
+class RigL:
+    """Every `every` steps move a fraction of each layer's units to where the gradient is largest.
+
+    every: steps between updates (DeltaT). fraction: moved at the first update (alpha); it falls
+    by a half cosine to 0 at `end`, by default three quarters of the run. start: step of the first
+    update; the paper's and the code's is 0. drop, grow: the two scores. exclude_dropped: do not
+    regrow at once what was just dropped; off as in paper and code. regrown: a unit dropped and
+    grown in one update keeps its value and optimizer state as in the code, or is "reset".
+    grown: new weights start at "zero" or N(0, 1)/10 ("normal"). step_on_update: take the
+    optimizer's step at updates too; the paper's Algorithm 1 and the code take either, or.
+    initial: score that picks the first mask.
+
+    >>> rigl = RigL(fraction=0.3, end=100)
+    >>> [round(rigl.fraction_at(t), 4) for t in (0, 25, 50, 75, 100)]
+    [0.3, 0.2561, 0.15, 0.0439, 0.0]
+    """
+
+    every: int = 100
+    fraction: float = 0.3
+    start: int = 0
+    end: int | None = None
+    drop: str | Score = "magnitude"
+    grow: str | Score = "gradient"
+    exclude_dropped: bool = False
+    regrown: Literal["keep", "reset"] = "keep"
+    grown: Grown = "zero"
+    step_on_update: bool = False
+    initial: str | Score = "random"
+
+    def __post_init__(self) -> None:
+        check_timing("RigL", self.every, self.start, self.end)
+        check_fraction("RigL", self.fraction)
+
+    @property
+    def needs_gradient(self) -> bool:
+        return as_score(self.grow).needs_gradient or as_score(self.drop).needs_gradient
+
+    @property
+    def skips_step(self) -> bool:
+        return not self.step_on_update
+
+    def bind(self, steps: int | None) -> RigL:
+        return replace(self, end=end_of("RigL", self.start, self.end, steps))
+
+    def begin(self, layer: Layer) -> Tensor:
+        return first_table(layer, self.initial)
+
+    def due(self, step: int) -> bool:
+        return is_due(step, self.every, self.start, self.end)
+
+    def fraction_at(self, step: int) -> float:
+        """alpha(t) = fraction / 2 * (1 + cos(pi * t / end)), as in paper and code."""
+        assert self.end is not None, "bind() comes first"
+        done = min(1.0, step / max(1, self.end))
+        return self.fraction / 2.0 * (1.0 + math.cos(math.pi * done))
+
+    def update(self, layer: Layer, step: int) -> Update | None:
+        return drop_and_grow(
+            layer,
+            self.fraction_at(step),
+            drop=self.drop,
+            grow=self.grow,
+            exclude_dropped=self.exclude_dropped,
+            regrown=self.regrown,
+            grown=self.grown,
+        )

@@ -1,0 +1,104 @@
+"""SET, sparse evolutionary training: drop the weights nearest to zero, grow at random.
+
+Mocanu, Mocanu, Stone, Nguyen, Gibescu, Liotta, Nature Communications 9:2383, 2018.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from torch import Tensor
+
+from ..core import Layer, Score, Update
+from ..errors import ConfigError
+from ..scores import as_score
+from . import METHODS
+from ._drop_grow import Grown, drop_and_grow, drop_only
+from ._timing import check_timing, is_due
+from .rigl import check_fraction
+from .static import first_table
+
+
+@METHODS.register("set")
+@dataclass(frozen=True)
+class SET:
+    """Every `every` steps move a constant fraction of each layer's units to random places.
+
+    every: steps between updates; the paper's is one epoch, so give the steps of an epoch to
+    follow it. fraction: moved at every update (zeta, 0.3). start, end: updates happen from step
+    `start` (None: after `every` steps, the end of a first epoch) and before `end` (None: the end
+    of the run). last: "regrow" skips the update after the last epoch as the code does; "remove"
+    drops once more before the run's last step and grows nothing, as the paper does, which leaves
+    1 - fraction of the weights (one-group patterns only). drop: "signed_rank" removes the
+    fraction of each sign separately as paper and code do; "magnitude" over both signs. grow: the
+    growing score. grown: new weights start at "zero" (the Keras code; default) or N(0, 1)/10
+    ("normal", the truly sparse code). exclude_dropped, regrown: as for RigL; the code's
+    candidates include what was just dropped.
+
+    >>> SET(every=10).bind(steps=30).due(10)
+    True
+    """
+
+    every: int = 100
+    fraction: float = 0.3
+    start: int | None = None
+    end: int | None = None
+    drop: str | Score = "signed_rank"
+    grow: str | Score = "random"
+    exclude_dropped: bool = False
+    regrown: Literal["keep", "reset"] = "keep"
+    grown: Grown = "zero"
+    last: Literal["regrow", "remove"] = "regrow"
+    step_on_update: bool = True
+    initial: str | Score = "random"
+
+    def __post_init__(self) -> None:
+        check_timing("SET", self.every, self._start, self.end)
+        check_fraction("SET", self.fraction)
+
+    @property
+    def _start(self) -> int:
+        return self.every if self.start is None else self.start
+
+    @property
+    def needs_gradient(self) -> bool:
+        return as_score(self.grow).needs_gradient or as_score(self.drop).needs_gradient
+
+    @property
+    def skips_step(self) -> bool:
+        return not self.step_on_update
+
+    def bind(self, steps: int | None) -> SET:
+        """Without an end the updates go on for as long as the run does."""
+        if self.end is not None:
+            return self
+        if self.last == "regrow":
+            return replace(self, end=steps)
+        if steps is None:
+            raise ConfigError(
+                "method SET: last='remove' must know the run's length: attach(steps=...)"
+            )
+        return replace(self, end=max(self._start, steps - 1))
+
+    def begin(self, layer: Layer) -> Tensor:
+        return first_table(layer, self.initial)
+
+    def due(self, step: int) -> bool:
+        return self._removes(step) or is_due(step, self.every, self._start, self.end)
+
+    def _removes(self, step: int) -> bool:
+        return self.last == "remove" and step == self.end
+
+    def update(self, layer: Layer, step: int) -> Update | None:
+        if self._removes(step):
+            return drop_only(layer, self.fraction, self.drop)
+        return drop_and_grow(
+            layer,
+            self.fraction,
+            drop=self.drop,
+            grow=self.grow,
+            exclude_dropped=self.exclude_dropped,
+            regrown=self.regrown,
+            grown=self.grown,
+        )

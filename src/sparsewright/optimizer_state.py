@@ -1,0 +1,43 @@
+"""Optimizer state of weights that come and go.
+
+A slot (momentum, second moment, step size, ...) that lies entry by entry beside a weight is put
+back to what the optimizer itself would start it at; for most that is 0, for Rprop's step sizes and
+Adagrad's sums it is not, so the value is read off a fresh optimizer of the same kind.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+def reset_state(optimizer: Optimizer, weight: Tensor, where: Tensor) -> None:
+    """Put every slot of `weight` back to its starting value at the places `where` is True."""
+    state = optimizer.state.get(weight)
+    if not state:
+        return
+    slots = {k: v for k, v in state.items() if isinstance(v, Tensor) and v.shape == weight.shape}
+    if not slots:
+        return
+    fresh = _starting_values(optimizer, weight)
+    for name, slot in slots.items():
+        slot.masked_fill_(where, fresh.get(name, 0.0))
+
+
+def _starting_values(optimizer: Optimizer, weight: Tensor) -> dict[str, float]:
+    """Slot name -> its value after one step of a new optimizer on a zero gradient."""
+    group = next(g for g in optimizer.param_groups if any(p is weight for p in g["params"]))
+    probe = torch.nn.Parameter(torch.zeros(2, 2, dtype=weight.dtype, device=weight.device))
+    probe.grad = torch.zeros_like(probe)
+    options = {name: group[name] for name in optimizer.defaults}
+    try:
+        twin = type(optimizer)([probe], **options)
+        twin.step()
+    except TypeError:  # a constructor or a step of another signature: nothing can be read off
+        return {}
+    return {
+        name: float(slot.flatten()[0])
+        for name, slot in twin.state[probe].items()
+        if isinstance(slot, Tensor) and slot.shape == probe.shape
+    }

@@ -1,0 +1,36 @@
+"""Signed rank: how far from zero a weight stands among the weights of its own sign.
+
+SET removes the same fraction of the smallest positive and of the largest negative weights (Mocanu
+et al. 2018); ranking within each sign turns that into one score.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..core import Layer
+from . import SCORES
+
+
+class SignedRank:
+    """Rank of |w| among the present weights of the same sign, in (0, 1]; zeros count as positive.
+
+    Ties are ranked by position, the later one higher. Absent weights score 0.
+    """
+
+    needs_gradient = False
+
+    def __call__(self, layer: Layer) -> Tensor:
+        weight = layer.weight.detach().float().flatten()
+        present = layer.mask.flatten()
+        scores = torch.zeros_like(weight)
+        for of_sign in (present & (weight >= 0), present & (weight < 0)):
+            places = of_sign.nonzero().squeeze(1)
+            order = weight[places].abs().argsort(stable=True)
+            ranks = torch.arange(1, len(places) + 1, device=weight.device) / max(1, len(places))
+            scores[places[order]] = ranks
+        return scores.reshape(layer.shape)
+
+
+SCORES.register("signed_rank")(SignedRank())

@@ -1,0 +1,182 @@
+"""Which weights of a model become sparse, under which pattern, and how many units each keeps."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .allocate import as_allocation
+from .budget import Budgeted, solve_budget
+from .core import Allocate, Layer, Pattern, Score, Weight, find_weights
+from .errors import ConfigError, MisfitError, UnknownNameError
+from .patterns import as_pattern
+
+Skip = str | type[nn.Module] | Sequence[str | type[nn.Module]]
+Overrides = Mapping[str, Mapping[str, Any]]
+OVERRIDABLE = ("pattern", "sparsity")
+
+
+@dataclass(frozen=True)
+class LeftDense:
+    """A weight that could be sparse and is not, with the reason."""
+
+    name: str
+    total: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Wish:
+    weight: Weight
+    pattern: Pattern
+    sparsity: float | None
+
+
+def select_layers(
+    model: nn.Module,
+    *,
+    sparsity: float | None,
+    pattern: str | Pattern,
+    allocate: str | Allocate,
+    score: Score,
+    generator: torch.Generator,
+    skip: Skip = (),
+    overrides: Overrides | None = None,
+    on_misfit: str | Pattern = "error",
+) -> tuple[list[Layer], list[LeftDense]]:
+    """The layers to make sparse, all weights still present, and what is left dense and why.
+
+    The whole-model sparsity counts over the layers returned, less those with a sparsity of their
+    own in `overrides`. Raises MisfitError, BudgetError, UnknownNameError or ConfigError.
+    """
+    weights = find_weights(model)
+    if not weights:
+        raise ConfigError(
+            "the model has no weight that can be made sparse: there must be a Linear, Conv1d, "
+            f"Conv2d, Conv3d, Embedding or MultiheadAttention; got {type(model).__name__}"
+        )
+    skipped = _skipped(weights, skip)
+    wishes, left_dense = [], []
+    for weight in weights:
+        if weight.name in skipped:
+            left_dense.append(_left(weight, "skipped by request"))
+            continue
+        wish = _wish(weight, as_pattern(pattern), _override_of(weight, overrides, weights))
+        fitted, reason = _fit(wish, on_misfit)
+        if fitted is None:
+            left_dense.append(_left(weight, reason))
+        else:
+            wishes.append(fitted)
+    allocation = as_allocation(allocate)
+    layers = [_layer(wish, generator) for wish in wishes]
+    budgeted = _budgeted(layers, wishes, allocation, score)
+    keeps = solve_budget(budgeted, sparsity, allocation, first=weights[0].name)
+    for layer in layers:
+        layer.keep = keeps.get(layer.name, layer.units)
+    dense = [w for w, layer in zip(wishes, layers, strict=True) if layer.name not in keeps]
+    left_dense += [_left(w.weight, "left dense by the allocation") for w in dense]
+    return [layer for layer in layers if layer.name in keeps], left_dense
+
+
+def _left(weight: Weight, reason: str) -> LeftDense:
+    return LeftDense(weight.name, weight.parameter.numel(), reason)
+
+
+def _matches(weight: Weight, glob: str) -> bool:
+    return any(fnmatch.fnmatchcase(name, glob) for name in (weight.name, *weight.aliases))
+
+
+def _skipped(weights: list[Weight], skip: Skip) -> set[str]:
+    wanted = [skip] if isinstance(skip, str | type) else list(skip)
+    out: set[str] = set()
+    for one in wanted:
+        if isinstance(one, str):
+            hits = {w.name for w in weights if _matches(w, one)}
+        else:
+            hits = {w.name for w in weights if isinstance(w.module, one)}
+        if not hits and isinstance(one, str):
+            raise UnknownNameError("weight to skip", one, [w.name for w in weights])
+        out |= hits
+    return out
+
+
+def _override_of(
+    weight: Weight, overrides: Overrides | None, weights: list[Weight]
+) -> Mapping[str, Any]:
+    merged: dict[str, Any] = {}
+    for glob, values in (overrides or {}).items():
+        if not any(_matches(w, glob) for w in weights):
+            raise UnknownNameError("weight to override", glob, [w.name for w in weights])
+        unknown = set(values) - set(OVERRIDABLE)
+        if unknown:
+            raise UnknownNameError("per-layer override", sorted(unknown)[0], OVERRIDABLE)
+        if _matches(weight, glob):
+            merged.update(values)
+    return merged
+
+
+def _wish(weight: Weight, pattern: Pattern, override: Mapping[str, Any]) -> _Wish:
+    own = as_pattern(override["pattern"]) if "pattern" in override else pattern
+    return _Wish(weight, own, override.get("sparsity"))
+
+
+def _fit(wish: _Wish, on_misfit: str | Pattern) -> tuple[_Wish | None, str]:
+    """The wish, or the same under the pattern for misfits, or None with the reason."""
+    shape = tuple(wish.weight.parameter.shape)
+    reason = wish.pattern.misfit(shape)
+    if reason is None:
+        return wish, ""
+    message = f"layer {wish.weight.name!r}: pattern {wish.pattern} {reason}"
+    if on_misfit == "error":
+        raise MisfitError(
+            f"{message}. Leave it out (skip=[{wish.weight.name!r}], on_misfit='skip') or name a "
+            "pattern for such layers (on_misfit='unstructured')"
+        )
+    if on_misfit == "skip":
+        return None, f"pattern {wish.pattern} {reason}"
+    other = as_pattern(on_misfit)
+    if (again := other.misfit(shape)) is not None:
+        raise MisfitError(f"{message}; and on_misfit={str(other)!r} {again}")
+    return _Wish(wish.weight, other, wish.sparsity), ""
+
+
+def _layer(wish: _Wish, generator: torch.Generator) -> Layer:
+    weight = wish.weight.parameter
+    table = wish.pattern.fold(torch.ones(weight.shape, device="meta"))
+    full = torch.ones(table.shape, dtype=torch.bool, device=weight.device)
+    return Layer(
+        name=wish.weight.name,
+        weight=weight,
+        pattern=wish.pattern,
+        keep=full.shape[1],
+        table=full,
+        generator=generator,
+        aliases=wish.weight.aliases,
+        is_lookup=isinstance(wish.weight.module, nn.Embedding),
+    )
+
+
+def _budgeted(
+    layers: list[Layer], wishes: list[_Wish], allocation: Allocate, score: Score
+) -> list[Budgeted]:
+    def scores(layer: Layer) -> Tensor | None:
+        return score(layer) if allocation.needs_scores else None
+
+    return [
+        Budgeted(
+            name=layer.name,
+            shape=layer.shape,
+            pattern=layer.pattern,
+            groups=layer.groups,
+            units=layer.units,
+            unit_size=layer.unit_size,
+            sparsity=wish.sparsity,
+            scores=scores(layer),
+        )
+        for layer, wish in zip(layers, wishes, strict=True)
+    ]

@@ -1,0 +1,461 @@
+"""The Sparsifier: the one object with state. It hooks an optimizer and keeps a model's masks.
+
+The user's loop does not change. Gradients of absent weights are masked as they arrive, the method
+is asked before each optimizer step, and absent weights are put back to exactly zero after it (some
+optimizers, like Muon, mix entries).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .connectivity import problems
+from .core import Allocate, Layer, Method, Pattern, Update, find_weights
+from .errors import ConfigError, SparsityWarning, StateError
+from .initialise import fan_in_values
+from .methods import as_method
+from .optimizer_state import reset_state
+from .scores import as_score
+from .selection import LeftDense, Overrides, Skip, select_layers
+from .summary import Summary, summarise
+
+STATE_VERSION = 1
+WRAPPERS = ("module.", "_orig_mod.")
+"""What DataParallel, AveragedModel and torch.compile put before a weight's name."""
+
+Init = Literal["fan_in"] | Callable[[Layer], Tensor] | None
+
+
+@dataclass(frozen=True)
+class Change:
+    """One mask that moved: how many weights were dropped and grown before optimizer step `step`."""
+
+    step: int
+    layer: str
+    dropped: int
+    grown: int
+
+
+def attach(
+    model: nn.Module,
+    optimizer: Optimizer | Sequence[Optimizer],
+    *,
+    method: str | Method,
+    sparsity: float | None = None,
+    pattern: str | Pattern = "unstructured",
+    allocate: str | Allocate = "erk",
+    steps: int | None = None,
+    skip: Skip = (),
+    overrides: Overrides | None = None,
+    on_misfit: str | Pattern = "error",
+    init: Init = None,
+    seed: int = 0,
+) -> Sparsifier:
+    """Make a model sparse and keep it so while any loop trains it with `optimizer`.
+
+    method: when masks change ("static", "gradual", "set", "rigl" or an object). sparsity: of the
+    whole model, in [0, 1), met exactly; None takes the one that the pattern fixes (N:M). pattern,
+    allocate: objects or names. steps: optimizer steps of the run, for methods that must know.
+    skip: names, globs or module types left dense. overrides: {glob: {"sparsity": ..., "pattern":
+    ...}}; a layer with a sparsity of its own is outside the budget. on_misfit: "error", "skip", or
+    the pattern for weights that do not fit. init: "fan_in" redraws present weights with the
+    variance of each neuron's actual fan-in (Evci et al. 2022), or a function layer -> values.
+    seed: of all random choices; the same seed gives the same masks on every replica.
+
+    optimizer: one, or several that step once each per iteration (Muon for matrices beside AdamW).
+    Raises MisfitError, BudgetError, UnknownNameError, ConfigError or StateError; warns
+    SparsityWarning where signal cannot pass.
+
+    >>> model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
+    >>> optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    >>> sparse = attach(model, optimizer, method="rigl", sparsity=0.9, steps=1000)
+    >>> sum(int((p != 0).sum()) for p in model.parameters() if p.dim() == 2)
+    948
+    """
+    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+    generator = torch.Generator().manual_seed(seed)
+    bound = as_method(method).bind(steps)
+    layers, left_dense = select_layers(
+        model,
+        sparsity=sparsity,
+        pattern=pattern,
+        allocate=allocate,
+        score=as_score("magnitude"),
+        generator=generator,
+        skip=skip,
+        overrides=overrides,
+        on_misfit=on_misfit,
+    )
+    sparse = Sparsifier(model, optimizers, bound, layers, left_dense, sparsity)
+    sparse._begin(init)
+    return sparse
+
+
+class Sparsifier:
+    """Masks of a model in training; made by `attach`.
+
+    layers: the sparse weights, in the model's order. changes: every mask move so far in this
+    process, oldest first.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: Sequence[Optimizer],
+        method: Method,
+        layers: Sequence[Layer],
+        left_dense: Sequence[LeftDense],
+        asked: float | None,
+    ):
+        self.layers = list(layers)
+        self.method = method
+        self.changes: list[Change] = []
+        self._optimizers = list(optimizers)
+        self._left_dense = list(left_dense)
+        self._asked = asked
+        self._steps = [0] * len(self._optimizers)
+        self._of_optimizer = self._assign(model)
+        self._held: dict[int, list[tuple[nn.Parameter, Tensor]]] = {}
+        self._handles = self._hook()
+        self._attached = True
+
+    # what the user calls
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken (or withheld by the method) so far."""
+        return min(self._steps)
+
+    @property
+    def generator(self) -> torch.Generator:
+        """The CPU random source of all choices of this run."""
+        return self.layers[0].generator
+
+    def report(self) -> Summary:
+        """Exact counts of every sparse weight as it is now."""
+        return summarise(self.layers, self._left_dense, self._asked)
+
+    def summary(self) -> None:
+        """Print the table of `report`."""
+        print(self.report())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Masks, step counts and random state: tensors and plain values only.
+
+        Together with the model's and the optimizer's own state it makes a resumed run
+        bit-identical to one that was not stopped.
+        """
+        return {
+            "version": STATE_VERSION,
+            "steps": list(self._steps),
+            "generator": self.generator.get_state(),
+            "layers": {
+                layer.name: {
+                    "pattern": str(layer.pattern),
+                    "keep": layer.keep,
+                    "shape": list(layer.table.shape),
+                    "table": _to_bits(layer.table),
+                }
+                for layer in self.layers
+            },
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict()`; call it beside the model's and the optimizer's own.
+
+        Raises StateError, and changes nothing, if the state is of another model or attachment.
+        """
+        tables = self._checked(state)
+        for layer in self.layers:
+            layer.keep = int(state["layers"][layer.name]["keep"])
+            layer.set_table(tables[layer.name])
+        self._steps = [int(step) for step in state["steps"]]
+        self.generator.set_state(state["generator"].cpu())
+        self._apply_masks()
+
+    def apply_masks(self, model: nn.Module) -> None:
+        """Put absent weights to zero in a copy of the model, such as a moving average of it.
+
+        The copy may be wrapped (AveragedModel, DistributedDataParallel, torch.compile). Raises
+        StateError if it lacks one of the sparse weights.
+        """
+        weights = {_plain(w.name): w.parameter for w in find_weights(model)}
+        for layer in self.layers:
+            weight = weights.get(_plain(layer.name))
+            if weight is None or weight.shape != layer.weight.shape:
+                raise StateError(
+                    f"the copy has no weight {layer.name!r} of shape {layer.shape}; it has: "
+                    f"{', '.join(weights)}"
+                )
+            with torch.no_grad():
+                weight.masked_fill_(layer.absent.to(weight.device), 0.0)
+
+    def detach(self) -> None:
+        """Remove every hook and leave a plain model whose absent weights are zeros."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self._attached = False
+
+    # set-up
+
+    def _assign(self, model: nn.Module) -> list[int]:
+        """The index of each layer's optimizer."""
+        owner = {
+            id(parameter): index
+            for index, optimizer in enumerate(self._optimizers)
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
+        lost = [
+            layer.name
+            for layer in self.layers
+            if layer.weight.requires_grad and id(layer.weight) not in owner
+        ]
+        if lost:
+            raise StateError(
+                f"weight {lost[0]!r} of {type(model).__name__} is in no parameter group of the "
+                f"optimizer ({len(lost)} of {len(self.layers)} are not): build the optimizer on "
+                "this model's parameters, leave such weights out (skip=[...]) or freeze them "
+                "(requires_grad=False)"
+            )
+        return [owner.get(id(layer.weight), 0) for layer in self.layers]
+
+    def _hook(self) -> list[Any]:
+        handles: list[Any] = []
+        for index, layer in enumerate(self.layers):
+            if layer.weight.requires_grad:
+                handles.append(layer.weight.register_hook(self._gradient_hook(index)))
+        for index, optimizer in enumerate(self._optimizers):
+            handles.append(optimizer.register_step_pre_hook(self._pre_hook(index)))
+            handles.append(optimizer.register_step_post_hook(self._post_hook(index)))
+        return handles
+
+    def _begin(self, init: Init) -> None:
+        for layer in self.layers:
+            layer.set_table(self.method.begin(layer))
+        _initialise(self.layers, init)
+        self._apply_masks()
+        for problem in problems(self.layers):
+            warnings.warn(problem, SparsityWarning, stacklevel=3)
+
+    # around each optimizer step
+
+    def _due(self, optimizer: int) -> bool:
+        return self.method.due(self._steps[optimizer])
+
+    def _gradient_hook(self, index: int) -> Callable[[Tensor], Tensor | None]:
+        """Mask a gradient as it arrives, unless the coming update wants it dense."""
+        layer, optimizer = self.layers[index], self._of_optimizer[index]
+
+        def hook(gradient: Tensor) -> Tensor | None:
+            if self.method.needs_gradient and self._due(optimizer):
+                return None
+            return _masked(gradient, layer.absent)
+
+        return hook
+
+    def _pre_hook(self, index: int) -> Callable[..., Any]:
+        def hook(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            closure = args[1] if len(args) > 1 else kwargs.get("closure")
+            if closure is None:
+                self._before_step(index)
+                return None
+            wrapped = self._wrap_closure(index, closure)
+            if len(args) > 1:
+                return (args[0], wrapped, *args[2:]), kwargs
+            return args, {**kwargs, "closure": wrapped}
+
+        return hook
+
+    def _wrap_closure(self, index: int, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """The closure computes the gradients, so the update happens right after its first call."""
+        first = True
+
+        def wrapped() -> Any:
+            nonlocal first
+            loss = closure()
+            if first:
+                self._before_step(index)
+            else:
+                self._mask_gradients(index)
+                if index in self._held:
+                    self._withhold(index)
+            first = False
+            return loss
+
+        return wrapped
+
+    def _post_hook(self, index: int) -> Callable[..., None]:
+        def hook(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._release(index)
+            self._apply_masks(index)
+            if not _skipped_by_scaler(optimizer):
+                self._steps[index] += 1
+
+        return hook
+
+    def _before_step(self, index: int) -> None:
+        optimizer = self._optimizers[index]
+        if _skipped_by_scaler(optimizer):
+            return
+        due = self._due(index)
+        if due:
+            for layer in self._layers_of(index):
+                self._update(layer, index)
+        self._mask_gradients(index)
+        if due and self.method.skips_step:
+            self._withhold(index)
+
+    def _mask_gradients(self, index: int) -> None:
+        for layer in self._layers_of(index):
+            gradient = layer.weight.grad
+            if gradient is not None and gradient.is_sparse:
+                layer.weight.grad = _masked(gradient, layer.absent)
+            elif gradient is not None:  # in place: the gradient may be a view of a bucket
+                gradient.masked_fill_(layer.absent, 0.0)
+
+    @torch.no_grad()
+    def _update(self, layer: Layer, index: int) -> None:
+        """Ask the method; a layer without a gradient that it needs stays as it is."""
+        if self.method.needs_gradient and layer.weight.grad is None:
+            return
+        step = self._steps[index]
+        wish = self.method.update(layer, step)
+        if wish is None:
+            return
+        update = wish if isinstance(wish, Update) else Update(wish)
+        before = layer.table
+        layer.set_table(update.table)
+        grown, dropped = layer.table & ~before, before & ~layer.table
+        fresh = grown if update.fresh is None else grown | update.fresh.to(grown.device)
+        self._restart(layer, index, fresh, dropped, update.values)
+        moved = int(dropped.sum()) * layer.unit_size, int(grown.sum()) * layer.unit_size
+        self.changes.append(Change(step, layer.name, *moved))
+
+    def _restart(
+        self, layer: Layer, index: int, fresh: Tensor, dropped: Tensor, values: Tensor | None
+    ) -> None:
+        """Give fresh weights their value, dropped ones zero, and both the state of a first step."""
+        new = layer.pattern.unfold(fresh, layer.shape)
+        gone = layer.pattern.unfold(dropped, layer.shape)
+        layer.weight.masked_fill_(new | gone, 0.0)
+        if values is not None:
+            layer.weight.copy_(torch.where(new, values.to(layer.weight), layer.weight))
+        reset_state(self._optimizers[index], layer.weight, new | gone)
+
+    def _withhold(self, index: int) -> None:
+        """Hide all gradients from the optimizer, so that this step changes nothing."""
+        held = self._held.setdefault(index, [])
+        for group in self._optimizers[index].param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    held.append((parameter, parameter.grad))
+                    parameter.grad = None
+
+    def _release(self, index: int) -> None:
+        for parameter, gradient in self._held.pop(index, []):
+            parameter.grad = gradient
+
+    def _layers_of(self, index: int) -> list[Layer]:
+        return [
+            layer for layer, at in zip(self.layers, self._of_optimizer, strict=True) if at == index
+        ]
+
+    @torch.no_grad()
+    def _apply_masks(self, index: int | None = None) -> None:
+        for layer in self.layers if index is None else self._layers_of(index):
+            layer.weight.masked_fill_(layer.absent, 0.0)
+
+    # state
+
+    def _checked(self, state: dict[str, Any]) -> dict[str, Tensor]:
+        """The tables of a state, or StateError."""
+        version = state.get("version")
+        if version != STATE_VERSION:
+            raise StateError(f"a sparse state must be of version {STATE_VERSION}; got {version!r}")
+        mine, theirs = {layer.name for layer in self.layers}, set(state["layers"])
+        if mine != theirs:
+            raise StateError(
+                "the sparse state is of another model: it lacks "
+                f"{sorted(mine - theirs) or 'nothing'} and has besides "
+                f"{sorted(theirs - mine) or 'nothing'}"
+            )
+        if len(state["steps"]) != len(self._optimizers):
+            raise StateError(
+                f"the sparse state is of {len(state['steps'])} optimizers; got "
+                f"{len(self._optimizers)}"
+            )
+        tables = {}
+        for layer in self.layers:
+            saved = state["layers"][layer.name]
+            have = {"pattern": str(layer.pattern), "shape": list(layer.table.shape)}
+            for key, value in have.items():
+                if saved[key] != value:
+                    raise StateError(
+                        f"layer {layer.name!r}: the sparse state has {key} {saved[key]}; this "
+                        f"attachment has {value}"
+                    )
+            tables[layer.name] = _from_bits(saved["table"], layer.table.shape)
+        return tables
+
+
+def _initialise(layers: Sequence[Layer], init: Init) -> None:
+    if init is None:
+        return
+    if isinstance(init, str) and init != "fan_in":
+        raise ConfigError(f"init must be None, 'fan_in' or a function of a layer; got {init!r}")
+    for layer in layers:
+        if callable(init):
+            values = init(layer)
+        elif layer.is_lookup:  # its rows are looked up, not summed over
+            continue
+        else:
+            values = fan_in_values(layer.mask, layer.generator)
+        with torch.no_grad():
+            layer.weight.copy_(values)
+
+
+def _masked(gradient: Tensor, absent: Tensor) -> Tensor:
+    """The gradient with zeros where weights are absent; sparse gradients (Embedding) too."""
+    if not gradient.is_sparse:
+        return gradient.masked_fill(absent, 0.0)
+    gradient = gradient.coalesce()
+    rows = gradient.indices()[0]
+    values = gradient.values().masked_fill(absent[rows], 0.0)
+    return torch.sparse_coo_tensor(gradient.indices(), values, gradient.shape, is_coalesced=True)
+
+
+def _skipped_by_scaler(optimizer: Optimizer) -> bool:
+    """Fused optimizers are called although a GradScaler found inf, and skip inside."""
+    found = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found.item())
+
+
+def _plain(name: str) -> str:
+    """A weight's name without what wrappers put before it."""
+    while name.startswith(WRAPPERS):
+        name = name.split(".", 1)[1]
+    return name
+
+
+def _to_bits(table: Tensor) -> Tensor:
+    return torch.from_numpy(np.packbits(table.cpu().numpy().reshape(-1)))
+
+
+def _from_bits(bits: Tensor, shape: torch.Size) -> Tensor:
+    count = shape.numel()
+    if bits.dtype != torch.uint8 or bits.numel() != (count + 7) // 8:
+        raise StateError(
+            f"a table of {count} units takes {(count + 7) // 8} bytes; got {bits.numel()}"
+        )
+    flat = np.unpackbits(bits.cpu().numpy(), count=count).astype(bool)
+    return torch.from_numpy(flat).reshape(shape)
