@@ -47,7 +47,7 @@ def dense_ways(
     'not asked for (compiled=True builds it)'
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
-    expected = _value(_eager(model, example)())
+    expected = _value(run_eager(model, example)())
     ways: dict[str, Run | str] = {}
     for name, way in WAYS.items():
         if name in SLOW_TO_BUILD and not compiled:
@@ -85,9 +85,11 @@ def _value(output: object) -> Tensor:
     return torch.as_tensor(output)
 
 
-@WAYS.register("eager")
-def _eager(model: nn.Module, example: Tensor) -> Run:
+def run_eager(model: nn.Module, example: Tensor) -> Run:
     return functools.partial(model, example)  # no weight requires a gradient: none is recorded
+
+
+WAYS.register("eager")(run_eager)
 
 
 @WAYS.register("onednn prepacked")
@@ -103,7 +105,7 @@ def _onednn(model: nn.Module, example: Tensor) -> Run | str:
         linear = packed.get_submodule(name)
         assert isinstance(linear, nn.Linear)
         packed.set_submodule(name, PrepackedLinear(linear, rows))
-    return _eager(packed, example)
+    return run_eager(packed, example)
 
 
 class PrepackedLinear(nn.Module):
@@ -123,7 +125,7 @@ class PrepackedLinear(nn.Module):
 
 @WAYS.register("torch.compile")
 def _compile(model: nn.Module, example: Tensor) -> Run | str:
-    run = _eager(torch.compile(model), example)  # type: ignore[arg-type]
+    run = run_eager(torch.compile(model), example)  # type: ignore[arg-type]
     try:
         with _quiet():
             run()
@@ -193,7 +195,7 @@ def _chain(model: nn.Module, example: Tensor) -> list[Callable[[Any], Any]] | st
 
 
 def _same(model: nn.Module, example: Tensor, last: Tensor) -> bool:
-    output = _eager(model, example)()
+    output = run_eager(model, example)()
     return isinstance(output, Tensor) and torch.equal(output, last)
 
 
@@ -213,7 +215,7 @@ def _calls(model: nn.Module, example: Tensor) -> list[tuple[str, nn.Module, Tens
 
         hooks.append(module.register_forward_hook(record))
     try:
-        _eager(model, example)()
+        run_eager(model, example)()
     finally:
         for hook in hooks:
             hook.remove()

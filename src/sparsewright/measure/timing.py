@@ -68,7 +68,8 @@ def summarise(samples: list[float]) -> Timing:
     Timing(median=2.0, low=1.2, high=2.8, rounds=3)
     """
     ordered = sorted(samples)
-    return Timing(*(_percentile(ordered, p) for p in (0.5, 0.1, 0.9)), rounds=len(ordered))
+    median, low, high = (_percentile(ordered, place) for place in (0.5, 0.1, 0.9))
+    return Timing(median, low, high, rounds=len(ordered))
 
 
 def _percentile(ordered: list[float], fraction: float) -> float:
