@@ -6,8 +6,20 @@
 0.5
 """
 
+from . import schedules
 from .allocate import ER, ERK, LAMP, Global, Uniform
-from .core import Layer, Update, find_weights, keep_best
+from .core import (
+    Allocate,
+    Layer,
+    Method,
+    Packed,
+    Pattern,
+    Schedule,
+    Score,
+    Update,
+    find_weights,
+    keep_best,
+)
 from .errors import (
     ArtifactError,
     BudgetError,
@@ -42,6 +54,7 @@ __all__ = [
     "LAMP",
     "NM",
     "SET",
+    "Allocate",
     "ArtifactError",
     "Block",
     "BudgetError",
@@ -55,8 +68,13 @@ __all__ = [
     "KernelError",
     "Layer",
     "LayoutError",
+    "Method",
     "MisfitError",
+    "Packed",
+    "Pattern",
     "RigL",
+    "Schedule",
+    "Score",
     "SparsewrightError",
     "Sparsifier",
     "SparsityWarning",
@@ -71,4 +89,5 @@ __all__ = [
     "find_weights",
     "keep_best",
     "prune",
+    "schedules",
 ]

@@ -1,0 +1,37 @@
+"""What all tests share: two threads, fixed seeds, and how hard hypothesis searches."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+ROOT = Path(__file__).resolve().parents[1]
+
+torch.set_num_threads(2)
+
+# No deadline: a slow machine is not a failure. In CI the same examples come every time.
+settings.register_profile(
+    "local", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("ci", settings.get_profile("local"), derandomize=True, database=None)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture(autouse=True)
+def _seeds() -> None:
+    """Every test starts from the same random state, in whatever order they run."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - libraries under test draw from the global state
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The folder of the clone."""
+    return ROOT
