@@ -1,0 +1,417 @@
+"""One training loop, read top to bottom: dense, or sparse by one `attach`.
+
+The order of the images depends on seed and epoch alone, and a checkpoint holds everything else
+that the next epoch reads, so a run stopped and resumed ends bit for bit like one that was not.
+(Same machine, same number of threads: sums in another order differ in their last bits.)
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..core import Method, find_weights
+from ..errors import ConfigError, StateError, UnknownNameError
+from ..measure.environment import cores, environment
+from ..methods import METHODS
+from ..registry import Table
+from ..selection import LeftDense
+from ..sparsifier import Sparsifier, attach
+from ..summary import Summary, summarise
+from .config import DENSE, TrainConfig
+from .data import Pair, batches, load
+from .mask_diary import MaskDiary
+from .models import build
+from .run_folder import CURVES, RunFolder, now, train_command
+
+MakeOptimizer = Callable[[list[dict[str, Any]], TrainConfig], torch.optim.Optimizer]
+OPTIMIZERS: Table[MakeOptimizer] = Table("optimizer of the lab")
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during training; the message says what is kept and how to go on."""
+
+
+def train(
+    config: TrainConfig,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+) -> Path:
+    """Train as `config` says and write a run folder; returns its path.
+
+    resume: go on after the last finished epoch of the run in `out`, whose config must be this.
+    force: replace the run in `out`. on_epoch: called with each line of metrics.jsonl once the
+    epoch's checkpoint is written. Raises StateError if `out` holds a run and neither is given,
+    and Interrupted (a KeyboardInterrupt) on Ctrl-C, which leaves the last finished epoch.
+    """
+    folder = RunFolder(Path(out))
+    if resume:
+        check_resumable(folder, config)
+    else:
+        folder.refuse_overwriting(force)
+    with threads(config.threads):
+        try:
+            _train(config, folder, resume, force, on_epoch)
+        except KeyboardInterrupt:
+            raise Interrupted(how_to_go_on(folder)) from None
+    return folder.path
+
+
+def _train(
+    config: TrainConfig,
+    folder: RunFolder,
+    resume: bool,
+    force: bool,
+    on_epoch: Callable[[dict[str, Any]], None] | None,
+) -> None:
+    # What is trained, on what, by what.
+    seed_all(config.seed)
+    device = torch.device(config.device)
+    data = load(config.data)
+    train_set, test_set = to_device(data.train, device), to_device(data.test, device)
+    model = build(config.model, data.shape, data.classes, config.widths).to(device)
+    optimizer = OPTIMIZERS[config.optimizer](decay_groups(model, config.weight_decay), config)
+    steps_per_epoch = math.ceil(len(data.train[1]) / config.batch)
+    steps = steps_per_epoch * config.epochs
+    sparse = make_sparse(model, optimizer, config, steps)
+    diary = MaskDiary(sparse) if sparse else None
+
+    # Where it starts: at a new folder, or after the last epoch that a checkpoint was written for.
+    done, seconds = 0, 0.0
+    if resume:
+        done, seconds = restore(folder, model, optimizer, sparse, diary)
+    else:
+        folder.begin(config.to_dict(), describe_environment(config, folder.path), force)
+
+    with curves(folder, config, done) as curve, progress_bar() as progress:
+        task = progress.add_task("", total=steps, completed=done * steps_per_epoch)
+        for epoch in range(done + 1, config.epochs + 1):
+            started = time.perf_counter()
+            step = (epoch - 1) * steps_per_epoch
+            tally = Tally()
+            model.train()
+            for x, y in batches(
+                train_set,
+                config.batch,
+                config.seed,
+                epoch,
+                augment=config.augment,
+                mirror=data.mirror,
+            ):
+                lr = learning_rate(config, step, steps_per_epoch, steps)
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+                optimizer.zero_grad()
+                logits = model(x)
+                loss = F.cross_entropy(logits, y)
+                check_finite(loss, epoch, step, lr)
+                loss.backward()
+                optimizer.step()  # masks change, and absent weights return to 0, inside
+                if diary:
+                    diary.look()
+                tally.add(loss.detach(), logits.detach(), y)
+                step += 1
+                progress.advance(task)
+
+            test_loss, test_accuracy = evaluate(model, test_set)
+            took = time.perf_counter() - started
+            seconds += took
+            line = {
+                "epoch": epoch,
+                "step": step,
+                "train_loss": tally.loss,
+                "train_accuracy": tally.accuracy,
+                "test_loss": test_loss,
+                "test_accuracy": test_accuracy,
+                "sparsity": sparse.report().sparsity if sparse else 0.0,
+                "lr": lr,
+                "seconds": took,
+            }
+            # The checkpoint comes last: lines without one are dropped by a resumed run.
+            folder.append("metrics.jsonl", line)
+            if diary:
+                folder.append("masks.jsonl", diary.page(epoch))
+            folder.save_checkpoint(
+                {
+                    "epoch": epoch,
+                    "seconds": seconds,
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "sparse": sparse.state_dict() if sparse else None,
+                    "masks": diary.state_dict() if diary else None,
+                    "random": random_state(),
+                }
+            )
+            curve(line)
+            progress.update(task, description=f"epoch {epoch}: {test_accuracy:.2%}")
+            if on_epoch:
+                on_epoch(line)
+
+    summary = sparse.report() if sparse else dense_summary(model)
+    folder.write("summary.json", ending(summary, test_accuracy, seconds))
+    if sparse:
+        sparse.detach()
+
+
+# --- the parts, in the order of their use -------------------------------------------------------
+
+
+def check_resumable(folder: RunFolder, config: TrainConfig) -> None:
+    """Raise StateError unless `folder` holds a run of this very config."""
+    have, want = folder.config().to_dict(), config.to_dict()
+    for name, value in want.items():
+        if have[name] != value:
+            raise StateError(
+                f"{folder.path}: a resumed run keeps its settings; {name} is {have[name]!r} there, "
+                f"got {value!r}"
+            )
+
+
+def how_to_go_on(folder: RunFolder) -> str:
+    """What to tell somebody who stopped a run."""
+    epochs = [line["epoch"] for line in folder.lines("metrics.jsonl")]
+    if not (folder / "checkpoint.pt").is_file():
+        return f"stopped before the first epoch ended; {folder.path} holds no checkpoint"
+    total = folder.config().epochs
+    done = folder.load_checkpoint()["epoch"]
+    return (
+        f"stopped; epoch {min(done, *epochs)} of {total} is kept. Go on with:\n"
+        f"  sparsewright train --resume --out {folder.path}"
+    )
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Run with `count` threads of torch (0: as many as the process has cores)."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or cores())
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def seed_all(seed: int) -> None:
+    """Seed Python's, numpy's and torch's own random sources."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - for code that still draws from it
+    torch.manual_seed(seed)
+
+
+def to_device(pair: Pair, device: torch.device) -> Pair:
+    return pair[0].to(device), pair[1].to(device)
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weights decay; biases and the scales of norms, which have one dimension, do not."""
+    parameters = list(model.parameters())
+    return [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+
+
+@OPTIMIZERS.register("sgd")
+def sgd(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
+    """Stochastic gradient descent with momentum."""
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+
+
+@OPTIMIZERS.register("adamw")
+def adamw(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
+    """Adam with decoupled weight decay (Loshchilov, Hutter 2019)."""
+    return torch.optim.AdamW(groups, lr=config.lr)
+
+
+def make_sparse(
+    model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainConfig, steps: int
+) -> Sparsifier | None:
+    """Attach the method that the config names; None for a dense run."""
+    if config.method == DENSE:
+        return None
+    return attach(
+        model,
+        optimizer,
+        method=make_method(config.method, config.options()),
+        sparsity=config.sparsity,
+        pattern=config.pattern,
+        allocate=config.allocate,
+        steps=steps,
+        skip=config.skip,
+        overrides=config.overrides,
+        on_misfit=config.on_misfit,
+        init=config.init,  # type: ignore[arg-type]  # attach checks the name
+        seed=config.seed,
+    )
+
+
+def make_method(name: str, options: dict[str, Any]) -> Method:
+    """A method by name with options; ConfigError lists the options that it has.
+
+    >>> make_method("set", {"every": 50}).every
+    50
+    """
+    if name not in METHODS:
+        raise UnknownNameError("method", name, [*METHODS, DENSE])
+    kind = METHODS[name]
+    known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
+    for option in options:
+        if option not in known:
+            raise ConfigError(
+                f"method {name!r} has no option {option!r}; it has: {', '.join(known)}"
+            )
+    return kind(**options)
+
+
+def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int, steps: int) -> float:
+    """A straight rise over the warm-up, then half a cosine down to 0 at the end of the run.
+
+    >>> config = TrainConfig(lr=1.0, warmup=1)
+    >>> [round(learning_rate(config, step, 2, 6), 3) for step in range(6)]
+    [0.5, 1.0, 1.0, 0.854, 0.5, 0.146]
+    """
+    warm = min(config.warmup * steps_per_epoch, steps / 2)
+    if step < warm:
+        return config.lr * (step + 1) / math.ceil(warm)
+    done = (step - warm) / (steps - warm)
+    return config.lr * 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def check_finite(loss: Tensor, epoch: int, step: int, lr: float) -> None:
+    if not torch.isfinite(loss):
+        raise StateError(
+            f"the loss became {loss.item()} in epoch {epoch}, at step {step}, with a learning rate "
+            f"of {lr:.3g}; a lower lr or a longer warmup may help"
+        )
+
+
+class Tally:
+    """Loss and accuracy over the images of an epoch, as they were when each was trained on."""
+
+    def __init__(self) -> None:
+        self.count, self._loss, self._right = 0, 0.0, 0
+
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        self.count += len(labels)
+        self._loss += loss.item() * len(labels)
+        self._right += int((logits.argmax(dim=1) == labels).sum())
+
+    @property
+    def loss(self) -> float:
+        return self._loss / self.count
+
+    @property
+    def accuracy(self) -> float:
+        return self._right / self.count
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, pair: Pair, batch: int = 1000) -> tuple[float, float]:
+    """(mean cross-entropy, accuracy in [0, 1]) of a model on labelled images."""
+    model.eval()
+    tally = Tally()
+    for x, y in zip(pair[0].split(batch), pair[1].split(batch), strict=True):
+        logits = model(x)
+        tally.add(F.cross_entropy(logits, y), logits, y)
+    return tally.loss, tally.accuracy
+
+
+def random_state() -> dict[str, Any]:
+    """The state of torch's random source; the loop's own choices depend on seed and epoch."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"torch": torch.get_rng_state(), "cuda": cuda}
+
+
+def restore(
+    folder: RunFolder,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    sparse: Sparsifier | None,
+    diary: MaskDiary | None,
+) -> tuple[int, float]:
+    """Load the checkpoint into what is to be trained; (epochs done, seconds taken by them)."""
+    state = folder.load_checkpoint()
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    if sparse and diary:
+        sparse.load_state_dict(state["sparse"])
+        diary.load_state_dict(state["masks"])
+    torch.set_rng_state(state["random"]["torch"])
+    if state["random"]["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["random"]["cuda"])
+    for name in ("metrics.jsonl", "masks.jsonl"):
+        folder.keep_lines(name, state["epoch"])
+    return state["epoch"], state["seconds"]
+
+
+def describe_environment(config: TrainConfig, out: Path) -> dict[str, Any]:
+    return {**environment(), "command": train_command(config, out), "started": now()}
+
+
+def dense_summary(model: nn.Module) -> Summary:
+    """The Summary of a run in which no weight was made sparse."""
+    reason = "the run is dense"
+    dense = [LeftDense(w.name, w.parameter.numel(), reason) for w in find_weights(model)]
+    return summarise([], dense, None)
+
+
+def ending(summary: Summary, test_accuracy: float, seconds: float) -> dict[str, Any]:
+    """What summary.json says."""
+    return {**summary.to_dict(), "test_accuracy": test_accuracy, "seconds": seconds}
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """A bar on a terminal's standard error; nothing elsewhere."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        yield progress
+
+
+@contextmanager
+def curves(
+    folder: RunFolder, config: TrainConfig, done: int
+) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A function that adds a line of metrics to the TensorBoard curves, where they are wanted."""
+    if not config.tensorboard:
+        yield lambda line: None
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        yield lambda line: None  # metrics.jsonl has the same; `sparsewright doctor` says so
+        return
+    writer = SummaryWriter(str(folder / CURVES), purge_step=done + 1)
+    try:
+        yield lambda line: _add_curves(writer, line)
+    finally:
+        writer.close()
+
+
+def _add_curves(writer: Any, line: dict[str, Any]) -> None:
+    for name, value in line.items():
+        if name not in ("epoch", "step"):
+            writer.add_scalar(name.replace("_", "/", 1), value, line["epoch"])
+    writer.flush()
