@@ -1,0 +1,73 @@
+// What an instruction set offers: plain functions over plain pointers, so that no code of torch
+// or of the standard library is ever compiled with an instruction set that the CPU may not have.
+#pragma once
+#include <cstdint>
+
+namespace sparsewright {
+
+// Rows of present weights, ascending columns (DESIGN: layout csr).
+struct Csr {
+  const int32_t* rows;  // (out + 1)
+  const void* columns;  // (nnz) uint16 or int32
+  bool wide;            // columns are int32
+  const float* values;  // (nnz)
+  int64_t in, out, nnz;
+};
+
+// 16 rows side by side; in every chunk of columns each row has `slots` places (layout nm).
+// A slot of value 0 is padding: its place is 255 and no activation is read for it.
+struct Nm {
+  const float* values;     // (tiles, chunks, slots, 16)
+  const uint8_t* columns;  // same shape: place inside the chunk
+  int64_t in, out, chunk, tiles, chunks, slots;
+};
+
+// One tile of the batch, transposed: column c of the activations lies at x + c * width.
+struct Tile {
+  const float* x;
+  int64_t width;  // a multiple of the vector width, at most kernels.tile
+  int64_t batch;  // rows of the batch in it, <= width
+  float* y;       // first output of the tile; a row of the batch is `out` further on
+  const float* bias;
+};
+
+constexpr int kLanes = 16;     // rows side by side in layout nm
+constexpr int kTable = 32;     // columns that the register look-up can hold
+constexpr int kRowBlock = 64;  // output rows that one work item of the tiled kernels computes
+constexpr uint8_t kPadding = 255;
+
+// false means that an index of the weight does not fit the activations; nothing was read there.
+struct Kernels {
+  const char* name;
+  int64_t width;            // floats in a vector
+  int64_t tile;             // most rows of the batch in a Tile
+  int64_t csr_dot_batch;    // largest batch for which csr_dot is ahead of the tiled kernel
+  int64_t nm_lookup_batch;  // the same for nm_lookup
+  // x (batch, in) times rows [begin, end).
+  bool (*csr_dot)(const Csr&, const float* x, int64_t batch, const float* bias, float* y,
+                  int64_t begin, int64_t end);
+  // Rows [begin, end) of one tile.
+  bool (*csr_tile)(const Csr&, const Tile&, int64_t begin, int64_t end);
+  void (*nm_tile)(const Nm&, const Tile&, int64_t begin, int64_t end);
+  // x (batch, in) -> tables (batch, chunks, kTable), then pairs [begin, end) of 16-row tiles.
+  void (*nm_tables)(const Nm&, const float* x, int64_t batch, float* tables);
+  void (*nm_lookup)(const Nm&, const float* tables, int64_t batch, const float* bias, float* y,
+                    int64_t begin, int64_t end);
+  // Rows [0, batch) of x, columns [begin, end) -> column-major (in, width), zeros beyond batch.
+  void (*transpose_in)(const float* x, int64_t in, int64_t batch, float* out, int64_t width,
+                       int64_t begin, int64_t end);
+};
+
+namespace portable {
+extern const Kernels kKernels;
+}
+#ifdef SPARSEWRIGHT_X86
+namespace avx2 {
+extern const Kernels kKernels;
+}
+namespace avx512 {
+extern const Kernels kKernels;
+}
+#endif
+
+}  // namespace sparsewright

@@ -1,0 +1,103 @@
+// Eight floats with AVX2 and FMA. The 32-entry look-up works on bytes: a table is kept as four
+// planes (first bytes of its floats, second bytes, ...), vpshufb picks 32 bytes at once from each
+// plane, and unpacking joins the four bytes of each float again. It costs half of the shuffles
+// that vpermps on whole floats needs.
+#pragma once
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace sparsewright::avx2 {
+
+struct Simd {
+  static constexpr const char* kName = "avx2";
+  static constexpr int kWidth = 8;
+  static constexpr int kCsrDotBatch = 3;
+  static constexpr int kNmLookupBatch = 4;
+  using Vec = __m256;
+
+  static Vec zero() { return _mm256_setzero_ps(); }
+  static Vec broadcast(float v) { return _mm256_set1_ps(v); }
+  static Vec load(const float* p) { return _mm256_loadu_ps(p); }
+  static void store(float* p, Vec v) { _mm256_storeu_ps(p, v); }
+  static Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
+  static Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+  static float sum(Vec v) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+  }
+  static Vec gather(const float* x, const uint16_t* i) {
+    const __m128i p = _mm_loadu_si128(reinterpret_cast<const __m128i*>(i));
+    return _mm256_i32gather_ps(x, _mm256_cvtepu16_epi32(p), 4);
+  }
+  static Vec gather(const float* x, const int32_t* i) {
+    return _mm256_i32gather_ps(x, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(i)), 4);
+  }
+
+  // Two 16-row tiles: v[k] holds rows 4k..4k+3 of the first, then of the second, because
+  // unpacking works within 128 bits.
+  struct Lanes {
+    __m256 v[4];
+  };
+  struct Places {
+    __m256i low, high;  // vpshufb's places in entries 0..15 and 16..31; bit 7 set gives 0
+  };
+  struct Table {
+    const __m128i* plane;
+  };
+  static void prepare(const float* x, float* table) {
+    const __m128i group = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    __m128i* plane = reinterpret_cast<__m128i*>(table);
+    for (int half = 0; half < 2; ++half) {
+      __m128i r[4];
+      for (int i = 0; i < 4; ++i) {
+        const float* p = x + 16 * half + 4 * i;
+        r[i] = _mm_shuffle_epi8(_mm_castps_si128(_mm_loadu_ps(p)), group);
+      }
+      const __m128i a = _mm_unpacklo_epi32(r[0], r[1]), b = _mm_unpacklo_epi32(r[2], r[3]);
+      const __m128i c = _mm_unpackhi_epi32(r[0], r[1]), d = _mm_unpackhi_epi32(r[2], r[3]);
+      _mm_storeu_si128(plane + 0 + half, _mm_unpacklo_epi64(a, b));
+      _mm_storeu_si128(plane + 2 + half, _mm_unpackhi_epi64(a, b));
+      _mm_storeu_si128(plane + 4 + half, _mm_unpacklo_epi64(c, d));
+      _mm_storeu_si128(plane + 6 + half, _mm_unpackhi_epi64(c, d));
+    }
+  }
+  static Table table(const float* p) { return {reinterpret_cast<const __m128i*>(p)}; }
+  static Places places(const uint8_t* a, const uint8_t* b) {
+    const __m256i i = _mm256_loadu2_m128i(reinterpret_cast<const __m128i*>(b),
+                                          reinterpret_cast<const __m128i*>(a));
+    return {_mm256_adds_epu8(i, _mm256_set1_epi8(0x70)),
+            _mm256_sub_epi8(i, _mm256_set1_epi8(0x10))};
+  }
+  static Lanes lanes(const float* a, const float* b) {
+    Lanes l;
+    for (int k = 0; k < 4; ++k) l.v[k] = _mm256_loadu2_m128(b + 4 * k, a + 4 * k);
+    return l;
+  }
+  static __m256i pick(Table t, int plane, const Places& p) {
+    const __m256i low = _mm256_broadcastsi128_si256(_mm_loadu_si128(t.plane + 2 * plane));
+    const __m256i high = _mm256_broadcastsi128_si256(_mm_loadu_si128(t.plane + 2 * plane + 1));
+    return _mm256_or_si256(_mm256_shuffle_epi8(low, p.low), _mm256_shuffle_epi8(high, p.high));
+  }
+  // table[place], or 0 for padding.
+  static Lanes lookup(Table t, const Places& p) {
+    const __m256i b0 = pick(t, 0, p), b1 = pick(t, 1, p), b2 = pick(t, 2, p), b3 = pick(t, 3, p);
+    const __m256i low01 = _mm256_unpacklo_epi8(b0, b1), low23 = _mm256_unpacklo_epi8(b2, b3);
+    const __m256i high01 = _mm256_unpackhi_epi8(b0, b1), high23 = _mm256_unpackhi_epi8(b2, b3);
+    return {{_mm256_castsi256_ps(_mm256_unpacklo_epi16(low01, low23)),
+             _mm256_castsi256_ps(_mm256_unpackhi_epi16(low01, low23)),
+             _mm256_castsi256_ps(_mm256_unpacklo_epi16(high01, high23)),
+             _mm256_castsi256_ps(_mm256_unpackhi_epi16(high01, high23))}};
+  }
+  static void fma(Lanes& sum, const Lanes& a, const Lanes& b) {
+    for (int k = 0; k < 4; ++k) sum.v[k] = _mm256_fmadd_ps(a.v[k], b.v[k], sum.v[k]);
+  }
+  static void store(float* a, float* b, const Lanes& l) {
+    for (int k = 0; k < 4; ++k) _mm256_storeu2_m128(b + 4 * k, a + 4 * k, l.v[k]);
+  }
+
+#include "transpose8x8.h"
+};
+
+}  // namespace sparsewright::avx2

@@ -1,0 +1,75 @@
+// Four floats through the compiler's vector extension: runs on every CPU.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+namespace sparsewright::portable {
+
+struct Simd {
+  static constexpr const char* kName = "portable";
+  static constexpr int kWidth = 4;
+  static constexpr int kCsrDotBatch = 1;
+  static constexpr int kNmLookupBatch = 2;
+  typedef float Vec __attribute__((vector_size(16)));
+
+  static Vec zero() { return Vec{0, 0, 0, 0}; }
+  static Vec broadcast(float v) { return Vec{v, v, v, v}; }
+  static Vec load(const float* p) {
+    Vec v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+  }
+  static void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
+  static Vec add(Vec a, Vec b) { return a + b; }
+  static Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
+  static float sum(Vec v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+  template <class Index>
+  static Vec gather(const float* x, const Index* i) {
+    return Vec{x[i[0]], x[i[1]], x[i[2]], x[i[3]]};
+  }
+
+  // Two 16-row tiles, one float per row.
+  struct Lanes {
+    float v[32];
+  };
+  struct Places {
+    uint8_t v[32];
+  };
+  struct Table {
+    const float* x;
+  };
+  static void prepare(const float* x, float* table) { std::memcpy(table, x, 32 * sizeof(float)); }
+  static Table table(const float* p) { return {p}; }
+  static Places places(const uint8_t* a, const uint8_t* b) {
+    Places p;
+    std::memcpy(p.v, a, 16);
+    std::memcpy(p.v + 16, b, 16);
+    return p;
+  }
+  static Lanes lanes(const float* a, const float* b) {
+    Lanes l;
+    std::memcpy(l.v, a, 64);
+    std::memcpy(l.v + 16, b, 64);
+    return l;
+  }
+  // table[place], or 0 for padding.
+  static Lanes lookup(Table t, const Places& p) {
+    Lanes l;
+    for (int i = 0; i < 32; ++i) l.v[i] = p.v[i] < 32 ? t.x[p.v[i]] : 0.0f;
+    return l;
+  }
+  static void fma(Lanes& sum, const Lanes& a, const Lanes& b) {
+    for (int i = 0; i < 32; ++i) sum.v[i] += a.v[i] * b.v[i];
+  }
+  static void store(float* a, float* b, const Lanes& l) {
+    std::memcpy(a, l.v, 64);
+    std::memcpy(b, l.v + 16, 64);
+  }
+
+  static void transpose8x8(const float* x, int64_t x_step, float* y, int64_t y_step) {
+    for (int r = 0; r < 8; ++r)
+      for (int c = 0; c < 8; ++c) y[c * y_step + r] = x[r * x_step + c];
+  }
+};
+
+}  // namespace sparsewright::portable
