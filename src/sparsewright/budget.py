@@ -73,9 +73,11 @@ class Budgeted:
 
     @property
     def held(self) -> range:
-        """The units that every group may keep; 0 only if there are no units."""
+        """The units that every group may keep, never 0; of an empty weight, all there are."""
         counts = self.pattern.allowed(self.units)
-        return counts[1:] if self.units and counts[0] == 0 else counts
+        if self.numel == 0:
+            return counts[-1:]
+        return counts[1:] if counts[0] == 0 else counts
 
     @property
     def step(self) -> int:

@@ -56,8 +56,12 @@ class Table(Generic[T]):
         self._loaded = True  # first, so that a module may look at the table while it loads
         assert self.package is not None
         package = importlib.import_module(self.package)
-        for module in sorted(m.name for m in pkgutil.iter_modules(package.__path__)):
-            importlib.import_module(f"{self.package}.{module}")
+        try:
+            for module in sorted(m.name for m in pkgutil.iter_modules(package.__path__)):
+                importlib.import_module(f"{self.package}.{module}")
+        except BaseException:
+            self._loaded = False  # a table with a part missing must not pass for the whole one
+            raise
 
     def __getitem__(self, name: str) -> T:
         self.load()

@@ -6,13 +6,15 @@ embedding (rows, width) is read as a Linear.
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 
 def to_matrix(weight: Tensor) -> Tensor:
     """(out, in, *kernel) -> (out, places, in)."""
-    out, inputs = weight.shape[:2]
-    return weight.reshape(out, inputs, -1).transpose(1, 2)
+    places = math.prod(weight.shape[2:])
+    return weight.reshape(*weight.shape[:2], places).transpose(1, 2)
 
 
 def from_matrix(matrix: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -5,12 +5,14 @@ In a convolution the tiles lie over output and input channels within each kernel
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
+from ..errors import ConfigError
 from . import PATTERNS
 from ._fold import from_matrix, needs_matrix, to_matrix
 
@@ -32,7 +34,7 @@ class Block:
 
     def __post_init__(self) -> None:
         if self.rows < 1 or self.columns < 1:
-            raise ValueError(
+            raise ConfigError(
                 f"pattern block:RxC needs R and C of 1 or more; got {self.rows}x{self.columns}"
             )
 
@@ -56,11 +58,13 @@ class Block:
     def fold(self, weight: Tensor) -> Tensor:
         matrix = to_matrix(weight)  # (out, places, in)
         out, places, inputs = matrix.shape
-        tiles = matrix.reshape(out // self.rows, self.rows, places, inputs // self.columns, -1)
+        across = inputs // self.columns
+        tiles = matrix.reshape(out // self.rows, self.rows, places, across, self.columns)
         return tiles.sum(dim=(1, 4)).reshape(1, -1)
 
     def unfold(self, table: Tensor, shape: tuple[int, ...]) -> Tensor:
-        tiles = table.reshape(shape[0] // self.rows, -1, shape[1] // self.columns)
+        places = math.prod(shape[2:])
+        tiles = table.reshape(shape[0] // self.rows, places, shape[1] // self.columns)
         matrix = tiles.repeat_interleave(self.rows, 0).repeat_interleave(self.columns, 2)
         return from_matrix(matrix, shape)
 

@@ -35,7 +35,7 @@ class Channel:
         return needs_matrix(shape)
 
     def fold(self, weight: Tensor) -> Tensor:
-        return weight.reshape(weight.shape[0], -1).sum(dim=1).reshape(1, -1)
+        return weight.flatten(1).sum(dim=1).reshape(1, -1)
 
     def unfold(self, table: Tensor, shape: tuple[int, ...]) -> Tensor:
         row = table.reshape(-1, *[1] * (len(shape) - 1))

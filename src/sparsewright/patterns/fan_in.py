@@ -35,7 +35,7 @@ class FanIn:
         return needs_matrix(shape)
 
     def fold(self, weight: Tensor) -> Tensor:
-        return weight.reshape(weight.shape[0], -1)
+        return weight.flatten(1)
 
     def unfold(self, table: Tensor, shape: tuple[int, ...]) -> Tensor:
         return table.reshape(shape)

@@ -6,12 +6,14 @@ kernel position, which is how NVIDIA's 2:4 has it.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
+from ..errors import ConfigError
 from . import PATTERNS
 from ._fold import from_matrix, needs_matrix, to_matrix
 
@@ -33,7 +35,7 @@ class NM:
 
     def __post_init__(self) -> None:
         if not 0 < self.n < self.m:
-            raise ValueError(f"pattern N:M keeps N of every M, 0 < N < M; got {self.n}:{self.m}")
+            raise ConfigError(f"pattern N:M keeps N of every M, 0 < N < M; got {self.n}:{self.m}")
 
     @classmethod
     def parse(cls, text: str) -> NM | None:
@@ -57,7 +59,7 @@ class NM:
         return to_matrix(weight).reshape(-1, self.m)
 
     def unfold(self, table: Tensor, shape: tuple[int, ...]) -> Tensor:
-        return from_matrix(table.reshape(shape[0], -1, shape[1]), shape)
+        return from_matrix(table.reshape(shape[0], math.prod(shape[2:]), shape[1]), shape)
 
     def allowed(self, units: int) -> range:
         return range(self.n, self.n + 1)
