@@ -30,7 +30,7 @@ def _starting_values(optimizer: Optimizer, weight: Tensor) -> dict[str, float]:
     group = next(g for g in optimizer.param_groups if any(p is weight for p in g["params"]))
     probe = torch.nn.Parameter(torch.zeros(2, 2, dtype=weight.dtype, device=weight.device))
     probe.grad = torch.zeros_like(probe)
-    options = {name: group[name] for name in optimizer.defaults}
+    options = {name: group.get(name, value) for name, value in optimizer.defaults.items()}
     try:
         twin = type(optimizer)([probe], **options)
         twin.step()

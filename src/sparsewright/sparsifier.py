@@ -431,7 +431,9 @@ def _masked(gradient: Tensor, absent: Tensor) -> Tensor:
     gradient = gradient.coalesce()
     rows = gradient.indices()[0]
     values = gradient.values().masked_fill(absent[rows], 0.0)
-    return torch.sparse_coo_tensor(gradient.indices(), values, gradient.shape, is_coalesced=True)
+    return torch.sparse_coo_tensor(
+        gradient.indices(), values, gradient.shape, is_coalesced=True, check_invariants=False
+    )
 
 
 def _skipped_by_scaler(optimizer: Optimizer) -> bool:
