@@ -147,6 +147,12 @@ class LAMP:
         scores: Mapping[str, Tensor] | None = None,
     ) -> dict[str, float]:
         given = _checked(shapes, scores)
+        for name, one in given.items():
+            if not ((one >= 0) & torch.isfinite(one)).all():
+                raise BudgetError(
+                    f"layer {name!r}: LAMP squares scores, which must be finite and 0 or more; "
+                    f"got from {float(one.min())} to {float(one.max())}"
+                )
         return _one_ranking(shapes, sparsity, {n: lamp_scores(s) for n, s in given.items()})
 
 
@@ -165,7 +171,7 @@ for _name, _allocation in _BY_NAME.items():
 def lamp_scores(scores: Tensor) -> Tensor:
     """Scores of one layer, any shape -> their LAMP scores, flat and ascending, float64.
 
-    The last is exactly 1. scores: finite and non-negative, else ValueError.
+    The last is exactly 1. scores: finite, 0 or more.
 
     >>> lamp_scores(torch.tensor([3., 1., 2.]))
     tensor([0.0714, 0.3077, 1.0000], dtype=torch.float64)
@@ -173,8 +179,6 @@ def lamp_scores(scores: Tensor) -> Tensor:
     ascending = scores.detach().flatten().double().sort().values
     if len(ascending) == 0:
         return ascending
-    if not 0 <= float(ascending[0]) <= float(ascending[-1]) < math.inf:
-        raise ValueError("LAMP needs finite and non-negative scores")
     # Scaling by the largest changes no ratio, and no square can overflow.
     squares = (ascending / ascending[-1].clamp_min(torch.finfo(torch.float64).tiny)).square()
     at_or_above = squares.flip(0).cumsum(0).flip(0)
@@ -193,25 +197,20 @@ def _in_proportion(
 ) -> dict[str, float]:
     """Densities eps * raw that meet the sparsity over all layers, none above 1.
 
-    While the largest would exceed 1, every layer equal to it is made dense and eps solved again.
+    While the largest would exceed 1, all layers equal to it become dense and eps is solved again.
     """
-    if sparsity == 0:
-        return dict.fromkeys(shapes, 0.0)
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     budget = (1.0 - sparsity) * sum(sizes.values())
     dense = {name for name, size in sizes.items() if size == 0}
-    while True:
-        rest = [name for name in shapes if name not in dense]
-        if not rest:
-            raise BudgetError(
-                f"sparsity {sparsity} leaves every one of {len(shapes)} layers dense; ask for more"
-            )
+    while rest := [name for name in shapes if name not in dense]:
         left = budget - sum(sizes[name] for name in dense)
         eps = left / math.fsum(raw[name] * sizes[name] for name in rest)
         largest = max(raw[name] for name in rest)
         if largest * eps <= 1:
             return {n: 0.0 if n in dense else 1.0 - eps * raw[n] for n in shapes}
         dense |= {name for name in rest if raw[name] == largest}
+    # A layer's share never exceeds what is left, so this is a sparsity of (nearly) 0.
+    return dict.fromkeys(shapes, 0.0)
 
 
 def _checked(shapes: Mapping[str, Shape], scores: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
