@@ -1,0 +1,384 @@
+"""The report's charts as plotly figures. Colours are named, not set: the page paints them from its
+style sheet, so that one figure serves light and dark.
+
+A trace's `meta` says how to paint it: {"run": i} in the colour of run i, {"faint": true} paler,
+{"heat": true} in the heat map's scale.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+
+from .run import Batch, MaskEpoch, Run
+from .words import count, milliseconds, percent, size
+
+COLOURS = 6  # in page.css, --run-0 and on; further runs start again, in another dash
+DASHES = ("solid", "dash", "dashdot", "longdash")
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star")
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure, its height in CSS pixels, and what it shows in words for who cannot see it."""
+
+    title: str
+    alt: str
+    figure: go.Figure
+    height: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return json.loads(self.figure.to_json())
+
+
+def curves(runs: Sequence[Run]) -> list[Chart]:
+    """Accuracy and loss by epoch: test as drawn lines, training paler and dotted."""
+    runs_with = [run for run in runs if run.epochs]
+    if not runs_with:
+        return []
+    finals = "; ".join(f"{r.name} ends at {percent(r.epochs[-1].test_accuracy)}" for r in runs_with)
+    losses = "; ".join(f"{r.name} ends at {r.epochs[-1].test_loss:.3g}" for r in runs_with)
+    return [
+        _lines("Accuracy", f"Test accuracy by epoch: {finals}.", runs, "accuracy", 100.0, "%"),
+        _lines("Loss", f"Test loss by epoch: {losses}.", runs, "loss", 1.0, "mean per example"),
+    ]
+
+
+def _lines(title: str, alt: str, runs: Sequence[Run], what: str, factor: float, unit: str) -> Chart:
+    figure = _figure("epoch", f"{what} ({unit})")
+    for split in ("train", "test"):
+        for index, run in enumerate(runs):
+            ys = [factor * getattr(epoch, f"{split}_{what}") for epoch in run.epochs]
+            xs = [epoch.epoch for epoch in run.epochs]
+            faint = split == "train"
+            figure.add_trace(_line(xs, ys, index, f"{run.name}, {split}", faint, unit))
+    _whole_epochs(figure, [epoch.epoch for run in runs for epoch in run.epochs])
+    return Chart(title, alt, figure, 320)
+
+
+def layer_bars(runs: Sequence[Run]) -> list[Chart]:
+    """Share of absent weights of every layer, a bar per run; layers left dense stand at 0."""
+    shown = [(i, run, run.ended) for i, run in enumerate(runs) if run.ended and run.ended.rows]
+    if not shown:
+        return []
+    names = list(dict.fromkeys(row.name for _, _, ended in shown for row in ended.rows))
+    left = [v.name for _, _, ended in shown for v in ended.left_dense]
+    names = list(dict.fromkeys([*names, *left]))
+    figure = _figure("weights absent (%)", None)
+    for index, run, ended in shown:
+        rows = {row.name: row for row in ended.rows}
+        known = [name for name in names if name in rows or name in left]
+        figure.add_trace(
+            go.Bar(
+                orientation="h",
+                y=[_short(name, names) for name in known],
+                x=[100 * rows[name].sparsity if name in rows else 0 for name in known],
+                customdata=[
+                    [name, count(rows[name].present), count(rows[name].total)]
+                    if name in rows
+                    else [name, "all", "all (left dense)"]
+                    for name in known
+                ],
+                hovertemplate="%{customdata[0]}<br>%{x:.3f} % absent<br>"
+                "%{customdata[1]} of %{customdata[2]} present<extra></extra>",
+                name=_safe(run.name),
+                meta={"run": index % COLOURS},
+            )
+        )
+    _bars(figure)
+    figure.update_xaxes(range=[0, 100])
+    says = "; ".join(
+        f"{run.name}: " + ", ".join(f"{r.name} {percent(r.sparsity)}" for r in ended.rows[:12])
+        for _, run, ended in shown
+    )
+    height = 90 + len(names) * (14 + 14 * len(shown))
+    return [Chart("Weights absent per layer", f"Weights absent per layer. {says}.", figure, height)]
+
+
+def mask_lines(runs: Sequence[Run]) -> list[Chart]:
+    """How masks move: weights replaced, overlap with the first mask, weights ever present."""
+    if not any(run.masks for run in runs):
+        return []
+    return [
+        _moves(runs),
+        _mask_share(runs, "Overlap with the first mask", "overlap_first", "overlap (%)"),
+        _mask_share(runs, "Weights ever present", "ever", "of all weights (%)"),
+    ]
+
+
+def _moves(runs: Sequence[Run]) -> Chart:
+    figure = _figure("epoch", "weights (% of all)")
+    says = []
+    for index, run in enumerate(runs):
+        xs = [line.epoch for line in run.masks]
+        for what, sign in (("grown", 1), ("dropped", -1)):
+            moved = [line.count(what) for line in run.masks]
+            figure.add_trace(
+                go.Bar(
+                    x=xs,
+                    y=[
+                        100 * sign * m / max(1, e.total)
+                        for m, e in zip(moved, run.masks, strict=True)
+                    ],
+                    customdata=[count(m) for m in moved],
+                    hovertemplate="epoch %{x}: %{customdata} "
+                    + what
+                    + "<extra>%{fullData.name}</extra>",
+                    name=_safe(run.name),
+                    offsetgroup=str(index),
+                    meta={"run": index % COLOURS, "faint": sign < 0},
+                )
+            )
+        if run.masks:
+            says.append(f"{run.name}: {count(sum(e.count('grown') for e in run.masks))} grown")
+    _whole_epochs(figure, [e.epoch for run in runs for e in run.masks])
+    figure.update_layout(barmode="relative", bargap=0.25)
+    alt = f"Weights grown (above zero) and dropped (below) per epoch. In all, {'; '.join(says)}."
+    return Chart("Grown (up) and dropped (down)", alt, figure, 280)
+
+
+def _mask_share(runs: Sequence[Run], title: str, what: str, unit: str) -> Chart:
+    figure = _figure("epoch", unit)
+    says = []
+    for index, run in enumerate(runs):
+        ys = [100 * line.mean(what) for line in run.masks]
+        figure.add_trace(_line([line.epoch for line in run.masks], ys, index, run.name, False, "%"))
+        if ys:
+            says.append(f"{run.name} ends at {ys[-1]:.1f} %")
+    _whole_epochs(figure, [e.epoch for run in runs for e in run.masks])
+    figure.update_yaxes(rangemode="tozero")
+    return Chart(title, f"{title} by epoch: {'; '.join(says)}.", figure, 280)
+
+
+def heat_maps(run: Run) -> Chart | None:
+    """Weights present per input, as the image that the inputs are: first and last epoch."""
+    shown = [line for line in (run.masks[:1] + run.masks[-1:]) if line.input_counts]
+    square = _square(len(shown[-1].input_counts)) if shown else None
+    if square is None or len({len(line.input_counts) for line in shown}) > 1:
+        return None
+    if len(shown) == 2 and shown[0] is shown[1]:
+        shown = shown[:1]
+    side, channels = square
+    figure = _figure(None, None)
+    images = [_image(line, side, channels) for line in shown]
+    top = max(1, *(value for image in images for row in image for value in row))
+    for index, image in enumerate(images):
+        figure.add_trace(_heat(image, index, top, last=index == len(images) - 1))
+    _heat_axes(figure, [f"after epoch {line.epoch}" for line in shown])
+    middle = _centre_share(images[-1])
+    alt = (
+        f"{run.name}: weights present per input pixel of a {side} by {side} image; "
+        f"the middle quarter of the image holds {percent(middle)} of them at the end."
+    )
+    return Chart(run.name, alt, figure, 330)
+
+
+def _square(inputs: int) -> tuple[int, int] | None:
+    """(side, channels) where the inputs are a square image of one or three channels, or None."""
+    for channels in (1, 3):
+        side = math.isqrt(inputs // channels)
+        if side >= 4 and side * side * channels == inputs:
+            return side, channels
+    return None
+
+
+def _image(line: MaskEpoch, side: int, channels: int) -> list[list[int]]:
+    """Counts as rows of pixels, summed over colour channels (channels come first)."""
+    plane = side * side
+    pixels = [sum(line.input_counts[c * plane + p] for c in range(channels)) for p in range(plane)]
+    return [pixels[r * side : (r + 1) * side] for r in range(side)]
+
+
+def _centre_share(image: list[list[int]]) -> float:
+    side = len(image)
+    inner = range(side // 4, side - side // 4)
+    return sum(image[r][c] for r in inner for c in inner) / max(1, sum(map(sum, image)))
+
+
+def _heat(image: list[list[int]], index: int, top: int, last: bool) -> go.Heatmap:
+    axis = "" if index == 0 else str(index + 1)
+    return go.Heatmap(
+        z=image,
+        zmin=0,
+        zmax=top,
+        xaxis=f"x{axis}",
+        yaxis=f"y{axis}",
+        showscale=last,
+        colorbar={
+            "orientation": "h",
+            "thickness": 10,
+            "y": -0.14,
+            "yanchor": "top",
+            "outlinewidth": 0,
+            "title": {"text": "weights per input", "side": "bottom"},
+        },
+        hovertemplate="row %{y}, column %{x}: %{z} weights<extra></extra>",
+        meta={"heat": True},
+    )
+
+
+def _heat_axes(figure: go.Figure, titles: Sequence[str]) -> None:
+    width = 1 / len(titles)
+    for index, title in enumerate(titles):
+        axis = "" if index == 0 else str(index + 1)
+        start = index * width
+        bare = {"showticklabels": False, "showgrid": False, "zeroline": False, "ticks": ""}
+        figure.layout[f"xaxis{axis}"] = {
+            **bare,
+            "domain": [start, start + width - (0.04 if len(titles) > 1 else 0)],
+            "constrain": "domain",
+            "anchor": f"y{axis}",
+            "title": {"text": title},
+            "fixedrange": True,
+        }
+        figure.layout[f"yaxis{axis}"] = {
+            **bare,
+            "autorange": "reversed",
+            "scaleanchor": f"x{axis}",
+            "constrain": "domain",
+            "anchor": f"x{axis}",
+            "fixedrange": True,
+        }
+    figure.update_layout(margin={"l": 8, "r": 8, "t": 8, "b": 36})
+
+
+def latency(run: Run, index: int, batch: Batch) -> Chart | None:
+    """Median time of every way that ran, with its spread; the sparse way in the run's colour."""
+    ways = [way for way in batch.ways if way.median_ms is not None]
+    if not ways:
+        return None
+    figure = _figure("time per call (ms)", None)
+    for faint in (False, True):
+        shown = [way for way in ways if way.dense is faint]
+        figure.add_trace(
+            go.Bar(
+                orientation="h",
+                y=[_safe(way.name) for way in shown],
+                x=[way.median_ms for way in shown],
+                error_x={
+                    "type": "data",
+                    "symmetric": False,
+                    "array": [_gap(way.median_ms, way.high_ms) for way in shown],
+                    "arrayminus": [_gap(way.low_ms, way.median_ms) for way in shown],
+                    "thickness": 1.5,
+                    "width": 4,
+                },
+                hovertemplate="%{y}: %{x:.4g} ms<extra></extra>",
+                name=_safe(run.name),
+                meta={"dense": True} if faint else {"run": index % COLOURS},
+            )
+        )
+    _bars(figure)
+    figure.update_layout(barmode="overlay")
+    figure.update_yaxes(categoryorder="array", categoryarray=[_safe(w.name) for w in ways])
+    figure.update_xaxes(rangemode="tozero")
+    says = ", ".join(f"{way.name} {milliseconds(way.median_ms)} ms" for way in ways)
+    title = f"{run.name}, batch {batch.size}"
+    return Chart(title, f"Time per call of {title}: {says}.", figure, 90 + 30 * len(ways))
+
+
+def disk(runs: Sequence[Run], labels: Sequence[tuple[str, str]]) -> list[Chart]:
+    """Bytes on disk of each kind of file, a bar per run. labels: (key in deploy.json, words)."""
+    shown = [(i, run, run.deployment.bytes) for i, run in enumerate(runs) if run.deployment]
+    shown = [entry for entry in shown if entry[2]]
+    if not shown:
+        return []
+    figure = _figure("bytes on disk (kB)", None)
+    kinds = [(k, words) for k, words in labels if any(k in sizes for _, _, sizes in shown)]
+    for index, run, sizes in shown:
+        figure.add_trace(
+            go.Bar(
+                orientation="h",
+                y=[words for _, words in kinds],
+                x=[sizes[k] / 1000 if k in sizes else None for k, _ in kinds],
+                customdata=[size(sizes.get(k)) for k, _ in kinds],
+                hovertemplate="%{y}: %{customdata}<extra>%{fullData.name}</extra>",
+                name=_safe(run.name),
+                meta={"run": index % COLOURS},
+            )
+        )
+    _bars(figure)
+    says = "; ".join(
+        f"{run.name}: " + ", ".join(f"{words} {size(sizes.get(k))}" for k, words in kinds)
+        for _, run, sizes in shown
+    )
+    height = 90 + len(kinds) * (14 + 14 * len(shown))
+    return [Chart("Bytes on disk", f"Bytes on disk. {says}.", figure, height)]
+
+
+# -- shared ----------------------------------------------------------------------------------------
+
+
+def _figure(x: str | None, y: str | None) -> go.Figure:
+    """An empty figure that leaves touch to the page: no zoom, no drag, no plotly legend."""
+    layout = {
+        "template": "none",
+        "showlegend": False,
+        "dragmode": False,
+        "margin": {"l": 8, "r": 12, "t": 10, "b": 8},
+        "font": {"size": 12},
+        "hovermode": "closest",
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+    }
+    axis = {"fixedrange": True, "automargin": True, "zeroline": False, "ticks": "outside"}
+    figure = go.Figure(layout=layout)
+    figure.update_xaxes(**axis, title={"text": x, "standoff": 10})
+    figure.update_yaxes(**axis, title={"text": y, "standoff": 8})
+    return figure
+
+
+def _line(
+    xs: Sequence[float], ys: Sequence[float], index: int, name: str, faint: bool, unit: str
+) -> go.Scatter:
+    dash = "dot" if faint else DASHES[(index // COLOURS) % len(DASHES)]
+    few = len(xs) <= 30 and not faint
+    return go.Scatter(
+        x=list(xs),
+        y=list(ys),
+        mode="lines+markers" if few or len(xs) == 1 else "lines",
+        line={"width": 1.5 if faint else 2.5, "dash": dash},
+        marker={"size": 7, "symbol": SYMBOLS[index % len(SYMBOLS)]},
+        name=_safe(name),
+        hovertemplate="epoch %{x}: %{y:.4g}"
+        + (" %" if unit == "%" else "")
+        + "<extra>%{fullData.name}</extra>",
+        meta={"run": index % COLOURS, "faint": faint},
+    )
+
+
+def _bars(figure: go.Figure) -> None:
+    """Horizontal bars, the first at the top, without an axis line beside the names."""
+    figure.update_yaxes(autorange="reversed", ticks="", showgrid=False, type="category")
+    figure.update_layout(barmode="group", bargap=0.3, bargroupgap=0.08)
+
+
+def _whole_epochs(figure: go.Figure, epochs: Sequence[int]) -> None:
+    """Ticks at whole epochs alone."""
+    if len(set(epochs)) <= 8:
+        figure.update_xaxes(tickmode="array", tickvals=sorted(set(epochs)))
+    else:
+        figure.update_xaxes(tickformat="d", nticks=8)
+
+
+def _gap(low: float | None, high: float | None) -> float:
+    return max(0.0, high - low) if low is not None and high is not None else 0.0
+
+
+def _safe(text: str) -> str:
+    """Text for plotly, which reads a few HTML tags in labels: angle brackets as entities."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _short(name: str, names: Sequence[str], limit: int = 20) -> str:
+    """A long dotted name by its end, where that still tells it from the others."""
+    if len(name) <= limit:
+        return _safe(name)
+    end = name[-(limit - 1) :]
+    alone = sum(other.endswith(end) for other in names) == 1
+    return _safe(f"…{end}" if alone else name)
