@@ -12,7 +12,7 @@ import math
 import tomllib
 import types
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -101,12 +101,28 @@ class TrainConfig:
         """The fields as JSON has them."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
-    def changes(self) -> dict[str, Any]:
-        """The fields that differ from their defaults."""
-        plain = TrainConfig()
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: v for name, v in values.items() if v != getattr(plain, name)}
 
+@dataclass(frozen=True)
+class PruneConfig:
+    """What a one-shot pruning of a run is asked; the words are those of `sparsewright.prune`."""
+
+    sparsity: float | None = setting(
+        None, "fraction of weights absent, in [0, 1); default: what the pattern fixes"
+    )
+    pattern: str = setting("unstructured", "which zeros are allowed: 2:4, 3:32, block:4x4, ...")
+    score: str = setting("magnitude", "how much a weight is worth keeping")
+    allocate: str = setting(
+        "uniform", "how the sparsity is shared out (uniform: first layer dense)"
+    )
+    on_misfit: str = setting(
+        "unstructured",
+        "for weights that do not fit the pattern: error, skip (dense), or another pattern",
+    )
+    skip: tuple[str, ...] = setting((), "layers to leave dense, by name or glob (repeatable)")
+    seed: int = setting(0, "decides random choices")
+
+
+Settings = TrainConfig | PruneConfig
 
 BOUNDS: tuple[tuple[str, float, float], ...] = (
     ("epochs", 1, math.inf),
@@ -131,9 +147,9 @@ def _in_range(name: str, value: float | None, low: float, high: float) -> None:
 
 
 @cache
-def field_types() -> dict[str, Any]:
+def field_types(kind: type[Settings] = TrainConfig) -> dict[str, Any]:
     """Name -> type of every field."""
-    return get_type_hints(TrainConfig)
+    return get_type_hints(kind)
 
 
 def accepts(hint: Any) -> tuple[Any, ...]:
@@ -201,27 +217,31 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def as_flags(config: TrainConfig) -> list[str] | None:
+def as_flags(config: Settings) -> list[str] | None:
     """The shortest command line with the same meaning, or None if tables make it inexpressible.
 
     >>> as_flags(TrainConfig(method="rigl", sparsity=0.9, tensorboard=False))
     ['--method', 'rigl', '--sparsity', '0.9', '--no-tensorboard']
     """
     words: list[str] = []
-    for name, value in config.changes().items():
+    plain = type(config)()
+    for spec in fields(config):
+        value = getattr(config, spec.name)
+        if value == getattr(plain, spec.name):
+            continue
         if isinstance(value, dict):
             return None
         if isinstance(value, bool):
-            words.append(flag(name) if value else "--no-" + flag(name)[2:])
+            words.append(flag(spec.name) if value else "--no-" + flag(spec.name)[2:])
             continue
         for single in value if isinstance(value, tuple) else (value,):
-            words += [flag(name), str(single)]
+            words += [flag(spec.name), str(single)]
     return words
 
 
-def help_of(name: str) -> str:
+def help_of(kind: type[Settings], name: str) -> str:
     """A field's documentation and default, for `--help`."""
-    spec = next(f for f in fields(TrainConfig) if f.name == name)
-    plain = None if spec.default is MISSING else spec.default
-    shown = "" if plain in (None, "", ()) or isinstance(plain, bool) else f" (default: {plain})"
+    spec = next(f for f in fields(kind) if f.name == name)
+    quiet = isinstance(spec.default, bool) or spec.default in (None, "", ())
+    shown = "" if quiet else f" (default: {spec.default})"
     return (spec.metadata["help"] + shown).replace("%", "%%")

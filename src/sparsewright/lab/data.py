@@ -26,8 +26,8 @@ Pair = tuple[Tensor, Tensor]
 class Images:
     """A data set in memory.
 
-    train, test: (float32 images (n, channels, height, width), int64 labels (n,)). The images are
-    scaled to [0, 1] and standardised per channel by the mean and deviation of the training images.
+    train, test: (float32 images (n, channels, height, width), int64 labels (n,)). Pixels are
+    standardised per channel by the mean and the deviation of the training images.
     mirror: whether an image mirrored left to right still means the same (for augmentation).
     """
 
@@ -65,8 +65,7 @@ class Source:
     """Where a data set comes from and how it is read.
 
     files: alternatives for each file wanted, relative to the set's folder. read: these files, in
-    order -> (train, test) with uint8 images; for a set without files, whatever it ships in.
-    highest: the value of a white pixel.
+    order -> (train, test) with uint8 images; a set without files ships inside a library.
     """
 
     about: str
@@ -74,7 +73,6 @@ class Source:
     files: tuple[tuple[str, ...], ...] = ()
     downloads: tuple[Download, ...] = ()
     classes: int = 10
-    highest: int = 255
     mirror: bool = False
 
 
@@ -125,15 +123,34 @@ def load(name: str) -> Images:
     source = DATA[name]
     _, files = find(name)
     train, test = source.read(*files)
-    x, means, deviations = _standardise(train[0], source.highest)
-    x_test = (test[0].float() / source.highest - means) / deviations
-    return Images(name, (x, train[1]), (x_test, test[1]), source.classes, source.mirror)
+    means, deviations = pixel_statistics(train[0])
+    x_train, x_test = (standardise(images, means, deviations) for images in (train[0], test[0]))
+    return Images(name, (x_train, train[1]), (x_test, test[1]), source.classes, source.mirror)
 
 
-def _standardise(images: Tensor, highest: int) -> tuple[Tensor, Tensor, Tensor]:
-    x = images.float() / highest
-    deviations, means = torch.std_mean(x, dim=(0, 2, 3), keepdim=True)
-    return (x - means) / deviations, means, deviations
+def pixel_statistics(images: Tensor) -> Pair:
+    """(n, channels, h, w) uint8 -> mean and standard deviation of every channel, float32.
+
+    Counted, not summed, so that neither the number of threads nor rounding plays a part.
+
+    >>> pixel_statistics(torch.tensor([0, 4], dtype=torch.uint8).reshape(2, 1, 1, 1))
+    (tensor([2.]), tensor([2.]))
+    """
+    values = torch.arange(256, dtype=torch.float64)
+    shares = (
+        torch.stack(
+            [torch.bincount(images[:, c].flatten(), minlength=256) for c in range(images.shape[1])]
+        ).double()
+        / images[:, 0].numel()
+    )  # (channels, values)
+    means = shares @ values
+    variances = (shares * (values - means[:, None]) ** 2).sum(dim=1)
+    return means.float(), variances.sqrt().float()
+
+
+def standardise(images: Tensor, means: Tensor, deviations: Tensor) -> Tensor:
+    """(n, channels, h, w) uint8 -> float32, (pixel - mean) / deviation of its channel."""
+    return images.float().sub_(means[:, None, None]).div_(deviations[:, None, None])
 
 
 def batches(
@@ -179,12 +196,11 @@ def read_digits() -> tuple[Pair, Pair]:
             f"data set 'digits' ships inside scikit-learn, which cannot be imported ({error}); "
             "install sparsewright[lab]"
         ) from None
-    images, labels = load_digits(return_X_y=True)
-    x_train, x_test, y_train, y_test = train_test_split(
-        images, labels, test_size=360, stratify=labels, random_state=0
-    )
-    x_train, x_test, y_train, y_test = map(torch.from_numpy, (x_train, x_test, y_train, y_test))
-    return (x_train.reshape(-1, 1, 8, 8), y_train), (x_test.reshape(-1, 1, 8, 8), y_test)
+    images, labels = map(torch.from_numpy, load_digits(return_X_y=True))
+    images = images.to(torch.uint8).reshape(-1, 1, 8, 8)  # pixels are whole numbers from 0 to 16
+    places = range(len(labels))
+    train, test = train_test_split(places, test_size=360, stratify=labels, random_state=0)
+    return (images[train], labels[train]), (images[test], labels[test])
 
 
 def read_mnist_like(*files: Path) -> tuple[Pair, Pair]:
@@ -220,7 +236,6 @@ DATA.register("digits")(
     Source(
         "1,797 grey 8x8 images of handwritten digits, inside scikit-learn (Alpaydin, Kaynak 1998)",
         read_digits,
-        highest=16,
     )
 )
 

@@ -86,17 +86,16 @@ def _continue(url: str, part: Path, progress: Progress, task: object, timeout: f
             if error.code == 416 and have:  # nothing is missing; the checksum decides
                 return True
             raise DataError(f"{url}: the server answers {error.code} {error.reason}") from None
-    with reply, part.open("ab") as file:
-        if reply.status != 206:  # the server does not continue: begin again
-            file.truncate(0)
-            have = 0
+    if reply.status != 206:  # the server does not continue: begin again
+        have = 0
+    with reply, part.open("ab" if have else "wb") as file:
         length = reply.headers.get("Content-Length")
         whole = have + int(length) if length else None
         progress.update(task, total=whole, completed=have)  # type: ignore[arg-type]
         while piece := reply.read(PIECE):
-            file.write(piece)
+            have += file.write(piece)
             progress.advance(task, len(piece))  # type: ignore[arg-type]
-        return whole is None or file.tell() == whole
+        return whole is None or have == whole
 
 
 def _check(part: Path, wanted: Download) -> None:
@@ -127,8 +126,8 @@ def unpack(archive: Path, members: tuple[str, ...], folder: Path) -> None:
 
 def _take(tar: tarfile.TarFile, name: str, folder: Path) -> None:
     # Written through a file object: the archive chooses neither path, nor mode, nor kind.
-    source = tar.extractfile(name)
-    if source is None or not tar.getmember(name).isreg():
+    source = tar.extractfile(name) if tar.getmember(name).isreg() else None
+    if source is None:  # links are not even looked at
         raise DataError(f"{folder}: member {name} of the archive must be a regular file")
     target = folder / name
     target.parent.mkdir(parents=True, exist_ok=True)

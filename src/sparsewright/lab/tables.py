@@ -1,0 +1,132 @@
+"""What the command line prints: every part straight from its table, the data sets, a deployment."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table as Printed
+
+from ..allocate import ALLOCATIONS
+from ..errors import DataError
+from ..kernels.table import KERNELS
+from ..layouts import LAYOUTS
+from ..methods import METHODS
+from ..patterns import PATTERNS
+from ..registry import Table
+from ..schedules import SCHEDULES
+from ..scores import SCORES
+from .data import DATA, find
+from .models import MODELS
+from .train import OPTIMIZERS
+
+TABLES: tuple[Table[Any], ...] = (
+    METHODS,
+    PATTERNS,
+    SCORES,
+    ALLOCATIONS,
+    SCHEDULES,
+    LAYOUTS,
+    KERNELS,
+    MODELS,
+    DATA,
+    OPTIMIZERS,
+)
+
+
+def show(table: Printed | str) -> None:
+    """Print a table; where the output is no terminal, as wide as its lines are."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)
+    console.print(table, soft_wrap=False)
+
+
+def heading(kind: str) -> str:
+    """The plural of a table's kind, as a title.
+
+    >>> heading("data set"), heading("optimizer of the lab")
+    ('data sets', 'optimizers of the lab')
+    """
+    first, *rest = kind.split(" of ")
+    return " of ".join([f"{first}s", *rest])
+
+
+def parts_tables() -> list[Printed]:
+    """One table for every kind of part: its names, each with what it is."""
+    return [_parts_table(table) for table in TABLES]
+
+
+def _parts_table(table: Table[Any]) -> Printed:
+    printed = _plain(heading(table.kind))
+    printed.add_column("name", no_wrap=True, min_width=16)
+    printed.add_column("what it is", overflow="fold")
+    for name, part in table.items():
+        examples = getattr(part, "examples", None)
+        printed.add_row(", ".join(examples) if examples else name, describe(part))
+    return printed
+
+
+def describe(part: Any) -> str:
+    """The first line of a part's own documentation: its `about`, or its docstring.
+
+    >>> def one(): "The first. The rest."
+    >>> describe(one)
+    'The first. The rest.'
+    """
+    text = getattr(part, "about", None) or inspect.getdoc(part) or ""
+    return str(text).split("\n", 1)[0]
+
+
+def data_table() -> Printed:
+    """Every data set, and the folder in which it was found."""
+    printed = _plain("data sets")
+    for column in ("name", "what it is", "where"):
+        printed.add_column(column, overflow="fold")
+    for name, source in DATA.items():
+        printed.add_row(name, source.about, where(name))
+    return printed
+
+
+def where(name: str) -> str:
+    """The folder of a data set, or how to get it."""
+    try:
+        return str(find(name)[0] or "inside scikit-learn")
+    except DataError:
+        return f"not here: sparsewright data {name}"
+
+
+def deployment_table(run: Path, found: Mapping[str, Any]) -> Printed:
+    """Whole-model times of a deployed run beside every dense way, for each batch size."""
+    sizes = found["bytes"]
+    title = (
+        f"{run}, {found['threads']} threads: {sizes['artifact']:,} bytes "
+        f"({sizes['dense_fp32']:,} dense), outputs "
+        + ("equal" if found["outputs_equal"] else "DIFFER")
+        + f" within {found['tolerance']:g}"
+    )
+    printed = _plain(title)
+    for column in ("batch", "way", "median ms", "10th to 90th percentile", "x best dense"):
+        printed.add_column(column, justify="left" if column == "way" else "right", overflow="fold")
+    for batch, measured in found["batches"].items():
+        best = {row["way"]: row.get("median_ms") for row in measured["model"]}
+        for row in measured["model"]:
+            printed.add_row(batch, *_timed_row(row, best[measured["best_dense"]]))
+    return printed
+
+
+def _timed_row(row: Mapping[str, Any], best_ms: float) -> tuple[str, str, str, str]:
+    if "refused" in row:
+        return row["way"], "", f"refused: {row['refused']}", ""
+    median = row["median_ms"]
+    spread = f"{row['low_ms']:.4f} to {row['high_ms']:.4f}"
+    return row["way"], f"{median:.4f}", spread, f"{best_ms / median:.2f}"
+
+
+def _plain(title: str) -> Printed:
+    return Printed(
+        title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0)
+    )
