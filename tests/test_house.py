@@ -134,9 +134,9 @@ def test_import_is_light() -> None:
 
 
 FLOORS = {
-    **dict.fromkeys(("core", "registry", "errors", "kernels"), 0),
-    **dict.fromkeys(("patterns", "scores", "allocate", "budget", "schedules", "layouts"), 1),
-    **dict.fromkeys(("initialise", "connectivity"), 1),
+    **dict.fromkeys(("core", "registry", "errors"), 0),
+    **dict.fromkeys(("patterns", "scores", "allocate", "budget", "schedules"), 1),
+    **dict.fromkeys(("layouts", "kernels", "initialise", "connectivity"), 1),
     "nn": 2,
     **dict.fromkeys(("methods", "prune", "sparsifier", "measure"), 3),
     **dict.fromkeys(("selection", "summary", "optimizer_state"), 3),

@@ -1,0 +1,248 @@
+"""The fastest kernel for one layer on this machine, by timing all candidates side by side.
+
+Every candidate is first held against the dense product in float64. The error of a sum of n
+products in float32, in any order, is at most about n * eps * sum |w| |x| (Higham, "Accuracy and
+Stability of Numerical Algorithms", 2002, section 3.1): a kernel beyond that raises KernelError.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..core import Packed
+from ..errors import KernelError
+from ..layouts import LAYOUTS
+from . import library
+from .table import KERNELS, Kernel
+
+DENSE = "dense"
+SAMPLE = 100e-6  # seconds that a sample lasts at least
+MIN_ROUNDS = 5
+HOPELESS = 5.0  # a candidate this many times slower than the best after a round is timed no more
+MARGIN = 8  # added to the fan-in: the bias, and sums kept side by side
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one call: median, 10th and 90th percentile over rounds; largest error."""
+
+    kernel: str
+    median: float
+    low: float
+    high: float
+    rounds: int
+    error: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The kernel taken for a layer, and why.
+
+    packed: the weight in the kernel's layout, None where dense won. timings: fastest first.
+    refusals: (kernel, reason). batch: rows of the example. tolerance: largest error allowed.
+    """
+
+    kernel: str
+    layout: str
+    packed: Packed | None
+    timings: tuple[Timing, ...]
+    refusals: tuple[tuple[str, str], ...]
+    batch: int
+    threads: int
+    tolerance: float
+
+    @property
+    def timing(self) -> Timing:
+        """Of the kernel taken."""
+        return self.timings[0]
+
+    @property
+    def best_dense(self) -> Timing | None:
+        """The fastest dense way, if one was timed."""
+        dense = [t for t in self.timings if KERNELS[t.kernel].layout == DENSE]
+        return dense[0] if dense else None
+
+    @property
+    def speedup(self) -> float | None:
+        """Median of the best dense way over that of the kernel taken; None without a dense way."""
+        return self.best_dense.median / self.timing.median if self.best_dense else None
+
+
+def choose(
+    weight: Tensor,
+    bias: Tensor | None,
+    example: Tensor,
+    *,
+    kernels: Iterable[str] | None = None,
+    seconds: float = 0.2,
+) -> Choice:
+    """Time every kernel that serves, on the example's shape and torch's threads; keep the fastest.
+
+    weight: (out, in) float32, absent weights exactly 0. example: (..., in), finite. kernels: names
+    of the candidates, by default all. seconds: spent on timing, at least. Raises KernelError if a
+    kernel disagrees with the dense product, or none serves.
+
+    >>> weight = torch.eye(64)
+    >>> choice = choose(weight, None, torch.ones(1, 64), seconds=0.01)
+    >>> choice.kernel in KERNELS
+    True
+    """
+    library.warn_if_missing()
+    _check_example(weight, example)
+    with torch.no_grad():
+        runs, packed, refusals = _candidates(weight, bias, example, kernels)
+        if not runs:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in refusals)
+            raise KernelError(f"no kernel serves this layer. {reasons}")
+        errors, tolerance = _check(runs, weight, bias, example)
+        samples = _time(runs, seconds)
+    timings = sorted((_summary(n, s, errors[n]) for n, s in samples.items()), key=_median)
+    best = KERNELS[timings[0].kernel]
+    return Choice(
+        kernel=best.name,
+        layout=best.layout,
+        packed=packed.get(best.layout),
+        timings=tuple(timings),
+        refusals=tuple(refusals),
+        batch=example.shape[:-1].numel(),
+        threads=torch.get_num_threads(),
+        tolerance=tolerance,
+    )
+
+
+def explain(choice: Choice, name: str = "layer") -> str:
+    """The choice as text: every candidate's time and error, every refusal's reason.
+
+    >>> print(explain(choose(torch.eye(8), None, torch.ones(1, 8), seconds=0)).split(":")[0])
+    layer
+    """
+    faster = f", {choice.speedup:.2f}x the best dense way" if choice.speedup else ""
+    threads = f"{choice.threads} thread{'s' if choice.threads > 1 else ''}"
+    lines = [f"{name}: {choice.kernel}{faster} (batch {choice.batch}, {threads})"]
+    for t in choice.timings:
+        micro = f"{t.median * 1e6:9.1f} us [{t.low * 1e6:.1f} - {t.high * 1e6:.1f}]"
+        lines.append(f"  {t.kernel:14} {micro}, error {t.error:.1e} of {choice.tolerance:.1e}")
+    lines += [f"  {kernel:14} refused: {reason}" for kernel, reason in choice.refusals]
+    return "\n".join(lines)
+
+
+Runs = dict[str, Callable[[], Tensor]]
+
+
+def _check_example(weight: Tensor, example: Tensor) -> None:
+    if weight.dim() != 2 or example.dim() < 1 or example.shape[-1] != weight.shape[1]:
+        raise KernelError(
+            "needs a weight (out, in) and an example (..., in); got "
+            f"{tuple(weight.shape)} and {tuple(example.shape)}"
+        )
+    for what, tensor in (("weight", weight), ("example", example)):
+        if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+            raise KernelError(
+                f"the {what} must be float32 on the CPU; got {tensor.dtype} on {tensor.device}"
+            )
+        if not bool(torch.isfinite(tensor).all()):
+            raise KernelError(f"the {what} must be finite: kernels are checked on it")
+
+
+def _candidates(
+    weight: Tensor, bias: Tensor | None, example: Tensor, kernels: Iterable[str] | None
+) -> tuple[Runs, dict[str, Packed], list[tuple[str, str]]]:
+    runs: Runs = {}
+    packed: dict[str, Packed] = {}
+    refusals: list[tuple[str, str]] = []
+    weight, bias = weight.detach(), None if bias is None else bias.detach()
+    reasons: dict[str, str | None] = {DENSE: None}
+    for name in KERNELS if kernels is None else list(kernels):
+        kernel = KERNELS[name]
+        reason = kernel.refuses()
+        if reason is None and kernel.layout not in reasons:
+            layout = LAYOUTS[kernel.layout]
+            reasons[layout.name] = layout.refuses(weight)
+            if reasons[layout.name] is None:
+                packed[layout.name] = layout.pack(weight)
+        reason = reason or reasons.get(kernel.layout)
+        if reason is not None:
+            refusals.append((name, reason))
+            continue
+        runs[name] = _bound(kernel, packed.get(kernel.layout, weight), bias, example)
+    return runs, packed, refusals
+
+
+def _bound(
+    kernel: Kernel, weight: Packed | Tensor, bias: Tensor | None, example: Tensor
+) -> Callable[[], Tensor]:
+    prepared = kernel.prepare(weight, example.shape[:-1].numel())
+    op, tensors, numbers = kernel.op, tuple(prepared.tensors.values()), prepared.numbers
+    return lambda: op(example, *tensors, bias, *numbers)
+
+
+def _check(
+    runs: Runs, weight: Tensor, bias: Tensor | None, example: Tensor
+) -> tuple[dict[str, float], float]:
+    """Largest error of every candidate, and the largest that was allowed anywhere."""
+    start = None if bias is None else bias.double()
+    expected = F.linear(example.double(), weight.double(), start)
+    size = F.linear(
+        example.double().abs(), weight.double().abs(), None if start is None else start.abs()
+    )
+    fan_in = int((weight != 0).sum(dim=1).max()) if weight.numel() else 0
+    allowed = (fan_in + MARGIN) * torch.finfo(torch.float32).eps * size
+    errors = {}
+    for name, run in runs.items():
+        got = run()
+        if got.shape != expected.shape:
+            raise KernelError(f"{name} gave shape {tuple(got.shape)}, not {tuple(expected.shape)}")
+        error = (got.double() - expected).abs()
+        if not bool((error <= allowed).all()):  # NaN is no agreement
+            raise KernelError(
+                f"{name} disagrees with the dense product: off by {float(error.max()):.3g}, where "
+                f"float32 over {fan_in} weights allows {float(allowed.max()):.3g}"
+            )
+        errors[name] = float(error.max()) if error.numel() else 0.0
+    return errors, float(allowed.max()) if allowed.numel() else 0.0
+
+
+def _time(runs: Runs, seconds: float) -> dict[str, list[float]]:
+    """Seconds of one call, candidate after candidate, round after round."""
+    repeats = {name: _repeats(run) for name, run in runs.items()}
+    samples: dict[str, list[float]] = {name: [] for name in runs}
+    end = time.perf_counter() + seconds
+    active = list(runs)
+    done = 0
+    while done < MIN_ROUNDS or time.perf_counter() < end:
+        for name in active[done % len(active) :] + active[: done % len(active)]:
+            samples[name].append(_sample(runs[name], repeats[name]))
+        best = min(samples[name][0] for name in runs)
+        active = [name for name in runs if samples[name][0] <= HOPELESS * best]
+        done += 1
+    return samples
+
+
+def _repeats(run: Callable[[], Tensor]) -> int:
+    run()
+    taken = _sample(run, 1)
+    return max(1, min(1000, round(SAMPLE / max(taken, 1e-7))))
+
+
+def _sample(run: Callable[[], Tensor], repeats: int) -> float:
+    run()  # brings the candidate's weight back into the cache after the others
+    start = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    return (time.perf_counter() - start) / repeats
+
+
+def _summary(kernel: str, samples: list[float], error: float) -> Timing:
+    ordered = sorted(samples)
+    low, median, high = (ordered[int(q * (len(ordered) - 1))] for q in (0.1, 0.5, 0.9))
+    return Timing(kernel, median, low, high, len(ordered), error)
+
+
+def _median(timing: Timing) -> float:
+    return timing.median

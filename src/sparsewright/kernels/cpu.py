@@ -1,0 +1,74 @@
+"""The CPU kernels of layouts csr and nm: one op each, served by the instruction set it is told."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+from torch import Tensor
+
+from ..core import Packed
+from . import library, reference
+from .table import KERNELS, Kernel, Prepared, as_packed
+
+
+def _isa_number(isa: str) -> int:
+    """0, whatever CPU comes, for the best one: an exported graph runs on other CPUs too."""
+    return library.BEST if isa == library.best_isa() else library.ISAS[isa]
+
+
+def _csr(isa: str, weight: Packed | Tensor, rows: int) -> Prepared:
+    tensors = as_packed(weight).tensors
+    names = ("rows", "columns", "values")
+    return Prepared({name: tensors[name] for name in names}, (_isa_number(isa),))
+
+
+def _nm(isa: str, weight: Packed | Tensor, rows: int) -> Prepared:
+    packed = as_packed(weight)
+    numbers = (packed.shape[0], packed.meta["chunk"], _isa_number(isa))
+    return Prepared({name: packed.tensors[name] for name in ("values", "columns")}, numbers)
+
+
+def _why_no_reference() -> str | None:
+    if library.LIBRARY.path is None:
+        return None
+    return "it is the specification, and serves only where compiled kernels are missing"
+
+
+def _csr_reference(
+    x: Tensor, rows: Tensor, columns: Tensor, values: Tensor, bias: Tensor | None, isa: int
+) -> Tensor:
+    return reference.csr_linear(x, rows, columns, values, bias)
+
+
+def _nm_reference(
+    x: Tensor,
+    values: Tensor,
+    columns: Tensor,
+    bias: Tensor | None,
+    out_features: int,
+    chunk: int,
+    isa: int,
+) -> Tensor:
+    return reference.nm_linear(x, values, columns, bias, out_features, chunk)
+
+
+def _register(
+    layout: str,
+    prepare: Callable[[str, Packed | Tensor, int], Prepared],
+    op: Callable[..., Tensor],
+    plain: Callable[..., Tensor],
+) -> None:
+    for isa in library.ISAS:
+        refuses = functools.partial(library.why_no_isa, isa)
+        ready = functools.partial(prepare, isa)
+        name = f"{layout}.{isa}"
+        KERNELS.register(name)(Kernel(name, layout, "cpu", refuses, ready, op))
+    # Without the library the op is the reference, and as an op it can be exported.
+    spec = plain if library.LIBRARY.path else op
+    name, ready = f"{layout}.reference", functools.partial(prepare, "portable")
+    KERNELS.register(name)(Kernel(name, layout, "cpu", _why_no_reference, ready, spec))
+
+
+_register("csr", _csr, library.csr_linear, _csr_reference)
+_register("nm", _nm, library.nm_linear, _nm_reference)
