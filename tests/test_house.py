@@ -12,6 +12,7 @@ import sys
 import sysconfig
 import tomllib
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -140,7 +141,7 @@ FLOORS = {
     "nn": 2,
     **dict.fromkeys(("methods", "prune", "sparsifier", "measure"), 3),
     **dict.fromkeys(("selection", "summary", "optimizer_state"), 3),
-    **dict.fromkeys(("deploy", "artifact"), 4),
+    **dict.fromkeys(("deploy", "artifact", "plan", "graph", "operations", "rebuild"), 4),
     "lab": 5,
     "report": 6,
     "cli": 7,
@@ -181,6 +182,39 @@ def test_files_import_only_from_floors_below() -> None:
     assert wrong == []
 
 
+def test_every_import_is_declared() -> None:
+    """What the package imports is the standard library, itself, or named in pyproject.toml."""
+    project = PROJECT["project"]
+    optional = [line for extra in ("lab", "bench") for line in extras()[extra]]
+    declared = {canonical(Requirement(line).name) for line in [*project["dependencies"], *optional]}
+    declared.add("markupsafe")  # a part of jinja2's interface
+    owners = metadata.packages_distributions()
+    unknown = {
+        f"{path.relative_to(PACKAGE)}: {name}"
+        for path in PACKAGE.rglob("*.py")
+        for name in roots(path) - set(sys.stdlib_module_names) - {"sparsewright"}
+        if not declared & {canonical(owner) for owner in owners.get(name, [])}
+    }
+    assert unknown == set()
+
+
+def roots(path: Path) -> set[str]:
+    """Names of the top-level packages that a file imports, its own aside."""
+    tree = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    nodes = [node for node in tree if isinstance(node, ast.Import | ast.ImportFrom)]
+    out = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            out |= {alias.name.split(".")[0] for alias in node.names}
+        elif node.level == 0 and node.module:
+            out.add(node.module.split(".")[0])
+    return out
+
+
+def extras() -> dict[str, list[str]]:
+    return PROJECT["project"]["optional-dependencies"]
+
+
 def pins() -> dict[str, str]:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pairs = [line.split("==") for line in lines if line and not line.startswith("#")]
@@ -193,9 +227,8 @@ def canonical(name: str) -> str:
 
 def test_every_dependency_is_pinned_within_its_range() -> None:
     project = PROJECT["project"]
-    extras = project["optional-dependencies"].values()
     lines = [*PROJECT["build-system"]["requires"], *project["dependencies"]]
-    lines += [line for extra in extras for line in extra]
+    lines += [line for extra in extras().values() for line in extra]
     pinned = pins()
     for line in lines:
         wanted = Requirement(line)
