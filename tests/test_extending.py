@@ -52,7 +52,7 @@ def run(extended: Path, *words: str, cwd: Path) -> subprocess.CompletedProcess[s
 
 def test_page_adds_one_part_of_every_kind() -> None:
     kinds = [Path(block.note).parts[0] for block in FILES]
-    assert sorted(kinds) == ["layouts", "methods", "patterns", "scores"]
+    assert sorted(kinds) == ["kernels", "layouts", "methods", "patterns", "scores"]
 
 
 @pytest.mark.parametrize("block", USES, ids=lambda block: block.note)
