@@ -24,7 +24,7 @@ from .table import KERNELS, Kernel
 DENSE = "dense"
 SAMPLE = 100e-6  # seconds that a sample lasts at least
 MIN_ROUNDS = 5
-HOPELESS = 5.0  # a candidate this many times slower than the best after a round is timed no more
+HOPELESS = 5.0  # a sparse kernel this many times slower than the best is timed no more
 MARGIN = 8  # added to the fan-in: the bias, and sums kept side by side
 
 
@@ -65,7 +65,7 @@ class Choice:
     @property
     def best_dense(self) -> Timing | None:
         """The fastest dense way, if one was timed."""
-        dense = [t for t in self.timings if KERNELS[t.kernel].layout == DENSE]
+        dense = [t for t in self.timings if is_dense(t.kernel)]
         return dense[0] if dense else None
 
     @property
@@ -135,6 +135,15 @@ def explain(choice: Choice, name: str = "layer") -> str:
 Runs = dict[str, Callable[[], Tensor]]
 
 
+def is_dense(kernel: str) -> bool:
+    """Whether a kernel of the table works on the dense weight.
+
+    >>> is_dense("dense.eager")
+    True
+    """
+    return KERNELS[kernel].layout == DENSE
+
+
 def _check_example(weight: Tensor, example: Tensor) -> None:
     if weight.dim() != 2 or example.dim() < 1 or example.shape[-1] != weight.shape[1]:
         raise KernelError(
@@ -160,7 +169,7 @@ def _candidates(
     reasons: dict[str, str | None] = {DENSE: None}
     for name in KERNELS if kernels is None else list(kernels):
         kernel = KERNELS[name]
-        reason = kernel.refuses()
+        reason = kernel.refuses() or (kernel.reserve if kernels is None else None)
         if reason is None and kernel.layout not in reasons:
             layout = LAYOUTS[kernel.layout]
             reasons[layout.name] = layout.refuses(weight)
@@ -219,7 +228,7 @@ def _time(runs: Runs, seconds: float) -> dict[str, list[float]]:
         for name in active[done % len(active) :] + active[: done % len(active)]:
             samples[name].append(_sample(runs[name], repeats[name]))
         best = min(samples[name][0] for name in runs)
-        active = [name for name in runs if samples[name][0] <= HOPELESS * best]
+        active = [n for n in runs if is_dense(n) or samples[n][0] <= HOPELESS * best]
         done += 1
     return samples
 

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from ..core import Packed
 from . import library, reference
-from .table import KERNELS, Kernel, Prepared, as_packed
+from .table import KERNELS, Kernel, Prepared, as_packed, never
+
+RESERVE = "it is the specification: timed only where the compiled kernels are missing, or if named"
 
 
 def _isa_number(isa: str) -> int:
@@ -27,12 +29,6 @@ def _nm(isa: str, weight: Packed | Tensor, rows: int) -> Prepared:
     packed = as_packed(weight)
     numbers = (packed.shape[0], packed.meta["chunk"], _isa_number(isa))
     return Prepared({name: packed.tensors[name] for name in ("values", "columns")}, numbers)
-
-
-def _why_no_reference() -> str | None:
-    if library.LIBRARY.path is None:
-        return None
-    return "it is the specification, and serves only where compiled kernels are missing"
 
 
 def _csr_reference(
@@ -65,9 +61,9 @@ def _register(
         name = f"{layout}.{isa}"
         KERNELS.register(name)(Kernel(name, layout, "cpu", refuses, ready, op))
     # Without the library the op is the reference, and as an op it can be exported.
-    spec = plain if library.LIBRARY.path else op
+    spec, reserve = (plain, RESERVE) if library.LIBRARY.path else (op, None)
     name, ready = f"{layout}.reference", functools.partial(prepare, "portable")
-    KERNELS.register(name)(Kernel(name, layout, "cpu", _why_no_reference, ready, spec))
+    KERNELS.register(name)(Kernel(name, layout, "cpu", never, ready, spec, reserve))
 
 
 _register("csr", _csr, library.csr_linear, _csr_reference)

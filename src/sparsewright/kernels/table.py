@@ -25,7 +25,7 @@ class Kernel:
 
     layout: a name of LAYOUTS, or "dense". refuses: why it cannot serve on this machine, or None.
     prepare: (packed weight; for layout "dense" the weight, and the rows of x) -> Prepared.
-    op: (x, *tensors, bias, *numbers) -> y.
+    op: (x, *tensors, bias, *numbers) -> y. reserve: why `choose` leaves it out unless it is named.
     """
 
     name: str
@@ -34,6 +34,7 @@ class Kernel:
     refuses: Callable[[], str | None]
     prepare: Callable[[Packed | Tensor, int], Prepared]
     op: Callable[..., Tensor]
+    reserve: str | None = None
 
     def run(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
         """x (..., in) float32 -> y (..., out)."""
