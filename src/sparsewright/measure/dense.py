@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import KernelError
+from ..kernels import KERNELS
+from ..nn import PrepackedLinear
 from ..registry import Table
 
 Run = Callable[[], object]
@@ -94,33 +96,19 @@ WAYS.register("eager")(run_eager)
 
 @WAYS.register("onednn prepacked")
 def _onednn(model: nn.Module, example: Tensor) -> Run | str:
-    if not torch.backends.mkldnn.is_available():
-        return "this torch was built without oneDNN"
-    linears = [n for n, m in model.named_modules() if type(m) is nn.Linear and n]
-    if not linears and type(model) is not nn.Linear:
-        return "the model has no Linear"
+    reason = KERNELS["dense.onednn"].refuses()
+    if reason is not None:
+        return reason
     packed = nn.Sequential(copy.deepcopy(model))
-    rows = max(1, example.shape[0] if example.dim() > 1 else 1)
-    for name in [f"0.{n}" for n in linears] or ["0"]:
+    linears = [name for name, m in packed.named_modules() if type(m) is nn.Linear]
+    if not linears:
+        return "the model has no Linear"
+    rows = example.shape[0] if example.dim() else 1  # oneDNN takes it as a hint
+    for name in linears:
         linear = packed.get_submodule(name)
         assert isinstance(linear, nn.Linear)
-        packed.set_submodule(name, PrepackedLinear(linear, rows))
-    return run_eager(packed, example)
-
-
-class PrepackedLinear(nn.Module):
-    """A dense Linear whose weight oneDNN has reordered once, for inputs of about `rows` rows."""
-
-    weight: Tensor
-    bias: Tensor | None
-
-    def __init__(self, linear: nn.Linear, rows: int):
-        super().__init__()
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), rows)
-        self.bias = None if linear.bias is None else linear.bias.detach()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        packed.set_submodule(name, PrepackedLinear(linear.weight, linear.bias, rows))
+    return run_eager(packed[0], example)
 
 
 @WAYS.register("torch.compile")

@@ -1,0 +1,192 @@
+"""The layers that an artifact declares: what a file says of each, and what a kernel may rely on.
+
+No kernel follows an index of a file before the layout has validated the layer that it is in, and
+none is called on anything but one declared layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .core import Packed
+from .errors import ArtifactError, LayoutError
+from .graph import Document, Graph, is_same
+from .kernels import KERNELS
+from .layouts import LAYOUTS, count_present, unpack, validate
+from .nn import PackedLinear, PrepackedLinear
+from .operations import OWN, PRODUCT, Operation, own_operation
+from .plan import pattern_of
+from .rebuild import MAX_TEXT, field, tensor_name
+
+DENSE = "dense"
+Key = tuple[str, frozenset[tuple[str, str]]]
+"""The layout, and the layout's name of each tensor with its name in the file."""
+
+
+def describe(model: nn.Module, graph: Graph) -> list[Document]:
+    """One entry for every packed or prepacked layer of a model that its graph uses."""
+    entries = []
+    for name, module in model.named_modules():
+        if not isinstance(module, (PackedLinear, PrepackedLinear)):
+            continue
+        packed = _packed(module)
+        refs = {key: _find(graph, f"{name}.{key}", t) for key, t in packed.tensors.items()}
+        if None not in refs.values():  # else the model never calls it
+            entries.append(
+                {
+                    "name": name,
+                    "layout": packed.layout,
+                    "shape": list(packed.shape),
+                    "nnz": _count(packed),
+                    "pattern": pattern_of(_dense(packed)),
+                    "kernel": module.kernel,
+                    "tensors": refs,
+                    "meta": dict(packed.meta),
+                }
+            )
+    return entries
+
+
+def _packed(module: PackedLinear | PrepackedLinear) -> Packed:
+    if isinstance(module, PackedLinear):
+        return module.packed
+    shape = (module.out_features, module.in_features)
+    return Packed(DENSE, shape, {"weight": module.weight}, {"rows": module.rows})
+
+
+def _dense(packed: Packed) -> Tensor:
+    return packed.tensors["weight"] if packed.layout == DENSE else unpack(packed)
+
+
+def _count(packed: Packed) -> int:
+    if packed.layout == DENSE:
+        return int(torch.count_nonzero(packed.tensors["weight"]))
+    return count_present(packed)
+
+
+def _find(graph: Graph, name: str, tensor: Tensor) -> str | None:
+    """The file's name of a layer's tensor: its own, or that of the layer it shares it with."""
+    if name in graph.tensors:
+        return name
+    return next((n for n, t in graph.tensors.items() if is_same(t, tensor)), None)
+
+
+def with_best_isa(graph: Document) -> Document:
+    """The graph with every instruction set left to the machine that loads it (isa 0)."""
+    nodes = []
+    for node in graph["nodes"]:
+        names = _argument_names(node["op"])
+        if "isa" in names:
+            args = [0 if n == "isa" else a for n, a in zip(names, node["args"], strict=True)]
+            node = {**node, "args": args}
+        nodes.append(node)
+    return {**graph, "nodes": nodes}
+
+
+def _argument_names(name: str) -> list[str]:
+    """The arguments of a sparsewright operation, in order; none for any other."""
+    operation = own_operation(name)
+    return [] if operation is None else [a.name for a in operation._schema.arguments]  # type: ignore[attr-defined]
+
+
+class Declared:
+    """The layers of a document, each validated; `own` checks calls against them.
+
+    prepacked: name of a dense weight that oneDNN reorders -> rows of the input it is to expect.
+    """
+
+    def __init__(self, entries: list[Any], tensors: Mapping[str, Tensor]):
+        self.tensors = tensors
+        self.layers: dict[Key, Packed] = {}
+        self.kernels: dict[Key, str] = {}
+        self.prepacked: dict[str, int] = {}
+        for place, entry in enumerate(entries):
+            self._add(entry, f"layer {place}")
+
+    def _add(self, entry: Any, place: str) -> None:
+        place = f"{place} ({field(entry, 'name', str, place)[:MAX_TEXT]!r})"
+        layout, refs = field(entry, "layout", str, place), field(entry, "tensors", dict, place)
+        if not all(isinstance(r, str) and r in self.tensors for r in refs.values()):
+            raise ArtifactError(f"{place} names a tensor that the file does not hold")
+        shape, meta = field(entry, "shape", list, place), field(entry, "meta", dict, place)
+        held = {name: self.tensors[ref] for name, ref in refs.items()}
+        packed = Packed(layout, tuple(shape), held, meta)
+        _validate(packed, place)
+        nnz, counted = field(entry, "nnz", int, place), _count(packed)
+        if nnz != counted:
+            raise ArtifactError(f"{place}: nnz must be {counted}; got {str(nnz)[:MAX_TEXT]}")
+        field(entry, "pattern", str, place)
+        kernel = field(entry, "kernel", str, place)
+        self._keep((layout, frozenset(refs.items())), packed, kernel, place)
+
+    def _keep(self, key: Key, packed: Packed, kernel: str, place: str) -> None:
+        known = self.layers.setdefault(key, packed)
+        if known.shape != packed.shape or known.meta != packed.meta:
+            raise ArtifactError(f"{place}: its tensors are declared with another shape or meta")
+        self.kernels.setdefault(key, kernel)
+        if packed.layout == DENSE and KERNELS["dense.onednn"].refuses() is None:
+            ((_, ref),) = key[1]
+            self.prepacked[ref] = packed.meta["rows"]
+
+    def own(
+        self, name: str, args: list[Any], kwargs: dict[str, Any]
+    ) -> tuple[Operation, list[Any], int]:
+        """What to call for a sparsewright operation, its arguments, and its input's width.
+
+        ArtifactError unless its tensors, sizes and bias are those of one declared layer.
+        """
+        operation, names = own_operation(name), _argument_names(name)
+        if operation is None or kwargs or len(args) != len(names):
+            raise ArtifactError(f"no operation {name[:MAX_TEXT]!r} takes {len(args)} arguments")
+        given = dict(zip(names, args, strict=True))
+        x, bias, isa = given.pop("x"), given.pop("bias"), given.pop("isa")
+        refs = {key: ref for key, v in given.items() if (ref := tensor_name(v)) is not None}
+        layout = name.removeprefix(OWN).removesuffix(PRODUCT)
+        key = (layout, frozenset(refs.items()))
+        if key not in self.layers:
+            raise ArtifactError(f"{name}: its tensors are those of no declared layer")
+        packed = self.layers[key]
+        numbers = {**packed.meta, "out_features": packed.shape[0]}
+        expected = {k: numbers[k] for k in given if k not in refs and k in numbers}
+        if {k: v for k, v in given.items() if k not in refs} != expected or isa != 0:
+            raise ArtifactError(f"{name} must be called with isa 0 and {expected}, as declared")
+        if bias is not None and not self._is_bias(tensor_name(bias), packed.shape[0]):
+            raise ArtifactError(f"{name}: bias must be null or {packed.shape[0]} F32 of the file")
+        own = {"x": x, "bias": bias, "isa": _isa(self.kernels[key], packed), **given, **expected}
+        return operation, [own[n] for n in names], packed.shape[1]
+
+    def _is_bias(self, ref: str | None, out: int) -> bool:
+        tensor = None if ref is None else self.tensors.get(ref)
+        return tensor is not None and tensor.shape == (out,) and tensor.dtype == torch.float32
+
+
+def _validate(packed: Packed, place: str) -> None:
+    if packed.layout == DENSE:
+        weight, rows = packed.tensors.get("weight"), packed.meta.get("rows")
+        is_plain = weight is not None and weight.dim() == 2 and tuple(weight.shape) == packed.shape
+        is_hint = type(rows) is int and 0 < rows < 2**31
+        if not is_plain or not is_hint or len(packed.tensors) + len(packed.meta) != 2:
+            raise ArtifactError(f"{place}: a dense layer has a weight of its shape, and meta rows")
+        if packed.tensors["weight"].dtype != torch.float32:
+            raise ArtifactError(f"{place}: a dense layer's weight must be F32")
+    elif packed.layout not in LAYOUTS:
+        known = ", ".join([*LAYOUTS.names(), DENSE])
+        raise ArtifactError(f"{place}: no layout {packed.layout[:MAX_TEXT]!r}; there are: {known}")
+    else:
+        try:
+            validate(packed)
+        except LayoutError as error:
+            raise ArtifactError(f"{place}: {error}") from error
+
+
+def _isa(kernel: str, packed: Packed) -> int:
+    """The instruction set of the kernel that was chosen, if it serves here; else the best one."""
+    if kernel not in KERNELS or KERNELS[kernel].layout != packed.layout:
+        return 0
+    if KERNELS[kernel].refuses() is not None:
+        return 0
+    return KERNELS[kernel].prepare(packed, 0).numbers[-1]

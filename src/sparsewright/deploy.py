@@ -1,0 +1,287 @@
+"""Every Linear of a model is given the fastest kernel for its zeros, on this machine, by timing.
+
+Dense stays wherever dense wins. The plan says which kernel serves which layer, and why others
+do not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from .core import Weight, find_weights
+from .errors import KernelError, StateError
+from .kernels import Choice, choose
+from .measure.dense import relative_error
+from .nn import build_linear
+from .plan import Candidate, LayerPlan, Plan, pattern_of
+
+TOLERANCE = 1e-3
+"""Of the model's largest output, between the deployed model and the original: float32 sums in
+another order, through all layers."""
+LAYER_TOLERANCE = 1e-4
+"""The same for one layer on the input that the original model gives it."""
+
+
+class Deployed(nn.Module):
+    """A model as `deploy` made it, or `load` read it: called like the original, for inference.
+
+    plan: which kernel serves which layer. example: the inputs that it was planned on. source:
+    document and tensors of the file that it was loaded from. provenance: what that file says
+    about where it is from.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Plan,
+        *,
+        example: tuple[Tensor, ...] = (),
+        source: tuple[Mapping[str, Any], Mapping[str, Tensor]] | None = None,
+        provenance: Mapping[str, Any] | None = None,
+    ):
+        super().__init__()
+        self.model = model
+        self.plan = plan
+        self.example = example
+        self.source = source
+        self.provenance = dict(provenance or {})
+        self._has_attention = any(_fuses_attention(m) for m in model.modules())
+        self.eval()
+
+    def forward(self, *inputs: Any) -> Any:
+        if not self._has_attention:
+            return self.model(*inputs)
+        with plain_attention():
+            return self.model(*inputs)
+
+    def train(self, mode: bool = True) -> Deployed:
+        """Stay in eval mode; asking for training raises StateError."""
+        if mode:
+            raise StateError("a deployed model is for inference: train what it was made of")
+        super().train(False)
+        return self
+
+
+def deploy(
+    model: nn.Module,
+    example: Tensor | Sequence[Tensor],
+    *,
+    kernels: Sequence[str] | None = None,
+    seconds: float = 0.3,
+) -> Deployed:
+    """A copy of `model` in eval mode whose Linear layers run on the kernels that are fastest here.
+
+    example: an input, or a sequence of its positional inputs, of the batch to plan for, CPU
+    float32. kernels: names to choose among (all by default). seconds: to spend on timing each
+    layer. `model` is left as it was. The output on the example equals the original's within
+    TOLERANCE of its largest magnitude; KernelError names the layer where it does not. Models on
+    a GPU or in another float type are refused with KernelError.
+
+    >>> import sparsewright as sw
+    >>> model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+    >>> _ = sw.prune(model, sparsity=0.9)
+    >>> fast = sw.deploy(model, torch.randn(1, 64), seconds=0)
+    >>> [row.layer for row in fast.plan.layers]
+    ['0', '2']
+    """
+    inputs = (example,) if isinstance(example, Tensor) else tuple(example)
+    _refuse(model, inputs)
+    fast = copy.deepcopy(model).eval().requires_grad_(False)
+    with torch.no_grad(), plain_attention():
+        seen, expected = _record(fast, inputs)
+        rows, served = [], {}
+        for weight in find_weights(fast):
+            reason = _why_dense(fast, weight, seen)
+            if reason is None:
+                row, modules = _serve(fast, weight, seen[id(weight.module)], kernels, seconds)
+                rows.append(row)
+                served.update(modules)
+            else:
+                rows.append(_dense_row(weight, reason))
+        fast = _replaced(fast, served)
+    batch = inputs[0].shape[0] if inputs and inputs[0].dim() else 1
+    plan = Plan(torch.get_num_threads(), batch, tuple(rows))
+    deployed = Deployed(fast, plan, example=inputs)
+    _check_outputs(deployed, expected)
+    return deployed
+
+
+def _refuse(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    if isinstance(model, Deployed):
+        raise KernelError("the model is deployed already: deploy the one that it was made of")
+    if not inputs:
+        raise KernelError("deploy needs an example input: the kernels are timed on it")
+    named = [*model.named_parameters(), *model.named_buffers()]
+    named += [(f"example {i}", x) for i, x in enumerate(inputs)]
+    for name, tensor in named:
+        if tensor.device.type != "cpu":
+            raise KernelError(
+                f"deploy serves models on the CPU; {name!r} is on {tensor.device}: "
+                "call model.cpu(), and example.cpu()"
+            )
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise KernelError(
+                f"deploy serves float32; {name!r} is {kind}: call model.float(), and "
+                "example.float()"
+            )
+
+
+def _record(
+    model: nn.Module, inputs: tuple[Tensor, ...]
+) -> tuple[dict[int, tuple[Tensor, Tensor]], list[Tensor]]:
+    """id of each Linear -> (input, output) of its first call, and the model's outputs."""
+    seen: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def record(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        if args and isinstance(args[0], Tensor):
+            seen.setdefault(id(module), (args[0].detach().clone(), output.detach().clone()))
+
+    hooks = [m.register_forward_hook(record) for m in model.modules() if isinstance(m, nn.Linear)]
+    try:
+        outputs = _leaves(model(*inputs))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen, [x.clone() for x in outputs]
+
+
+def _why_dense(model: nn.Module, weight: Weight, seen: Mapping[int, Any]) -> str | None:
+    """Why the weight stays dense without a look at any kernel, or None."""
+    module = weight.module
+    if isinstance(module, nn.MultiheadAttention) or _inside_attention(model, module):
+        return "MultiheadAttention reads its weights itself: they stay dense"
+    if not isinstance(module, nn.Linear):
+        return f"no sparse kernel for {type(module).__name__} yet"
+    if type(module) is not nn.Linear:
+        return f"{type(module).__name__} is no plain Linear: it may compute something else"
+    if id(module) not in seen:
+        return "the example does not call it"
+    return None
+
+
+def _inside_attention(model: nn.Module, module: nn.Module) -> bool:
+    parents = (m for m in model.modules() if isinstance(m, nn.MultiheadAttention))
+    return any(child is module for parent in parents for child in parent.modules())
+
+
+def _serve(
+    model: nn.Module,
+    weight: Weight,
+    seen: tuple[Tensor, Tensor],
+    kernels: Sequence[str] | None,
+    seconds: float,
+) -> tuple[LayerPlan, dict[nn.Module, nn.Module]]:
+    """Choose for one weight: its row of the plan, and what replaces each module that uses it."""
+    linear = weight.module
+    assert isinstance(linear, nn.Linear)
+    x, expected = seen
+    try:
+        choice = choose(linear.weight, linear.bias, x, kernels=kernels, seconds=seconds)
+    except KernelError as error:
+        raise KernelError(f"layer {weight.name!r}: {error}") from error
+    modules: dict[nn.Module, nn.Module] = {}
+    for user in model.modules():  # tied layers share what is packed
+        if type(user) is nn.Linear and user.weight is weight.parameter:
+            modules[user] = build_linear(choice, user.weight, user.bias)
+    _check_layer(weight.name, choice.kernel, modules[linear](x), expected)
+    return _row(weight, choice, expected), modules
+
+
+def _replaced(model: nn.Module, modules: Mapping[nn.Module, nn.Module]) -> nn.Module:
+    """The model with each module replaced wherever it occurs."""
+    for parent in list(model.modules()):
+        for key, child in parent._modules.items():
+            if child is not None and child in modules:
+                parent._modules[key] = modules[child]
+    return modules.get(model, model)
+
+
+def _check_layer(name: str, kernel: str, got: Tensor, expected: Tensor) -> None:
+    error = relative_error(got, expected)
+    if not error <= LAYER_TOLERANCE:
+        raise KernelError(
+            f"layer {name!r}: kernel {kernel} must equal the dense layer within "
+            f"{LAYER_TOLERANCE} of its largest output; it is off by {error:.3g}"
+        )
+
+
+def _check_outputs(deployed: Deployed, expected: list[Tensor]) -> None:
+    with torch.no_grad():
+        got = _leaves(deployed(*deployed.example))
+    errors = [relative_error(a.float(), b.float()) for a, b in zip(got, expected, strict=True)]
+    if not max(errors, default=0.0) <= TOLERANCE:
+        served = ", ".join(f"{r.layer!r} ({r.kernel})" for r in deployed.plan.layers if r.is_sparse)
+        raise KernelError(
+            f"the deployed model must equal the original within {TOLERANCE} of its largest output; "
+            f"it is off by {max(errors):.3g}. Each layer alone is right, so the model turns small "
+            f"differences into large ones; sparse layers: {served or 'none'}"
+        )
+
+
+def _row(weight: Weight, choice: Choice, output: Tensor) -> LayerPlan:
+    scale = max(float(output.abs().max()), 1e-30) if output.numel() else 1.0
+    timed = [
+        Candidate(t.kernel, 1e3 * t.median, 1e3 * t.low, 1e3 * t.high, t.error / scale)
+        for t in choice.timings
+    ]
+    refused = [Candidate(kernel, refused=reason) for kernel, reason in choice.refusals]
+    row = _dense_row(weight, None)
+    return replace(
+        row,
+        kernel=choice.kernel,
+        layout=choice.layout,
+        bytes=row.bytes if choice.packed is None else choice.packed.nbytes,
+        speedup=choice.speedup,
+        candidates=(*timed, *refused),
+    )
+
+
+def _dense_row(weight: Weight, reason: str | None) -> LayerPlan:
+    parameter = weight.parameter.detach()
+    present = int(torch.count_nonzero(parameter))
+    size = parameter.numel() * parameter.element_size()
+    return LayerPlan(
+        layer=weight.name,
+        shape=tuple(parameter.shape),
+        present=present,
+        sparsity=1 - present / max(1, parameter.numel()),
+        pattern=pattern_of(parameter),
+        kernel="dense.eager",
+        layout="dense",
+        bytes=size,
+        dense_bytes=size,
+        speedup=None,
+        candidates=() if reason is None else (Candidate("any sparse kernel", refused=reason),),
+    )
+
+
+def _leaves(output: Any) -> list[Tensor]:
+    return [x for x in tree_leaves(output) if isinstance(x, Tensor)]
+
+
+def _fuses_attention(module: nn.Module) -> bool:
+    kinds = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
+    return isinstance(module, kinds)
+
+
+@contextlib.contextmanager
+def plain_attention() -> Iterator[None]:
+    """Switch torch's fused encoder off: it reads the weights of layers that are packed now.
+
+    A trace never takes it, so this also keeps a loaded model equal to the one that was saved.
+    """
+    was_on = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(was_on)

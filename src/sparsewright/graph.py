@@ -1,0 +1,269 @@
+"""A model as a JSON graph of listed operations, written from what torch.export traces.
+
+docs/artifact.md states the document; rebuild.py reads it.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export.graph_signature import InputKind, OutputKind
+
+from .errors import ArtifactError
+from .operations import name_of
+
+Document = dict[str, Any]
+
+BATCH = "batch"
+DTYPES = {str(t).removeprefix("torch."): t for t in (
+    torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.bool, torch.uint8,
+    torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16,
+)}  # fmt: skip
+FORMATS = {
+    str(f).removeprefix("torch."): f
+    for f in (torch.contiguous_format, torch.preserve_format, torch.channels_last)
+}
+LAYOUTS = {"strided": torch.strided}
+FLOATS = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
+ASSERTIONS = ("aten._assert", "aten.sym_constrain", "aten._assert_tensor_metadata")
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A traced model: the JSON document, and the tensors that it refers to by name."""
+
+    document: Document
+    tensors: Mapping[str, Tensor]
+
+
+def trace(model: nn.Module, example: tuple[Tensor, ...]) -> Graph:
+    """The graph of `model` at any batch where it allows that, else at the example's shapes.
+
+    example: its positional inputs. Raises ArtifactError with the reason if torch.export cannot
+    trace the model or a file cannot hold what it does.
+    """
+    program = _export_any_batch(model, example) or _export(model, example, None)
+    return _Writer(program).graph()
+
+
+def _export_any_batch(model: nn.Module, example: tuple[Tensor, ...]) -> Any | None:
+    """The program at a batch that may change, or None if the model or the example fixes it."""
+    sizes = {x.shape[0] if x.dim() else None for x in example}
+    if len(sizes) != 1 or None in sizes or sizes == {0}:
+        return None
+    if sizes == {1}:  # torch.export takes a 1 for fixed
+        example = tuple(torch.cat([x, x]) for x in example)
+    try:
+        program = _export(model, example, tuple({0: torch.export.Dim.AUTO} for _ in example))
+    except ArtifactError:
+        return None  # the attempt at fixed shapes reports what is wrong
+    symbols = {str(x.shape[0]) for x in _inputs(program)}
+    inner = [s for x in _inputs(program) for s in x.shape[1:]]
+    is_free = all(isinstance(x.shape[0], torch.SymInt) for x in _inputs(program))
+    return program if is_free and len(symbols) == 1 and not _symbolic(inner) else None
+
+
+def _export(model: nn.Module, example: tuple[Tensor, ...], dynamic: Any) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch about torch
+            program = torch.export.export(model, example, dynamic_shapes=dynamic, strict=False)
+            return program.run_decompositions({})
+    except Exception as error:  # whatever a user's forward may raise while it is traced
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise ArtifactError(
+            "the model's structure cannot be written: torch.export failed with "
+            f"{type(error).__name__}: {reason}. Make `forward` free of branches on values (see "
+            "torch.export's documentation), or deploy and save the part that holds the layers"
+        ) from error
+
+
+def _inputs(program: Any) -> list[Tensor]:
+    wanted = set(program.graph_signature.user_inputs)
+    nodes = [n for n in program.graph.nodes if n.op == "placeholder" and n.name in wanted]
+    return [n.meta["val"] for n in nodes]
+
+
+def _symbolic(sizes: list[Any]) -> bool:
+    return any(isinstance(s, torch.SymInt) for s in sizes)
+
+
+class _Writer:
+    """One exported program on its way into a document."""
+
+    def __init__(self, program: Any):
+        self.program = program
+        self.tensors: dict[str, Tensor] = {}
+        self.inputs: list[Document] = []
+        self.values: dict[fx.Node, Any] = {}  # node -> the JSON value that refers to it
+
+    def graph(self) -> Graph:
+        self._refuse_mutations()
+        _tidy(self.program.graph_module.graph)
+        nodes: list[Document] = []
+        output: Any = None
+        for node in self.program.graph_module.graph.nodes:
+            if node.op == "call_function":
+                nodes.append(self._node(node))
+            elif node.op == "output":
+                leaves = [self.value(v, node) for v in node.args[0]]
+                output = _nest(self.program.call_spec.out_spec, iter(leaves))
+            elif node.op != "placeholder":
+                raise ArtifactError(f"node {node.name!r}: a file cannot hold a {node.op!r} node")
+            else:
+                self._placeholder(node)
+        document = {
+            "inputs": self.inputs,
+            "batch": self._batch(),
+            "nodes": nodes,
+            "output": output,
+        }
+        return Graph(document, self.tensors)
+
+    def _refuse_mutations(self) -> None:
+        for spec in self.program.graph_signature.output_specs:
+            if spec.kind != OutputKind.USER_OUTPUT:
+                raise ArtifactError(
+                    f"the model changes {spec.target!r} while it runs; a file holds only models "
+                    "whose outputs are all that a run leaves behind"
+                )
+
+    def _placeholder(self, node: fx.Node) -> None:
+        spec = next(s for s in self.program.graph_signature.input_specs if s.arg.name == node.name)
+        if spec.kind == InputKind.USER_INPUT:
+            self._input(node)
+        elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
+            if node.users:
+                stored = {**self.program.constants, **self.program.state_dict}
+                self.values[node] = {"tensor": self._store(spec.target, stored[spec.target])}
+        else:
+            raise ArtifactError(f"input {node.name!r}: a file cannot hold a {spec.kind.name}")
+
+    def _input(self, node: fx.Node) -> None:
+        value = node.meta.get("val")
+        if not isinstance(value, Tensor):
+            raise ArtifactError(f"input {node.name!r} must be a tensor; got {type(value).__name__}")
+        shape = [BATCH if isinstance(s, torch.SymInt) else int(s) for s in value.shape]
+        name = _word({torch_type: n for n, torch_type in DTYPES.items()}, value.dtype, node.name)
+        self.inputs.append({"name": node.name, "dtype": name, "shape": shape})
+        self.values[node] = {"node": node.name}
+
+    def _store(self, name: str, tensor: Tensor) -> str:
+        """The file's name of a tensor; the same storage gets one name."""
+        for known, other in self.tensors.items():
+            if is_same(tensor, other):
+                return known
+        self.tensors[name] = tensor.detach()
+        return name
+
+    def _batch(self) -> Document | None:
+        """The range of batches that the trace holds for, or None if it is fixed."""
+        sizes: list[Any] = [s for x in _inputs(self.program) for s in x.shape[:1]]
+        if not _symbolic(sizes):
+            return None
+        limits: Any = self.program.range_constraints[sizes[0].node.expr]
+        low, high = int(limits.lower), limits.upper
+        # The tracer always assumes 2 or more; `save` tries 1.
+        at_most = int(high) if high.is_Integer and int(high) < 2**31 else None
+        return {"min": 1 if low <= 2 else low, "max": at_most}
+
+    def _node(self, node: fx.Node) -> Document:
+        name = name_of(node.target)
+        if name is None:
+            raise ArtifactError(
+                f"node {node.name!r}: a file cannot hold the operation {str(node.target)!r}; "
+                "docs/artifact.md says which it can"
+            )
+        self.values[node] = {"node": node.name}
+        kwargs = {k: self.value(v, node) for k, v in node.kwargs.items() if k != "device"}
+        args = [self.value(v, node) for v in node.args]
+        return {"name": node.name, "op": name, "args": args, "kwargs": kwargs}
+
+    def value(self, value: Any, node: fx.Node) -> Any:
+        """An argument as a JSON value (docs/artifact.md, "Values")."""
+        if isinstance(value, fx.Node):
+            return self.values[value]
+        if value is None or isinstance(value, (bool, int, str)):
+            return value
+        if isinstance(value, float):
+            word = next((w for w, f in FLOATS.items() if str(f) == str(value)), None)
+            return {"float": value if word is None else word}
+        if isinstance(value, (list, tuple)):
+            return [self.value(v, node) for v in value]
+        if isinstance(value, torch.dtype):
+            return {"dtype": _word({t: n for n, t in DTYPES.items()}, value, node.name)}
+        if isinstance(value, torch.memory_format):
+            return {"memory_format": _word({f: n for n, f in FORMATS.items()}, value, node.name)}
+        if value is torch.strided:
+            return {"layout": "strided"}
+        raise ArtifactError(f"node {node.name!r}: a file cannot hold {value!r} as an argument")
+
+
+def _word(words: Mapping[Any, str], value: Any, place: str) -> str:
+    if value not in words:
+        known = ", ".join(sorted(words.values()))
+        raise ArtifactError(f"{place!r}: a file cannot hold {value}; it can hold: {known}")
+    return words[value]
+
+
+def is_same(a: Tensor, b: Tensor) -> bool:
+    return (
+        a.data_ptr() == b.data_ptr()
+        and a.numel() > 0
+        and (a.dtype, a.shape, a.stride()) == (b.dtype, b.shape, b.stride())
+    )
+
+
+def _tidy(graph: fx.Graph) -> None:
+    """Drop what the tracer only asserts or copies, and call batch norm as eager mode does."""
+    for node in list(graph.nodes):
+        target = str(node.target)
+        if node.op == "call_function" and target.startswith(ASSERTIONS) and not node.users:
+            graph.erase_node(node)
+        elif target in ("aten.clone.default", "aten.alias.default", "aten.detach.default"):
+            _skip_copy(node)
+        elif target == "aten._native_batch_norm_legit_no_training.default":
+            _plain_batch_norm(graph, node)
+    graph.eliminate_dead_code()
+
+
+def _skip_copy(node: fx.Node) -> None:
+    """Use a copy's source in its place: in a graph of pure functions nobody can tell."""
+    returned = any(user.op == "output" for user in node.users)
+    if not node.kwargs and not returned:
+        node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+
+
+def _plain_batch_norm(graph: fx.Graph, node: fx.Node) -> None:
+    if any(u.target is not operator.getitem or u.args[1] != 0 for u in node.users):
+        return
+    x, weight, bias, mean, variance, momentum, eps = node.args
+    with graph.inserting_before(node):
+        args = (x, weight, bias, mean, variance, False, momentum, eps, True)
+        plain = graph.call_function(torch.ops.aten.batch_norm.default, args)
+    for user in list(node.users):
+        user.replace_all_uses_with(plain)
+
+
+def _nest(spec: Any, leaves: Any) -> Any:
+    """The output's JSON value: its lists, tuples and dicts around the leaves."""
+    if spec.is_leaf():
+        return next(leaves)
+    children = [_nest(c, leaves) for c in spec.children()]
+    if spec.type is tuple:
+        return {"tuple": children}
+    if spec.type is list:
+        return children
+    if spec.type is dict and all(isinstance(k, str) for k in spec.context):
+        return {"dict": dict(zip(spec.context, children, strict=True))}
+    raise ArtifactError(
+        "a file can hold outputs of tensors in lists, tuples and dicts with text keys; the model "
+        f"returns a {getattr(spec.type, '__name__', spec.type)}"
+    )

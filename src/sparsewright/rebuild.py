@@ -1,0 +1,284 @@
+"""A JSON graph from a file, which may be hostile, back into a module that runs.
+
+Names are looked up in operations.py and nothing else is called. Every node is run on fake
+tensors as it is built, so that wrong arguments, types and shapes are found before any real
+tensor is touched; fake tensors have a shape and no memory, so nothing is allocated either.
+docs/artifact.md states the rules.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from .errors import ArtifactError
+from .graph import BATCH, DTYPES, FLOATS, FORMATS, LAYOUTS
+from .nn import PrepackedLinear
+from .operations import OWN, Operation, expect_width, operations
+
+Own = Callable[[str, list[Any], dict[str, Any]], tuple[Operation, list[Any], int]]
+"""(operation, args, kwargs as written) -> what to call, its arguments as written, input width."""
+
+LINEAR = "aten.linear.default"
+MAX_NODES = 100_000
+MAX_INPUTS = 256
+MAX_DEPTH = 8  # of lists in lists
+MAX_TEXT = 64
+MAX_PARTS = 2**16  # results of one split
+MAX_INT = 2**63
+TRIAL = 2  # the batch that a graph of any batch is checked with
+
+WORDS: dict[str, Mapping[str, Any]] = {
+    "dtype": DTYPES,
+    "memory_format": FORMATS,
+    "layout": LAYOUTS,
+}
+
+
+def build(
+    document: Any, tensors: Mapping[str, Tensor], own: Own, prepacked: Mapping[str, int]
+) -> fx.GraphModule:
+    """The module of a graph document, or ArtifactError naming the node that breaks a rule.
+
+    tensors: the file's, by name. own: checks the call of one of sparsewright's operations.
+    prepacked: name of a dense weight that oneDNN reorders -> rows of the input it is to expect.
+    """
+    with FakeTensorMode() as mode:
+        fakes = {name: mode.from_tensor(t) for name, t in tensors.items()}
+        reader = _Reader(fakes, own, prepacked)
+        reader.read(document)
+    return reader.module(tensors)
+
+
+def field(document: Any, key: str, kind: type | tuple[type, ...], place: str) -> Any:
+    """document[key] if it is of the kind, else ArtifactError. A bool is no int here."""
+    if not isinstance(document, dict):
+        raise ArtifactError(f"{place} must be an object; got {type(document).__name__}")
+    if key not in document:
+        raise ArtifactError(f"{place} has no {key!r}")
+    value = document[key]
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        wanted = " or ".join(k.__name__ for k in kinds)
+        raise ArtifactError(f"{place}: {key!r} must be {wanted}; got {type(value).__name__}")
+    return value
+
+
+class _Reader:
+    """One document on its way into an fx graph; `fakes` is what every node gives on trial."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], own: Own, prepacked: Mapping[str, int]):
+        self.tensors = tensors
+        self.own = own
+        self.prepacked = prepacked
+        self.linears: dict[str, tuple[str, str | None]] = {}  # module -> its weight and bias
+        self.graph = fx.Graph()
+        self.nodes: dict[str, fx.Node] = {}
+        self.attributes: dict[str, fx.Node] = {}  # tensor name -> its node
+        self.fakes: dict[fx.Node, Any] = {}
+
+    def read(self, document: Any) -> None:
+        inputs = field(document, "inputs", list, "the graph")
+        nodes = field(document, "nodes", list, "the graph")
+        read_batch(document)
+        if len(nodes) > MAX_NODES or len(inputs) > MAX_INPUTS:
+            raise ArtifactError(
+                f"a graph has at most {MAX_INPUTS} inputs and {MAX_NODES} nodes; "
+                f"got {len(inputs)} and {len(nodes)}"
+            )
+        for place, entry in enumerate(inputs):
+            self._input(entry, f"input {place}")
+        for place, entry in enumerate(nodes):
+            self._node(entry, f"node {place}")
+        output = field(document, "output", (dict, list), "the graph")
+        self.graph.output(self._value(output, "the output", nested=True))
+
+    def module(self, tensors: Mapping[str, Tensor]) -> fx.GraphModule:
+        root = nn.Module()
+        for name, node in self.attributes.items():
+            root.register_buffer(str(node.target), tensors[name])
+        for module, (weight, bias) in self.linears.items():
+            rows = self.prepacked[weight]
+            held = None if bias is None else tensors[bias]
+            root.add_module(module, PrepackedLinear(tensors[weight], held, rows))
+        return fx.GraphModule(root, self.graph).eval()
+
+    def _name(self, entry: Any, place: str, node: fx.Node) -> None:
+        name = field(entry, "name", str, place)
+        if name in self.nodes:
+            raise ArtifactError(f"{place}: the name {name!r} is taken already")
+        self.nodes[name] = node
+
+    def _input(self, entry: Any, place: str) -> None:
+        dtype, shape = read_input(entry, place)
+        node = self.graph.placeholder(f"input_{len(self.nodes)}")
+        self._name(entry, place, node)
+        sizes = [s if isinstance(s, int) else TRIAL for s in shape]
+        self.fakes[node] = torch.empty(sizes, dtype=dtype)
+
+    def _node(self, entry: Any, place: str) -> None:
+        name = field(entry, "op", str, place)
+        place = f"{place} ({name[:MAX_TEXT]})"
+        args = field(entry, "args", list, place)
+        kwargs = field(entry, "kwargs", dict, place)
+        if name.startswith(OWN):
+            target, args, width = self.own(name, args, kwargs)
+            first = self._call(expect_width, (self._value(args[0], place), width), {}, place)
+            values = [first, *(self._value(a, place) for a in args[1:])]
+            node = self._call(target, tuple(values), {}, place)
+        elif name in operations():
+            positional = tuple(self._value(a, place) for a in args)
+            named = {k: self._value(v, place) for k, v in kwargs.items()}
+            _refuse_special(name, positional, named, place)
+            node = self._call(operations()[name], positional, named, place)
+            if name == LINEAR and tensor_name(args[1]) in self.prepacked and not kwargs:
+                node = self._prepacked(node, args)
+        else:
+            raise ArtifactError(
+                f"{place}: a file may not use the operation {name[:MAX_TEXT]!r}; "
+                "docs/artifact.md says which it may"
+            )
+        self._name(entry, place, node)
+
+    def _call(
+        self, target: Operation, args: tuple[Any, ...], kwargs: dict[str, Any], place: str
+    ) -> fx.Node:
+        fake_args = fx.node.map_arg(args, self.fakes.__getitem__)
+        fake_kwargs = fx.node.map_arg(kwargs, self.fakes.__getitem__)
+        try:
+            _refuse_many_parts(target, fake_args)
+            result = target(*fake_args, **fake_kwargs)
+        except Exception as error:  # torch raises what it likes; all of it means a wrong graph
+            reason = (str(error).strip() or type(error).__name__).split("\n")[0]
+            raise ArtifactError(f"{place} cannot run on its inputs: {reason[:300]}") from error
+        node = self.graph.call_function(target, args, kwargs)
+        self.fakes[node] = result
+        return node
+
+    def _prepacked(self, plain: fx.Node, args: list[Any]) -> fx.Node:
+        """The same product by the module that holds the weight as oneDNN wants it."""
+        bias = args[2] if len(args) > 2 else None
+        weight = tensor_name(args[1])
+        if weight is None or (bias is not None and tensor_name(bias) is None):
+            return plain
+        name = f"linear_{len(self.linears)}"
+        self.linears[name] = (weight, tensor_name(bias))
+        node = self.graph.create_node("call_module", name, (plain.args[0],))
+        self.fakes[node] = self.fakes.pop(plain)
+        self.graph.erase_node(plain)
+        return node
+
+    def _value(self, value: Any, place: str, depth: int = 0, nested: bool = False) -> Any:
+        """A JSON value as an argument; nested: tuples and dicts too, as outputs have them."""
+        if depth > MAX_DEPTH:
+            raise ArtifactError(f"{place}: values lie at most {MAX_DEPTH} deep")
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, int):
+            return _bounded(value, place)
+        if isinstance(value, str):
+            return _short(value, place)
+        if isinstance(value, list):
+            return [self._value(v, place, depth + 1, nested) for v in value]
+        if isinstance(value, dict) and len(value) == 1:
+            ((kind, content),) = value.items()
+            if nested and kind == "tuple" and isinstance(content, list):
+                return tuple(self._value(v, place, depth + 1, nested) for v in content)
+            if nested and kind == "dict" and isinstance(content, dict):
+                return {
+                    _short(k, place): self._value(v, place, depth + 1, nested)
+                    for k, v in content.items()
+                }
+            return self._typed(kind, content, place)
+        raise ArtifactError(f"{place}: a value is {_short(str(value)[:40], place)}, which is none")
+
+    def _typed(self, kind: str, content: Any, place: str) -> Any:
+        if kind == "node" and isinstance(content, str) and content in self.nodes:
+            return self.nodes[content]
+        if kind == "tensor" and isinstance(content, str) and content in self.tensors:
+            return self._attribute(content)
+        if kind == "float" and isinstance(content, str) and content in FLOATS:
+            return FLOATS[content]
+        if kind == "float" and isinstance(content, (int, float)) and abs(content) < 1e309:
+            return float(content)
+        if kind in WORDS and isinstance(content, str) and content in WORDS[kind]:
+            return WORDS[kind][content]
+        raise ArtifactError(f"{place}: there is no {kind[:MAX_TEXT]} {str(content)[:MAX_TEXT]!r}")
+
+    def _attribute(self, name: str) -> fx.Node:
+        if name not in self.attributes:
+            # The file's names never become Python's: fx writes a program and compiles it.
+            node = self.graph.create_node("get_attr", f"tensor_{len(self.attributes)}")
+            self.attributes[name] = node
+            self.fakes[node] = self.tensors[name]
+        return self.attributes[name]
+
+
+def tensor_name(value: Any) -> str | None:
+    """The name that a {"tensor": name} value holds."""
+    if isinstance(value, dict) and list(value) == ["tensor"] and isinstance(value["tensor"], str):
+        return value["tensor"]
+    return None
+
+
+def read_input(entry: Any, place: str) -> tuple[torch.dtype, list[int | str]]:
+    """The type and the shape that the document declares for one input."""
+    dtype = field(entry, "dtype", str, place)
+    shape = field(entry, "shape", list, place)
+    if dtype not in DTYPES:
+        raise ArtifactError(f"{place}: there is no dtype {dtype[:MAX_TEXT]!r}")
+    for axis, size in enumerate(shape):
+        is_batch = size == BATCH and axis == 0
+        if not is_batch and not (type(size) is int and 0 <= size < 2**31):
+            raise ArtifactError(f"{place}: {str(size)[:MAX_TEXT]!r} is no size of axis {axis}")
+    if len(shape) > 16 or math.prod(s for s in shape if isinstance(s, int)) >= 2**47:
+        raise ArtifactError(f"{place}: a shape has at most 16 axes and fewer than 2**47 elements")
+    return DTYPES[dtype], shape
+
+
+def read_batch(document: Any) -> tuple[int, int | None] | None:
+    """The batches that the graph serves, (least, most or None), or None if they are fixed."""
+    batch = field(document, "batch", (dict, type(None)), "the graph")
+    if batch is None:
+        return None
+    least = field(batch, "min", int, "the batch")
+    most = field(batch, "max", (int, type(None)), "the batch")
+    if not 0 <= least < 2**31 or (most is not None and not least <= most < 2**31):
+        raise ArtifactError("the batch: needs 0 <= min <= max < 2**31, or null for max")
+    return least, most
+
+
+def _refuse_special(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], place: str) -> None:
+    if "device" in kwargs:
+        raise ArtifactError(f"{place}: a file names no device")
+    if name == "aten.batch_norm.default" and (len(args) != 9 or args[5] is not False):
+        raise ArtifactError(f"{place}: batch norm takes nine arguments and does not train")
+
+
+def _refuse_many_parts(target: Operation, args: tuple[Any, ...]) -> None:
+    """A split has as many results as the sizes say, which a file can claim for nothing."""
+    schema = getattr(target, "_schema", None)
+    if schema is None or not any(
+        "[]" in str(r.type) or "List" in str(r.type) for r in schema.returns
+    ):
+        return
+    sizes = args[0].shape if args and isinstance(args[0], Tensor) else ()
+    if max(sizes, default=0) > MAX_PARTS:
+        raise ArtifactError(f"what is split has sizes of at most {MAX_PARTS}; got {max(sizes)}")
+
+
+def _bounded(value: int, place: str) -> int:
+    if not -MAX_INT <= value < MAX_INT:
+        raise ArtifactError(f"{place}: an int has 64 bits; got one of {value.bit_length()}")
+    return value
+
+
+def _short(text: str, place: str) -> str:
+    if len(text) > MAX_TEXT:
+        raise ArtifactError(f"{place}: a text has at most {MAX_TEXT} characters; got {len(text)}")
+    return text
