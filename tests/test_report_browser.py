@@ -1,7 +1,7 @@
 """The page in headless Chromium: it draws, asks for nothing, fits a phone, knows dark, and runs
 no markup that comes from a file.
 
-SPARSEWRIGHT_SCREENSHOTS names a folder to keep the screenshots in.
+SPARSEWRIGHT_SCREENSHOTS names a folder to keep full-page screenshots in.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def page_file(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def visit(browser, page_file, tmp_path):
+def visit(browser, page_file):
     """visit(size, scheme) -> the open page, with the requests and console lines it made."""
     contexts = []
 
@@ -81,9 +81,9 @@ def visit(browser, page_file, tmp_path):
             "[...document.querySelectorAll('[data-figure]')]"
             ".every(one => one.querySelector('.main-svg'))",
         )
-        keep = Path(os.environ.get("SPARSEWRIGHT_SCREENSHOTS") or tmp_path)
-        keep.mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=keep / f"report-{size}-{scheme}.png", full_page=True)
+        keep = os.environ.get("SPARSEWRIGHT_SCREENSHOTS")
+        if keep:
+            page.screenshot(path=Path(keep) / f"report-{size}-{scheme}.png", full_page=True)
         return page
 
     yield visit

@@ -25,12 +25,12 @@ SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star")
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure, its height in CSS pixels, and what it shows in words for who cannot see it."""
+    """A figure, its height in CSS, and what it shows in words for who cannot see it."""
 
     title: str
     alt: str
     figure: go.Figure
-    height: int
+    height: str
 
     def to_dict(self) -> dict[str, Any]:
         return json.loads(self.figure.to_json())
@@ -58,7 +58,7 @@ def _lines(title: str, alt: str, runs: Sequence[Run], what: str, factor: float, 
             faint = split == "train"
             figure.add_trace(_line(xs, ys, index, f"{run.name}, {split}", faint, unit))
     _whole_epochs(figure, [epoch.epoch for run in runs for epoch in run.epochs])
-    return Chart(title, alt, figure, 320)
+    return Chart(title, alt, figure, "20rem")
 
 
 def layer_bars(runs: Sequence[Run]) -> list[Chart]:
@@ -97,7 +97,11 @@ def layer_bars(runs: Sequence[Run]) -> list[Chart]:
         for _, run, ended in shown
     )
     height = 90 + len(names) * (14 + 14 * len(shown))
-    return [Chart("Weights absent per layer", f"Weights absent per layer. {says}.", figure, height)]
+    return [
+        Chart(
+            "Weights absent per layer", f"Weights absent per layer. {says}.", figure, f"{height}px"
+        )
+    ]
 
 
 def mask_lines(runs: Sequence[Run]) -> list[Chart]:
@@ -139,7 +143,7 @@ def _moves(runs: Sequence[Run]) -> Chart:
     _whole_epochs(figure, [e.epoch for run in runs for e in run.masks])
     figure.update_layout(barmode="relative", bargap=0.25)
     alt = f"Weights grown (above zero) and dropped (below) per epoch. In all, {'; '.join(says)}."
-    return Chart("Grown (up) and dropped (down)", alt, figure, 280)
+    return Chart("Grown (up) and dropped (down)", alt, figure, "17.5rem")
 
 
 def _mask_share(runs: Sequence[Run], title: str, what: str, unit: str) -> Chart:
@@ -152,7 +156,7 @@ def _mask_share(runs: Sequence[Run], title: str, what: str, unit: str) -> Chart:
             says.append(f"{run.name} ends at {ys[-1]:.1f} %")
     _whole_epochs(figure, [e.epoch for run in runs for e in run.masks])
     figure.update_yaxes(rangemode="tozero")
-    return Chart(title, f"{title} by epoch: {'; '.join(says)}.", figure, 280)
+    return Chart(title, f"{title} by epoch: {'; '.join(says)}.", figure, "17.5rem")
 
 
 def heat_maps(run: Run) -> Chart | None:
@@ -175,7 +179,7 @@ def heat_maps(run: Run) -> Chart | None:
         f"{run.name}: weights present per input pixel of a {side} by {side} image; "
         f"the middle quarter of the image holds {percent(middle)} of them at the end."
     )
-    return Chart(run.name, alt, figure, 330)
+    return Chart(run.name, alt, figure, "clamp(260px, 170px + 20vw, 330px)")
 
 
 def _square(inputs: int) -> tuple[int, int] | None:
@@ -240,6 +244,7 @@ def _heat_axes(figure: go.Figure, titles: Sequence[str]) -> None:
             **bare,
             "autorange": "reversed",
             "scaleanchor": f"x{axis}",
+            "constraintoward": "top",
             "constrain": "domain",
             "anchor": f"x{axis}",
             "fixedrange": True,
@@ -279,7 +284,7 @@ def latency(run: Run, index: int, batch: Batch) -> Chart | None:
     figure.update_xaxes(rangemode="tozero")
     says = ", ".join(f"{way.name} {milliseconds(way.median_ms)} ms" for way in ways)
     title = f"{run.name}, batch {batch.size}"
-    return Chart(title, f"Time per call of {title}: {says}.", figure, 90 + 30 * len(ways))
+    return Chart(title, f"Time per call of {title}: {says}.", figure, f"{90 + 30 * len(ways)}px")
 
 
 def disk(runs: Sequence[Run], labels: Sequence[tuple[str, str]]) -> list[Chart]:
@@ -308,7 +313,7 @@ def disk(runs: Sequence[Run], labels: Sequence[tuple[str, str]]) -> list[Chart]:
         for _, run, sizes in shown
     )
     height = 90 + len(kinds) * (14 + 14 * len(shown))
-    return [Chart("Bytes on disk", f"Bytes on disk. {says}.", figure, height)]
+    return [Chart("Bytes on disk", f"Bytes on disk. {says}.", figure, f"{height}px")]
 
 
 # -- shared ----------------------------------------------------------------------------------------

@@ -50,6 +50,7 @@ def render(runs: Sequence[Run]) -> str:
             runs=numbered,
             sparse=[(i, run) for i, run in numbered if run.ended and run.ended.rows],
             moving=[(i, run) for i, run in numbered if run.masks],
+            bare=[(i, run) for i, run in numbered if not run.deployment],
             deployed=[(i, run) for i, run in numbered if run.deployment],
             title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs compared",
             verdicts=[words.verdict(run, runs) for run in runs],
@@ -112,7 +113,7 @@ def _settings(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, list[str]]
     """
     parts: list[tuple[str, dict[str, Callable[[Run], str]]]] = [
         ("asked", ASKED),
-        ("came", CAME | _speed_rows(runs)),
+        ("came", {**CAME, **_speed_rows(runs), **SPENT}),
     ]
     return [(name, _rows(texts, runs)) for name, texts in parts]
 
@@ -159,7 +160,7 @@ def _model(run: Run) -> str:
 def _asked(run: Run) -> str:
     asked = run.ended.asked_sparsity if run.ended else run.config.get("sparsity")
     known = isinstance(asked, int | float)
-    return words.percent(float(asked), 3) if known else "what the pattern holds"  # type: ignore[arg-type]
+    return words.percent(float(asked), 3) if known else "by the pattern"  # type: ignore[arg-type]
 
 
 def _got(run: Run) -> str:
@@ -232,10 +233,12 @@ ASKED: dict[str, Callable[[Run], str]] = {
     "seed": _config("seed"),
 }
 CAME: dict[str, Callable[[Run], str]] = {
+    "test accuracy": _accuracy,
     "sparsity": _if_sparse(_got),
     "of all weights": _if_sparse(_got_of_all),
     "weights present": _if_sparse(_present),
-    "test accuracy": _accuracy,
+}
+SPENT: dict[str, Callable[[Run], str]] = {
     "smaller on disk": _if_sparse(_disk),
     "epochs": _epochs,
     "training time": lambda run: words.seconds(_time(run)) if _time(run) else "",

@@ -121,7 +121,9 @@ def _gone(run: Run) -> str | None:
         last = run.masks[-1]
         share = percent(1 - last.present / max(1, last.total))
         return f"{share} of the weights of its sparse layers are gone (the run has not ended)"
-    return "all weights are present (dense)"
+    if run.epochs and run.epochs[-1].sparsity > 0:
+        return f"{percent(run.epochs[-1].sparsity)} of the weights of its sparse layers are gone"
+    return "all weights are present (dense)" if run.epochs or run.ended else None
 
 
 def _accuracy(run: Run, runs: Sequence[Run]) -> str | None:
