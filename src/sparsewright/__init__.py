@@ -8,6 +8,7 @@
 
 from . import schedules
 from .allocate import ER, ERK, LAMP, Global, Uniform
+from .artifact import load, save
 from .core import (
     Allocate,
     Layer,
@@ -20,6 +21,7 @@ from .core import (
     find_weights,
     keep_best,
 )
+from .deploy import Deployed, deploy
 from .errors import (
     ArtifactError,
     BudgetError,
@@ -42,6 +44,7 @@ from .patterns.channel import Channel
 from .patterns.fan_in import FanIn
 from .patterns.nm import NM
 from .patterns.unstructured import Unstructured
+from .plan import LayerPlan, Plan
 from .prune import prune
 from .sparsifier import Change, Sparsifier, attach
 from .summary import Summary
@@ -62,16 +65,19 @@ __all__ = [
     "Channel",
     "ConfigError",
     "DataError",
+    "Deployed",
     "FanIn",
     "Global",
     "Gradual",
     "KernelError",
     "Layer",
+    "LayerPlan",
     "LayoutError",
     "Method",
     "MisfitError",
     "Packed",
     "Pattern",
+    "Plan",
     "RigL",
     "Schedule",
     "Score",
@@ -86,8 +92,11 @@ __all__ = [
     "Unstructured",
     "Update",
     "attach",
+    "deploy",
     "find_weights",
     "keep_best",
+    "load",
     "prune",
+    "save",
     "schedules",
 ]
