@@ -141,7 +141,9 @@ FLOORS = {
     "nn": 2,
     **dict.fromkeys(("methods", "prune", "sparsifier", "measure"), 3),
     **dict.fromkeys(("selection", "summary", "optimizer_state"), 3),
-    **dict.fromkeys(("deploy", "artifact", "plan", "graph", "operations", "rebuild"), 4),
+    **dict.fromkeys(
+        ("deploy", "artifact", "plan", "graph", "operations", "rebuild", "declared"), 4
+    ),
     "lab": 5,
     "report": 6,
     "cli": 7,
