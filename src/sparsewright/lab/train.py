@@ -164,7 +164,8 @@ def _train(
                 on_epoch(line)
 
     summary = sparse.report() if sparse else dense_summary(model)
-    folder.write("summary.json", ending(summary, test_accuracy, seconds))
+    accuracy = folder.lines("metrics.jsonl")[-1]["test_accuracy"]
+    folder.write("summary.json", ending(summary, accuracy, seconds))
     if sparse:
         sparse.detach()
 
@@ -185,13 +186,11 @@ def check_resumable(folder: RunFolder, config: TrainConfig) -> None:
 
 def how_to_go_on(folder: RunFolder) -> str:
     """What to tell somebody who stopped a run."""
-    epochs = [line["epoch"] for line in folder.lines("metrics.jsonl")]
     if not (folder / "checkpoint.pt").is_file():
         return f"stopped before the first epoch ended; {folder.path} holds no checkpoint"
-    total = folder.config().epochs
-    done = folder.load_checkpoint()["epoch"]
+    done, total = folder.load_checkpoint()["epoch"], folder.config().epochs
     return (
-        f"stopped; epoch {min(done, *epochs)} of {total} is kept. Go on with:\n"
+        f"stopped; epoch {done} of {total} is kept. Go on with:\n"
         f"  sparsewright train --resume --out {folder.path}"
     )
 
