@@ -134,9 +134,10 @@ def test_normal_start_of_grown_weights():
 
 
 def test_an_infinite_gradient_does_not_displace_what_is_kept():
-    layer = layer_of([[0.1, 3.0, 0.0]], [[O, O, X]], gradient=[[0.0, 0.0, float("inf")]])
+    inf = float("inf")
+    layer = layer_of([[0.0, 0.0, 0.1, 3.0]], [[X, X, O, O]], gradient=[[inf, inf, 0.0, 0.0]])
     update = drop_and_grow(layer, 0.5, drop="magnitude", grow="gradient")
-    assert update.table.tolist() == [[X, O, O]]
+    assert update.table.tolist() == [[O, X, X, O]]
 
 
 @pytest.mark.parametrize(

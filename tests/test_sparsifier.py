@@ -103,20 +103,39 @@ def test_rigl_can_step_at_an_update():
     ],
 )
 def test_state_of_grown_weights_starts_as_the_optimizer_would(make, slot, start):
+    """Most of all of weights that were present before: they left something behind."""
     model = small_model()
     optimizer = make(model.parameters())
-    _, _, sparse = attached(model, optimizer, rigl(every=4, start=4, exclude_dropped=True))
-    for step in range(4):
-        train_step(model, [optimizer], step)
+    _, _, sparse = attached(model, optimizer, rigl(every=3, start=3, exclude_dropped=True))
     layer = sparse.layers[0]
-    before = layer.table.clone()
-    train_step(model, [optimizer], 4)
-    state = optimizer.state[layer.weight][slot].reshape(layer.table.shape)
-    grown, stayed = layer.table & ~before, layer.table & before
-    assert grown.any()
-    assert (state[grown] == start).all()
-    assert (state[stayed] != start).any()
-    assert (layer.weight.reshape(layer.table.shape)[grown] == 0).all()
+    ever, returned = layer.table.clone(), 0
+    for step in range(16):
+        before = layer.table.clone()
+        train_step(model, [optimizer], step)
+        grown = layer.table & ~before
+        if grown.any():
+            state = optimizer.state[layer.weight][slot].reshape(grown.shape)
+            assert (state[grown] == start).all()
+            assert (state[layer.table & before] != start).any()
+            assert (layer.weight.reshape(grown.shape)[grown] == 0).all()
+            returned += int((grown & ever).sum())
+        ever |= layer.table
+    assert returned > 0
+
+
+def test_momentum_never_learns_of_absent_weights():
+    """Not at an update that takes its step too, nor of what a user does to gradients."""
+    model = small_model()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    _, _, sparse = attached(model, optimizer, rigl(every=2, step_on_update=True))
+    for step in range(6):
+        optimizer.zero_grad()
+        loss_of(model, step).backward()
+        for layer in sparse.layers:
+            layer.weight.grad += 0.01  # gradient noise, say
+        optimizer.step()
+        for layer in sparse.layers:
+            assert not optimizer.state[layer.weight]["momentum_buffer"][layer.absent].any()
 
 
 # the ways of stepping
