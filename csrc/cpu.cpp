@@ -12,10 +12,12 @@ constexpr const char* kNames[] = {"best", "portable", "avx2", "avx512"};
 #ifdef SPARSEWRIGHT_X86
 // libgcc's answer covers CPUID and what the operating system saves (XGETBV).
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+#ifndef SPARSEWRIGHT_EMULATE_AVX512
 bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
+#endif
 #endif
 
 int64_t read_cap() {

@@ -72,11 +72,23 @@ struct Simd {
     _mm512_storeu_ps(table + 16, _mm512_loadu_ps(x + 16));
   }
   static Table table(const float* p) { return {_mm512_loadu_ps(p), _mm512_loadu_ps(p + 16)}; }
+#ifdef SPARSEWRIGHT_EMULATE_AVX512  // SIMDe 0.7.4 has no 512-bit vpmovzxbd
+  static I16 widen(__m128i bytes) {
+    const __m256i low = _mm256_cvtepu8_epi32(bytes);
+    const __m256i high = _mm256_cvtepu8_epi32(_mm_unpackhi_epi64(bytes, bytes));
+    alignas(64) int32_t all[16];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(all), low);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(all + 8), high);
+    return _mm512_loadu_si512(all);
+  }
+#else
+  static I16 widen(__m128i bytes) { return _mm512_cvtepu8_epi32(bytes); }
+#endif
   static Places places(const uint8_t* a, const uint8_t* b) {
     Places p;
     const uint8_t* from[2] = {a, b};
     for (int k = 0; k < 2; ++k) {
-      p.v[k] = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from[k])));
+      p.v[k] = widen(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from[k])));
       p.present[k] = _mm512_cmpgt_epi32_mask(_mm512_set1_epi32(32), p.v[k]);
     }
     return p;
