@@ -195,3 +195,20 @@ def test_gradual_never_regrows():
 def test_what_makes_no_sense_is_refused(make, message):
     with pytest.raises(sw.ConfigError, match=message):
         make()
+
+
+def test_fractions_may_be_schedules_of_ones_own():
+    fall = sw.schedules.Linear(0.5, 0.0, end=10)
+    assert sw.RigL(fraction=fall).bind(steps=20).fraction_at(5) == 0.25
+    assert sw.SET(fraction=fall).bind(steps=20).fraction_at(10) == 0.0
+    with pytest.raises(sw.ConfigError, match=r"layer 'fc': fraction .* in \[0, 1\]; got 2.0"):
+        sw.SET(fraction=lambda step: 2.0).update(layer_of(WEIGHT, TABLE), 1)
+
+
+def test_a_mistyped_option_is_refused():
+    with pytest.raises(
+        sw.UnknownNameError, match="no value of RigL's grown is called 'zeros'; did"
+    ):
+        sw.RigL(grown="zeros")
+    with pytest.raises(sw.UnknownNameError, match="no value of SET's last is called 'drop'"):
+        sw.SET(last="drop")

@@ -7,16 +7,19 @@ what was not kept, so that each group holds as many units as before.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from ..core import Layer, Score, Update, keep_best
-from ..errors import ConfigError
+from ..core import Layer, Schedule, Score, Update, keep_best
+from ..errors import ConfigError, UnknownNameError
 from ..scores import as_score
 
 Grown = Literal["zero", "normal"]
+Regrown = Literal["keep", "reset"]
+GROWN: tuple[str, ...] = get_args(Grown)
+REGROWN: tuple[str, ...] = get_args(Regrown)
 NORMAL_SCALE = 0.1
 """Grown weights of SET's published code are N(0, 1) / 10."""
 FINITE = torch.finfo(torch.float32).max
@@ -29,7 +32,7 @@ def drop_and_grow(
     drop: str | Score,
     grow: str | Score,
     exclude_dropped: bool = False,
-    regrown: Literal["keep", "reset"] = "keep",
+    regrown: Regrown = "keep",
     grown: Grown = "zero",
 ) -> Update | None:
     """Move floor(fraction * present units) of a layer; None if that is no unit at all.
@@ -39,9 +42,11 @@ def drop_and_grow(
     regrown: whether a unit dropped and grown in one update keeps its value and optimizer state.
     grown: starting value of grown weights, 0 or N(0, 1) / 10.
     """
+    check_fraction(f"layer {layer.name!r}", fraction)
     table = layer.table
     moved = math.floor(fraction * int(table.sum()) + 1e-9)
-    if moved == 0:
+    full = layer.keep == layer.units and regrown == "keep"  # all that goes comes back
+    if moved == 0 or full:
         return None
     kept = _survivors(layer, as_score(drop), moved)
     growth = _unit_scores(layer, as_score(grow)).clamp(max=FINITE)
@@ -52,6 +57,21 @@ def drop_and_grow(
     if regrown == "keep":
         fresh &= ~table
     return Update(new, fresh, _starting_values(layer, grown))
+
+
+def check_fraction(place: str, fraction: float | Schedule) -> None:
+    """Raise ConfigError unless a fraction that is a number is in [0, 1]."""
+    if not callable(fraction) and not 0.0 <= fraction <= 1.0:
+        raise ConfigError(
+            f"{place}: fraction (of the present units, moved at an update) must be in "
+            f"[0, 1]; got {fraction}"
+        )
+
+
+def check_option(method: str, name: str, value: str, options: tuple[str, ...]) -> None:
+    """Raise UnknownNameError unless a method's option is one of those that exist."""
+    if value not in options:
+        raise UnknownNameError(f"value of {method}'s {name}", value, options)
 
 
 def drop_only(layer: Layer, fraction: float, drop: str | Score) -> Update:

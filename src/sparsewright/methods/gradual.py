@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..core import Layer, Score, keep_best
 from ..errors import ConfigError
+from ..schedules import Cubic
 from ..scores import as_score
 from . import METHODS
 from ._timing import check_timing, end_of, is_due
@@ -70,8 +71,8 @@ class Gradual:
         assert self.end is not None, "bind() comes first"
         first = max(keep, units - math.floor(self.initial_sparsity * units + 1e-9))
         length = max(1, self.end - self.start)
-        done = 1.0 if step >= self.end else max(0, step - self.start) / length
-        return keep + math.ceil((first - keep) * (1.0 - done) ** 3 - 1e-9)
+        ramp = Cubic(first, keep, begin=self.start, end=self.start + length)
+        return math.ceil(ramp(step) - 1e-9)
 
     def _best(self, layer: Layer, keep: int) -> Tensor:
         scores = layer.pattern.fold(as_score(self.score)(layer).float())

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from torch import Tensor
 
-from ..core import Layer, Score, Update
-from ..errors import ConfigError
+from ..core import Layer, Schedule, Score, Update
+from ..schedules import Cosine
 from ..scores import as_score
 from . import METHODS
-from ._drop_grow import Grown, drop_and_grow
+from ._drop_grow import (
+    GROWN,
+    REGROWN,
+    Grown,
+    Regrown,
+    check_fraction,
+    check_option,
+    drop_and_grow,
+)
 from ._timing import check_timing, end_of, is_due
 from .static import first_table
-
-
-def check_fraction(name: str, fraction: float) -> None:
-    """Raise ConfigError unless 0 <= fraction <= 1."""
-    if not 0.0 <= fraction <= 1.0:
-        raise ConfigError(
-            f"method {name}: fraction (of the present units, moved at an update) must be in "
-            f"[0, 1]; got {fraction}"
-        )
 
 
 @METHODS.register("rigl")
@@ -32,7 +29,8 @@ class RigL:
     """Every `every` steps move a fraction of each layer's units to where the gradient is largest.
 
     every: steps between updates (DeltaT). fraction: moved at the first update (alpha); it falls
-    by a half cosine to 0 at `end`, by default three quarters of the run. start: step of the first
+    by a half cosine to 0 at `end`, by default three quarters of the run; or a schedule of one's
+    own, step -> fraction. start: step of the first
     update; the paper's and the code's is 0. drop, grow: the two scores. exclude_dropped: do not
     regrow at once what was just dropped; off as in paper and code. regrown: a unit dropped and
     grown in one update keeps its value and optimizer state as in the code, or is "reset".
@@ -46,20 +44,22 @@ class RigL:
     """
 
     every: int = 100
-    fraction: float = 0.3
+    fraction: float | Schedule = 0.3
     start: int = 0
     end: int | None = None
     drop: str | Score = "magnitude"
     grow: str | Score = "gradient"
     exclude_dropped: bool = False
-    regrown: Literal["keep", "reset"] = "keep"
+    regrown: Regrown = "keep"
     grown: Grown = "zero"
     step_on_update: bool = False
     initial: str | Score = "random"
 
     def __post_init__(self) -> None:
         check_timing("RigL", self.every, self.start, self.end)
-        check_fraction("RigL", self.fraction)
+        check_fraction("method RigL", self.fraction)
+        check_option("RigL", "regrown", self.regrown, REGROWN)
+        check_option("RigL", "grown", self.grown, GROWN)
 
     @property
     def needs_gradient(self) -> bool:
@@ -80,9 +80,10 @@ class RigL:
 
     def fraction_at(self, step: int) -> float:
         """alpha(t) = fraction / 2 * (1 + cos(pi * t / end)), as in paper and code."""
+        if callable(self.fraction):
+            return self.fraction(step)
         assert self.end is not None, "bind() comes first"
-        done = min(1.0, step / max(1, self.end))
-        return self.fraction / 2.0 * (1.0 + math.cos(math.pi * done))
+        return Cosine(self.fraction, 0.0, end=max(1, self.end))(step)
 
     def update(self, layer: Layer, step: int) -> Update | None:
         return drop_and_grow(

@@ -6,18 +6,29 @@ Mocanu, Mocanu, Stone, Nguyen, Gibescu, Liotta, Nature Communications 9:2383, 20
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor
 
-from ..core import Layer, Score, Update
+from ..core import Layer, Schedule, Score, Update
 from ..errors import ConfigError
 from ..scores import as_score
 from . import METHODS
-from ._drop_grow import Grown, drop_and_grow, drop_only
+from ._drop_grow import (
+    GROWN,
+    REGROWN,
+    Grown,
+    Regrown,
+    check_fraction,
+    check_option,
+    drop_and_grow,
+    drop_only,
+)
 from ._timing import check_timing, is_due
-from .rigl import check_fraction
 from .static import first_table
+
+Last = Literal["regrow", "remove"]
+LAST: tuple[str, ...] = get_args(Last)
 
 
 @METHODS.register("set")
@@ -26,9 +37,9 @@ class SET:
     """Every `every` steps move a constant fraction of each layer's units to random places.
 
     every: steps between updates; the paper's is one epoch, so give the steps of an epoch to
-    follow it. fraction: moved at every update (zeta, 0.3). start, end: updates happen from step
-    `start` (None: after `every` steps, the end of a first epoch) and before `end` (None: the end
-    of the run). last: "regrow" skips the update after the last epoch as the code does; "remove"
+    follow it. fraction: moved at every update (zeta, 0.3), or a schedule, step -> fraction.
+    start, end: updates happen from step `start` (None: after `every` steps, the end of a first
+    epoch) and before `end` (None: the end of the run). last: "regrow" skips the update after the last epoch as the code does; "remove"
     drops once more before the run's last step and grows nothing, as the paper does, which leaves
     1 - fraction of the weights (one-group patterns only). drop: "signed_rank" removes the
     fraction of each sign separately as paper and code do; "magnitude" over both signs. grow: the
@@ -41,21 +52,24 @@ class SET:
     """
 
     every: int = 100
-    fraction: float = 0.3
+    fraction: float | Schedule = 0.3
     start: int | None = None
     end: int | None = None
     drop: str | Score = "signed_rank"
     grow: str | Score = "random"
     exclude_dropped: bool = False
-    regrown: Literal["keep", "reset"] = "keep"
+    regrown: Regrown = "keep"
     grown: Grown = "zero"
-    last: Literal["regrow", "remove"] = "regrow"
+    last: Last = "regrow"
     step_on_update: bool = True
     initial: str | Score = "random"
 
     def __post_init__(self) -> None:
         check_timing("SET", self.every, self._start, self.end)
-        check_fraction("SET", self.fraction)
+        check_fraction("method SET", self.fraction)
+        check_option("SET", "regrown", self.regrown, REGROWN)
+        check_option("SET", "grown", self.grown, GROWN)
+        check_option("SET", "last", self.last, LAST)
 
     @property
     def _start(self) -> int:
@@ -87,15 +101,19 @@ class SET:
     def due(self, step: int) -> bool:
         return self._removes(step) or is_due(step, self.every, self._start, self.end)
 
+    def fraction_at(self, step: int) -> float:
+        """zeta, constant unless a schedule was given."""
+        return self.fraction(step) if callable(self.fraction) else self.fraction
+
     def _removes(self, step: int) -> bool:
         return self.last == "remove" and step == self.end
 
     def update(self, layer: Layer, step: int) -> Update | None:
         if self._removes(step):
-            return drop_only(layer, self.fraction, self.drop)
+            return drop_only(layer, self.fraction_at(step), self.drop)
         return drop_and_grow(
             layer,
-            self.fraction,
+            self.fraction_at(step),
             drop=self.drop,
             grow=self.grow,
             exclude_dropped=self.exclude_dropped,
