@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from report_runs import edit, make_run
 
 from sparsewright.errors import ConfigError
 from sparsewright.report import write_report
+from sparsewright.report.charts import heat_maps, latency
 from sparsewright.report.load import load_run
 from sparsewright.report.page import TEMPLATES
+from sparsewright.report.run import Timed
 from sparsewright.report.words import THIN, TIMES, verdict
 
 
@@ -136,12 +139,21 @@ def test_charts_hold_the_numbers_of_the_run(made, tmp_path):
     assert sum(map(sum, heat["data"][1]["z"])) == run.masks[-1].layers["fc1"].present
 
 
+@pytest.mark.parametrize(("slowest", "axis"), [(1.9, None), (2.1, "log")])
+def test_times_far_apart_stand_on_a_log_axis(made, slowest, axis):
+    ways = (Timed("sparsewright", 0.1, 0.1, 0.1), Timed("eager", slowest, 1.0, 3.0))
+    run = load_run(made / "set-90")
+    batch = replace(run.deployment.batches[0], ways=ways)
+    figure = latency(run, 0, batch).figure
+    assert figure.layout.xaxis.type == axis
+    assert ("log" in figure.layout.xaxis.title.text) == (axis == "log")
+    assert figure.data[0].error_x.array[0] == pytest.approx(3.0 - slowest)
+
+
 @pytest.mark.parametrize(
     ("inputs", "side"), [(64, 8), (784, 28), (3 * 32 * 32, 32), (65, None), (3, None)]
 )
 def test_heat_map_where_inputs_are_a_square_image(runs, inputs, side):
-    from sparsewright.report.charts import heat_maps
-
     path = runs / "set-90/masks.jsonl"
     lines = [
         json.loads(line) | {"input_counts": [1] * inputs} for line in path.read_text().splitlines()

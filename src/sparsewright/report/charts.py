@@ -19,6 +19,7 @@ from .run import Batch, MaskEpoch, Run
 from .words import count, milliseconds, percent, size
 
 COLOURS = 6  # in page.css, --run-0 and on; further runs start again, in another dash
+WIDE = 20  # slowest over fastest from which on times stand on a logarithmic axis
 DASHES = ("solid", "dash", "dashdot", "longdash")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star")
 
@@ -253,35 +254,39 @@ def _heat_axes(figure: go.Figure, titles: Sequence[str]) -> None:
 
 
 def latency(run: Run, index: int, batch: Batch) -> Chart | None:
-    """Median time of every way that ran, with its spread; the sparse way in the run's colour."""
+    """Median time of every way that ran, with its spread; the sparse way in the run's colour.
+
+    Dots, not bars, because the axis is logarithmic where one way is far slower than another.
+    """
     ways = [way for way in batch.ways if way.median_ms is not None]
     if not ways:
         return None
-    figure = _figure("time per call (ms)", None)
-    for faint in (False, True):
-        shown = [way for way in ways if way.dense is faint]
+    medians = [way.median_ms for way in ways if way.median_ms]
+    wide = max(medians, default=1) > WIDE * min(medians, default=1)
+    figure = _figure(f"time per call (ms{', log scale' if wide else ''})", None)
+    for dense in (True, False):
+        shown = [way for way in ways if way.dense is dense]
         figure.add_trace(
-            go.Bar(
-                orientation="h",
+            go.Scatter(
+                mode="markers",
                 y=[_safe(way.name) for way in shown],
                 x=[way.median_ms for way in shown],
+                marker={"size": 12, "symbol": "circle" if dense else "diamond"},
                 error_x={
                     "type": "data",
                     "symmetric": False,
                     "array": [_gap(way.median_ms, way.high_ms) for way in shown],
                     "arrayminus": [_gap(way.low_ms, way.median_ms) for way in shown],
                     "thickness": 1.5,
-                    "width": 4,
+                    "width": 5,
                 },
                 hovertemplate="%{y}: %{x:.4g} ms<extra></extra>",
-                name=_safe(run.name),
-                meta={"dense": True} if faint else {"run": index % COLOURS},
+                meta={"dense": True} if dense else {"run": index % COLOURS},
             )
         )
-    _bars(figure)
-    figure.update_layout(barmode="overlay")
-    figure.update_yaxes(categoryorder="array", categoryarray=[_safe(w.name) for w in ways])
-    figure.update_xaxes(rangemode="tozero")
+    names = [_safe(way.name) for way in reversed(ways)]
+    figure.update_yaxes(type="category", categoryorder="array", categoryarray=names, ticks="")
+    figure.update_xaxes(**({"type": "log", "dtick": 1} if wide else {"rangemode": "tozero"}))
     says = ", ".join(f"{way.name} {milliseconds(way.median_ms)} ms" for way in ways)
     title = f"{run.name}, batch {batch.size}"
     return Chart(title, f"Time per call of {title}: {says}.", figure, f"{90 + 30 * len(ways)}px")

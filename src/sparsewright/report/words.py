@@ -27,13 +27,15 @@ def percent(fraction: float | None, digits: int = 1) -> str:
 
 
 def times(ratio: float | None) -> str:
-    """A ratio to three figures: 4.12x, 0.83x.
+    """A ratio to three figures, or two where it is small.
 
-    >>> times(4.123), times(41.23)
-    ('4.12×', '41.2×')
+    >>> times(4.123), times(41.23), times(0.00123)
+    ('4.12×', '41.2×', '0.0012×')
     """
     if ratio is None or not math.isfinite(ratio):
         return NOTHING
+    if 0 < ratio < 0.01:
+        return f"{ratio:.2g}{TIMES}"
     return f"{ratio:.{2 if ratio < 10 else 1 if ratio < 100 else 0}f}{TIMES}"
 
 
