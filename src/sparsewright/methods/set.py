@@ -39,13 +39,13 @@ class SET:
     every: steps between updates; the paper's is one epoch, so give the steps of an epoch to
     follow it. fraction: moved at every update (zeta, 0.3), or a schedule, step -> fraction.
     start, end: updates happen from step `start` (None: after `every` steps, the end of a first
-    epoch) and before `end` (None: the end of the run). last: "regrow" skips the update after the last epoch as the code does; "remove"
-    drops once more before the run's last step and grows nothing, as the paper does, which leaves
-    1 - fraction of the weights (one-group patterns only). drop: "signed_rank" removes the
-    fraction of each sign separately as paper and code do; "magnitude" over both signs. grow: the
-    growing score. grown: new weights start at "zero" (the Keras code; default) or N(0, 1)/10
-    ("normal", the truly sparse code). exclude_dropped, regrown: as for RigL; the code's
-    candidates include what was just dropped.
+    epoch) and before `end` (None: the end of the run). last: "regrow" skips the update after the
+    last epoch as the code does; "remove" drops once more before the run's last step and grows
+    nothing, as the paper does, which leaves 1 - fraction of the weights (one-group patterns
+    only). drop: "signed_rank" removes the fraction of each sign separately as paper and code do;
+    "magnitude" over both signs. grow: the growing score. grown: new weights start at "zero" (the
+    Keras code; default) or N(0, 1)/10 ("normal", the truly sparse code). exclude_dropped,
+    regrown: as for RigL; the code's candidates include what was just dropped.
 
     >>> SET(every=10).bind(steps=30).due(10)
     True
@@ -88,7 +88,7 @@ class SET:
         if self.end is not None:
             return self
         if self.last == "regrow":
-            return replace(self, end=steps)
+            return replace(self, end=None if steps is None else max(self._start, steps))
         if steps is None:
             raise ConfigError(
                 "method SET: last='remove' must know the run's length: attach(steps=...)"
