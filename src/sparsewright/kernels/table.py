@@ -36,6 +36,11 @@ class Kernel:
     op: Callable[..., Tensor]
     reserve: str | None = None
 
+    @property
+    def about(self) -> str:
+        """What the lists of parts say."""
+        return f"y = x W^T + bias with W in layout {self.layout}, on {self.device}"
+
     def run(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
         """x (..., in) float32 -> y (..., out)."""
         return self.op(x, *prepared.tensors.values(), bias, *prepared.numbers)

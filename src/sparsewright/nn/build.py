@@ -20,11 +20,12 @@ DENSE.register("dense.onednn")(PrepackedLinear)
 @DENSE.register("dense.eager")
 def plain(weight: Tensor, bias: Tensor | None, rows: int) -> nn.Linear:
     """An ordinary Linear with copies of these values, frozen."""
-    linear = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], bias is not None)
-    linear.weight.data = weight.detach().clone()
+    linear = nn.Linear(1, 1, bias is not None)
+    linear.out_features, linear.in_features = weight.shape
+    linear.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
     if bias is not None:
-        linear.bias.data = bias.detach().clone()
-    return linear.requires_grad_(False)
+        linear.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
+    return linear
 
 
 def build_linear(choice: Choice, weight: Tensor, bias: Tensor | None) -> nn.Module:
