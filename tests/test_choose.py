@@ -121,7 +121,7 @@ def test_a_kernel_that_crashes_crashes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_kernel_at_all_lists_the_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
-    none = dataclasses.replace(KERNELS["dense.eager"], name="dense.none", refuses=lambda: "rainy")
+    none = dataclasses.replace(KERNELS["dense.eager"], name="dense.none", refuses=lambda w: "rainy")
     monkeypatch.setitem(KERNELS._parts, "dense.none", none)
     with pytest.raises(KernelError, match=r"no kernel serves this layer\. dense\.none: rainy"):
         choose(torch.eye(4), None, torch.ones(1, 4), kernels=["dense.none"], seconds=0)

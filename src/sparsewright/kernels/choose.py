@@ -169,7 +169,7 @@ def _candidates(
     reasons: dict[str, str | None] = {DENSE: None}
     for name in KERNELS if kernels is None else list(kernels):
         kernel = KERNELS[name]
-        reason = kernel.refuses() or (kernel.reserve if kernels is None else None)
+        reason = kernel.refuses(weight) or (kernel.reserve if kernels is None else None)
         if reason is None and kernel.layout not in reasons:
             layout = LAYOUTS[kernel.layout]
             reasons[layout.name] = layout.refuses(weight)

@@ -19,6 +19,10 @@ def _isa_number(isa: str) -> int:
     return library.BEST if isa == library.best_isa() else library.ISAS[isa]
 
 
+def _why_not(isa: str, weight: Tensor | None = None) -> str | None:
+    return library.why_no_isa(isa)
+
+
 def _csr(isa: str, weight: Packed | Tensor, rows: int) -> Prepared:
     tensors = as_packed(weight).tensors
     names = ("rows", "columns", "values")
@@ -56,7 +60,7 @@ def _register(
     plain: Callable[..., Tensor],
 ) -> None:
     for isa in library.ISAS:
-        refuses = functools.partial(library.why_no_isa, isa)
+        refuses = functools.partial(_why_not, isa)
         ready = functools.partial(prepare, isa)
         name = f"{layout}.{isa}"
         KERNELS.register(name)(Kernel(name, layout, "cpu", refuses, ready, op))

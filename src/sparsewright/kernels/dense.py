@@ -14,7 +14,9 @@ def _plain(weight: Packed | Tensor, rows: int) -> Prepared:
     return Prepared({"weight": as_dense(weight).detach()})
 
 
-def _why_no_onednn() -> str | None:
+def _why_no_onednn(weight: Tensor | None = None) -> str | None:
+    if weight is not None and weight.numel() == 0:
+        return "oneDNN takes no empty weight"
     if not torch.backends.mkldnn.is_available():
         return "this torch was built without oneDNN"
     if not torch.backends.mkldnn.enabled:

@@ -23,7 +23,8 @@ class Prepared:
 class Kernel:
     """One implementation of y = x W^T + bias on one layout.
 
-    layout: a name of LAYOUTS, or "dense". refuses: why it cannot serve on this machine, or None.
+    layout: a name of LAYOUTS, or "dense". refuses: () -> why it cannot serve on this
+    machine, or None; (weight) -> also for this dense weight.
     prepare: (packed weight; for layout "dense" the weight, and the rows of x) -> Prepared.
     op: (x, *tensors, bias, *numbers) -> y. reserve: why `choose` leaves it out unless it is named.
     """
@@ -31,7 +32,7 @@ class Kernel:
     name: str
     layout: str
     device: str
-    refuses: Callable[[], str | None]
+    refuses: Callable[..., str | None]
     prepare: Callable[[Packed | Tensor, int], Prepared]
     op: Callable[..., Tensor]
     reserve: str | None = None
@@ -49,7 +50,7 @@ class Kernel:
 KERNELS: Table[Kernel] = Table("kernel", __package__)
 
 
-def never() -> None:
+def never(weight: Tensor | None = None) -> None:
     """A kernel that serves wherever torch does."""
 
 

@@ -31,7 +31,7 @@ class PrepackedLinear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, rows: int = 1):
         super().__init__()
-        reason = KERNELS[self.kernel].refuses()
+        reason = KERNELS[self.kernel].refuses(weight)
         if reason is not None:
             raise KernelError(f"kernel {self.kernel} cannot serve: {reason}")
         self.out_features, self.in_features = weight.shape
