@@ -298,13 +298,13 @@ def test_giant_layers_are_counted_in_integers():
 
 def test_the_finest_step_makes_up_the_difference():
     layers = [
-        Budgeted.of("rows", (8, 100), as_pattern("channel")),
-        Budgeted.of("fan", (10, 30), as_pattern("fan_in")),
         Budgeted.of("free", (10, 10), as_pattern("unstructured")),
+        Budgeted.of("fan", (10, 30), as_pattern("fan_in")),
+        Budgeted.of("rows", (10, 100), as_pattern("channel")),
     ]
-    # 1200 - 900 = 300: one row of 100 (0.8 of one asked), 2 inputs each or 3, the rest is free.
-    assert solve_budget(layers, 0.75, ALL) == {"rows": 2, "fan": 8, "free": 20}
-    assert solve_budget(layers, 0.9, ALL) == {"rows": 1, "fan": 1, "free": 10}
+    # 350 kept. rows: 250 asked, 3 rows held, 50 too many. fan: 75 - 50 asked, 3 inputs each held,
+    # 5 too many. free: 25 - 5.
+    assert solve_budget(layers, 0.75, ALL) == {"free": 20, "fan": 3, "rows": 3}
 
 
 def test_nm_takes_its_own_and_free_layers_make_up_the_difference():
@@ -446,6 +446,6 @@ def test_an_allocation_that_misses_the_sum_is_repaired():
         Budgeted.of("free", (3, 10), as_pattern("unstructured")),
     ]
     keep = solve_budget(layers, 0.5, Custom({"fan": 0.9, "free": 0.9}))
-    assert kept(layers, keep) == 65
+    assert keep == {"fan": 4, "free": 25}  # free first, to its limit; fan, past it; free, back
     keep = solve_budget(layers, 0.9, Custom({"fan": 0.0, "free": 0.0}))
     assert kept(layers, keep) == 13
