@@ -26,7 +26,7 @@ from .errors import ArtifactError
 from .graph import Document, trace
 from .measure.dense import relative_error
 from .plan import Plan
-from .rebuild import MAX_TEXT, build, field
+from .rebuild import MAX_TEXT, Signature, build, field
 
 FORMAT = "sparsewright"
 VERSION = 1
@@ -141,7 +141,7 @@ def _bytes(tensor: Tensor) -> Any:
 
 def _to_json(document: Document) -> str:
     try:
-        return json.dumps(document, separators=(",", ":"), allow_nan=False, sort_keys=True)
+        return json.dumps(document, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ArtifactError(f"provenance takes only what JSON can hold: {error}") from error
 
@@ -204,7 +204,9 @@ def _loaded(data: bytes) -> Deployed:
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"the plan is not one: {error}") from error
     provenance = field(document, "provenance", dict, "the file")
-    return Deployed(module, plan, source=(document, tensors), provenance=provenance)
+    check = Signature.read(document["graph"]).check
+    source = (document, tensors)
+    return Deployed(module, plan, source=source, check=check, provenance=provenance)
 
 
 def _read_header(data: bytes) -> Document:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -34,8 +34,8 @@ class Deployed(nn.Module):
     """A model as `deploy` made it, or `load` read it: called like the original, for inference.
 
     plan: which kernel serves which layer. example: the inputs that it was planned on. source:
-    document and tensors of the file that it was loaded from. provenance: what that file says
-    about where it is from.
+    document and tensors of the file that it was loaded from; check: raises KernelError on inputs
+    that the file does not serve. provenance: what that file says about where it is from.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class Deployed(nn.Module):
         *,
         example: tuple[Tensor, ...] = (),
         source: tuple[Mapping[str, Any], Mapping[str, Tensor]] | None = None,
+        check: Callable[[tuple[Any, ...]], None] | None = None,
         provenance: Mapping[str, Any] | None = None,
     ):
         super().__init__()
@@ -52,11 +53,14 @@ class Deployed(nn.Module):
         self.plan = plan
         self.example = example
         self.source = source
+        self.check = check
         self.provenance = dict(provenance or {})
         self._has_attention = any(_fuses_attention(m) for m in model.modules())
         self.eval()
 
     def forward(self, *inputs: Any) -> Any:
+        if self.check is not None:
+            self.check(inputs)
         if not self._has_attention:
             return self.model(*inputs)
         with plain_attention():

@@ -64,10 +64,10 @@ def _export_any_batch(model: nn.Module, example: tuple[Tensor, ...]) -> Any | No
         program = _export(model, example, tuple({0: torch.export.Dim.AUTO} for _ in example))
     except ArtifactError:
         return None  # the attempt at fixed shapes reports what is wrong
-    symbols = {str(x.shape[0]) for x in _inputs(program)}
+    batches = [x.shape[0] for x in _inputs(program)]
     inner = [s for x in _inputs(program) for s in x.shape[1:]]
-    is_free = all(isinstance(x.shape[0], torch.SymInt) for x in _inputs(program))
-    return program if is_free and len(symbols) == 1 and not _symbolic(inner) else None
+    is_one = all(map(_is_free, batches)) and len({str(b) for b in batches}) == 1
+    return program if is_one and not any(map(_is_free, inner)) else None
 
 
 def _export(model: nn.Module, example: tuple[Tensor, ...], dynamic: Any) -> Any:
@@ -91,8 +91,9 @@ def _inputs(program: Any) -> list[Tensor]:
     return [n.meta["val"] for n in nodes]
 
 
-def _symbolic(sizes: list[Any]) -> bool:
-    return any(isinstance(s, torch.SymInt) for s in sizes)
+def _is_free(size: Any) -> bool:
+    """Whether a size of the trace may be any number, as the batch; the tracer may have fixed it."""
+    return isinstance(size, torch.SymInt) and bool(size.node.expr.free_symbols)
 
 
 class _Writer:
@@ -150,7 +151,7 @@ class _Writer:
         value = node.meta.get("val")
         if not isinstance(value, Tensor):
             raise ArtifactError(f"input {node.name!r} must be a tensor; got {type(value).__name__}")
-        shape = [BATCH if isinstance(s, torch.SymInt) else int(s) for s in value.shape]
+        shape = [BATCH if _is_free(s) else int(s) for s in value.shape]
         name = _word({torch_type: n for n, torch_type in DTYPES.items()}, value.dtype, node.name)
         self.inputs.append({"name": node.name, "dtype": name, "shape": shape})
         self.values[node] = {"node": node.name}
@@ -165,8 +166,8 @@ class _Writer:
 
     def _batch(self) -> Document | None:
         """The range of batches that the trace holds for, or None if it is fixed."""
-        sizes: list[Any] = [s for x in _inputs(self.program) for s in x.shape[:1]]
-        if not _symbolic(sizes):
+        sizes: list[Any] = [s for x in _inputs(self.program) for s in x.shape[:1] if _is_free(s)]
+        if not sizes:
             return None
         limits: Any = self.program.range_constraints[sizes[0].node.expr]
         low, high = int(limits.lower), limits.upper
@@ -262,7 +263,7 @@ def _nest(spec: Any, leaves: Any) -> Any:
     if spec.type is list:
         return children
     if spec.type is dict and all(isinstance(k, str) for k in spec.context):
-        return {"dict": dict(zip(spec.context, children, strict=True))}
+        return {"dict": [list(pair) for pair in zip(spec.context, children, strict=True)]}
     raise ArtifactError(
         "a file can hold outputs of tensors in lists, tuples and dicts with text keys; the model "
         f"returns a {getattr(spec.type, '__name__', spec.type)}"

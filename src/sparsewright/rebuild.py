@@ -9,14 +9,15 @@ docs/artifact.md states the rules.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from .errors import ArtifactError
+from .errors import ArtifactError, KernelError
 from .graph import BATCH, DTYPES, FLOATS, FORMATS, LAYOUTS
 from .nn import PrepackedLinear
 from .operations import OWN, Operation, expect_width, operations
@@ -83,16 +84,15 @@ class _Reader:
         self.fakes: dict[fx.Node, Any] = {}
 
     def read(self, document: Any) -> None:
-        inputs = field(document, "inputs", list, "the graph")
+        inputs = Signature.read(document).inputs
         nodes = field(document, "nodes", list, "the graph")
-        read_batch(document)
         if len(nodes) > MAX_NODES or len(inputs) > MAX_INPUTS:
             raise ArtifactError(
                 f"a graph has at most {MAX_INPUTS} inputs and {MAX_NODES} nodes; "
                 f"got {len(inputs)} and {len(nodes)}"
             )
-        for place, entry in enumerate(inputs):
-            self._input(entry, f"input {place}")
+        for name, dtype, shape in inputs:
+            self._input(name, dtype, shape)
         for place, entry in enumerate(nodes):
             self._node(entry, f"node {place}")
         output = field(document, "output", (dict, list), "the graph")
@@ -108,16 +108,14 @@ class _Reader:
             root.add_module(module, PrepackedLinear(tensors[weight], held, rows))
         return fx.GraphModule(root, self.graph).eval()
 
-    def _name(self, entry: Any, place: str, node: fx.Node) -> None:
-        name = field(entry, "name", str, place)
+    def _name(self, name: str, place: str, node: fx.Node) -> None:
         if name in self.nodes:
-            raise ArtifactError(f"{place}: the name {name!r} is taken already")
+            raise ArtifactError(f"{place}: the name {name[:MAX_TEXT]!r} is taken already")
         self.nodes[name] = node
 
-    def _input(self, entry: Any, place: str) -> None:
-        dtype, shape = read_input(entry, place)
+    def _input(self, name: str, dtype: torch.dtype, shape: tuple[int | str, ...]) -> None:
         node = self.graph.placeholder(f"input_{len(self.nodes)}")
-        self._name(entry, place, node)
+        self._name(name, "inputs", node)
         sizes = [s if isinstance(s, int) else TRIAL for s in shape]
         self.fakes[node] = torch.empty(sizes, dtype=dtype)
 
@@ -143,7 +141,7 @@ class _Reader:
                 f"{place}: a file may not use the operation {name[:MAX_TEXT]!r}; "
                 "docs/artifact.md says which it may"
             )
-        self._name(entry, place, node)
+        self._name(field(entry, "name", str, place), place, node)
 
     def _call(
         self, target: Operation, args: tuple[Any, ...], kwargs: dict[str, Any], place: str
@@ -189,10 +187,9 @@ class _Reader:
             ((kind, content),) = value.items()
             if nested and kind == "tuple" and isinstance(content, list):
                 return tuple(self._value(v, place, depth + 1, nested) for v in content)
-            if nested and kind == "dict" and isinstance(content, dict):
+            if nested and kind == "dict" and _are_pairs(content):
                 return {
-                    _short(k, place): self._value(v, place, depth + 1, nested)
-                    for k, v in content.items()
+                    _short(k, place): self._value(v, place, depth + 1, nested) for k, v in content
                 }
             return self._typed(kind, content, place)
         raise ArtifactError(f"{place}: a value is {_short(str(value)[:40], place)}, which is none")
@@ -219,6 +216,11 @@ class _Reader:
         return self.attributes[name]
 
 
+def _are_pairs(content: Any) -> bool:
+    pairs = content if isinstance(content, list) else [None]
+    return all(isinstance(p, list) and len(p) == 2 and isinstance(p[0], str) for p in pairs)
+
+
 def tensor_name(value: Any) -> str | None:
     """The name that a {"tensor": name} value holds."""
     if isinstance(value, dict) and list(value) == ["tensor"] and isinstance(value["tensor"], str):
@@ -226,14 +228,57 @@ def tensor_name(value: Any) -> str | None:
     return None
 
 
-def read_input(entry: Any, place: str) -> tuple[torch.dtype, list[int | str]]:
+@dataclass(frozen=True)
+class Signature:
+    """What a graph takes: (name, type, shape) of each input, and its batches, None if fixed."""
+
+    inputs: tuple[tuple[str, torch.dtype, tuple[int | str, ...]], ...]
+    batch: tuple[int, int | None] | None
+
+    @classmethod
+    def read(cls, document: Any) -> Signature:
+        """The signature of a graph document; ArtifactError if it breaks a rule."""
+        batch = _read_batch(document)
+        inputs = []
+        for place, entry in enumerate(field(document, "inputs", list, "the graph")):
+            dtype, shape = _read_input(entry, f"input {place}", batch)
+            inputs.append((field(entry, "name", str, f"input {place}"), dtype, tuple(shape)))
+        return cls(tuple(inputs), batch)
+
+    def check(self, given: tuple[Any, ...]) -> None:
+        """KernelError unless the inputs have the types and the shapes, and one batch, served."""
+        if len(given) != len(self.inputs):
+            some = f"{len(self.inputs)} input{'s' if len(self.inputs) != 1 else ''}"
+            raise KernelError(f"the loaded model takes {some}; got {len(given)}")
+        batches = set()
+        for x, (name, dtype, shape) in zip(given, self.inputs, strict=True):
+            if not isinstance(x, Tensor) or x.dtype != dtype or not _fits(x.shape, shape):
+                got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+                sizes = ", ".join(str(s) for s in shape) + ("," if len(shape) == 1 else "")
+                kind = str(dtype).removeprefix("torch.")
+                raise KernelError(f"input {name!r} must be {kind} of shape ({sizes}); got {got}")
+            if shape[:1] == (BATCH,):
+                batches.add(x.shape[0])
+        least, most = self.batch or (0, None)
+        wrong = any(b < least or (most is not None and b > most) for b in batches)
+        if wrong or len(batches) > 1:
+            limit = "" if most is None else f" and at most {most}"
+            raise KernelError(f"the batch must be at least {least}{limit}; got {sorted(batches)}")
+
+
+def _fits(sizes: Sequence[int], shape: Sequence[int | str]) -> bool:
+    pairs = zip(sizes, shape, strict=False)
+    return len(sizes) == len(shape) and all(s in (BATCH, size) for size, s in pairs)
+
+
+def _read_input(entry: Any, place: str, batch: object) -> tuple[torch.dtype, list[int | str]]:
     """The type and the shape that the document declares for one input."""
     dtype = field(entry, "dtype", str, place)
     shape = field(entry, "shape", list, place)
     if dtype not in DTYPES:
         raise ArtifactError(f"{place}: there is no dtype {dtype[:MAX_TEXT]!r}")
     for axis, size in enumerate(shape):
-        is_batch = size == BATCH and axis == 0
+        is_batch = size == BATCH and axis == 0 and batch is not None
         if not is_batch and not (type(size) is int and 0 <= size < 2**31):
             raise ArtifactError(f"{place}: {str(size)[:MAX_TEXT]!r} is no size of axis {axis}")
     if len(shape) > 16 or math.prod(s for s in shape if isinstance(s, int)) >= 2**47:
@@ -241,7 +286,7 @@ def read_input(entry: Any, place: str) -> tuple[torch.dtype, list[int | str]]:
     return DTYPES[dtype], shape
 
 
-def read_batch(document: Any) -> tuple[int, int | None] | None:
+def _read_batch(document: Any) -> tuple[int, int | None] | None:
     """The batches that the graph serves, (least, most or None), or None if they are fixed."""
     batch = field(document, "batch", (dict, type(None)), "the graph")
     if batch is None:
@@ -258,6 +303,9 @@ def _refuse_special(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], pl
         raise ArtifactError(f"{place}: a file names no device")
     if name == "aten.batch_norm.default" and (len(args) != 9 or args[5] is not False):
         raise ArtifactError(f"{place}: batch norm takes nine arguments and does not train")
+    dropped = args[4] if len(args) > 4 else kwargs.get("dropout_p", 0.0)
+    if name == "aten.scaled_dot_product_attention.default" and dropped != 0.0:
+        raise ArtifactError(f"{place}: attention does not drop: dropout_p must be 0")
 
 
 def _refuse_many_parts(target: Operation, args: tuple[Any, ...]) -> None:
