@@ -47,7 +47,7 @@ setup: $(STAMPS)/kernels  ## make .venv with all dependencies and compile the ke
 lint: setup
 	$(STEP) "ruff: rules and format of the Python code"
 	@$(PY) -m ruff check --quiet .
-	@$(PY) -m ruff format --check --quiet . || { $(PY) -m ruff format --check .; echo "run 'make format'"; exit 1; }
+	@$(PY) -m ruff format --check --quiet . || { echo "run 'make format'"; exit 1; }
 	$(STEP) "clang-format: format of the C++ code"
 	@.venv/bin/clang-format --dry-run --Werror $(CPP) || { echo "run 'make format'"; exit 1; }
 
@@ -65,7 +65,7 @@ pytest: setup
 	@tail -n 1 build/pytest.log
 
 bench: setup  ## run every benchmark; each prints its machine, threads and baselines
-	@for script in benchmarks/*.py; do \
+	@for script in $$(ls benchmarks/*.py 2>/dev/null); do \
 	  printf '\033[1m==> %s\033[0m\n' "$$script"; $(PY) "$$script"; \
 	done
 
