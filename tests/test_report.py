@@ -96,6 +96,9 @@ def test_verdict_names_a_dense_run_of_another_length_and_no_other_task(runs):
     (runs / "set-90/metrics.jsonl").write_text("".join(lines[:2]))
     sparse, dense = load_run(runs / "set-90"), load_run(runs / "dense")
     assert "dense (trained for 3 epochs, not 2)" in verdict(sparse, [dense, sparse])
+    also = replace(dense, name="as long", epochs=dense.epochs[:2])
+    also = replace(also, ended=replace(dense.ended, test_accuracy=0.125))
+    assert "against 12.5 % dense" in verdict(sparse, [dense, sparse, also]).replace(THIN, " ")
     edit(runs / "dense/config.json", data="mnist")
     assert "against" not in verdict(sparse, [load_run(runs / "dense"), sparse])
 

@@ -16,6 +16,12 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     and data among them, if any, is what the sparse ones are compared with.
     Returns `out`. Raises ConfigError, naming file and line, where a file is missing or broken;
     StateError where the charts' libraries are not installed.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "config.json").write_text('{"name": "a run that has only begun"}')
+    ...     write_report([Path(folder)], Path(folder, "report.html")).name
+    'report.html'
     """
     try:
         from .page import write_page
