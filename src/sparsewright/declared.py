@@ -128,9 +128,10 @@ class Declared:
         if known.shape != packed.shape or known.meta != packed.meta:
             raise ArtifactError(f"{place}: its tensors are declared with another shape or meta")
         self.kernels.setdefault(key, kernel)
-        if packed.layout == DENSE and KERNELS["dense.onednn"].refuses() is None:
+        if packed.layout == DENSE:
             ((_, ref),) = key[1]
-            self.prepacked[ref] = packed.meta["rows"]
+            if KERNELS["dense.onednn"].refuses(packed.tensors["weight"]) is None:
+                self.prepacked[ref] = packed.meta["rows"]
 
     def own(
         self, name: str, args: list[Any], kwargs: dict[str, Any]
