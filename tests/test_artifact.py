@@ -139,15 +139,19 @@ def test_outputs_keep_their_structure(saved):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_same_model_gives_the_same_bytes(saved, name, tmp_path):
-    fast, path = saved(name)
-    sw.save(fast, tmp_path / "second")
-    sw.save(sw.load(path), tmp_path / "third")
-    assert (tmp_path / "second").read_bytes() == path.read_bytes()
-    assert (tmp_path / "third").read_bytes() == path.read_bytes()
-    sw.save(fast, tmp_path / "fourth", provenance={"run": "a"})
-    assert (tmp_path / "fourth").read_bytes() != path.read_bytes()
-    assert sw.load(tmp_path / "fourth").provenance["run"] == "a"
+def test_a_loaded_model_is_saved_as_the_same_bytes(saved, name, tmp_path):
+    path = saved(name)[1]
+    sw.save(sw.load(path), tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == path.read_bytes()
+
+
+def test_the_same_model_gives_the_same_bytes_unless_provenance_differs(saved, tmp_path):
+    fast, path = saved("cnn")
+    sw.save(fast, tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == path.read_bytes()
+    sw.save(sw.load(path), tmp_path / "other", provenance={"run": "a"})
+    assert (tmp_path / "other").read_bytes() != path.read_bytes()
+    assert sw.load(tmp_path / "other").provenance["run"] == "a"
 
 
 def test_shared_weights_are_stored_once(saved):
@@ -166,6 +170,33 @@ def test_the_file_is_plain_safetensors(saved):
     with safe_open(path, framework="pt") as file:
         assert sorted(file.metadata()) == ["sparsewright", "sparsewright.sha256"]
         assert torch.equal(file.get_tensor("head.values"), fast.model.head.values)
+
+
+def test_a_layer_without_weights_and_an_empty_one(tmp_path):
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4))
+    model[0].weight.data.zero_()
+    fast = sw.deploy(model, torch.ones(2, 8), kernels=[f"csr.{KIND}"], seconds=0)
+    sw.save(fast, tmp_path / "file")
+    again = sw.load(tmp_path / "file")
+    assert torch.equal(again(torch.ones(3, 8)), fast(torch.ones(3, 8)))
+    assert again.plan.layers[0].present == 0
+
+
+class OneIsOdd(nn.Module):
+    """Treats a batch of one otherwise, which no trace of two or more can see."""
+
+    def forward(self, x):
+        return x + 1 if x.shape[0] == 1 else x
+
+
+def test_a_batch_of_one_is_tried_before_it_is_promised(tmp_path):
+    fast = deployed(OneIsOdd(), torch.ones(4, 4))
+    sw.save(fast, tmp_path / "file")
+    assert contents(tmp_path / "file")[0]["graph"]["batch"] == {"min": 2, "max": None}
+    again = sw.load(tmp_path / "file")
+    assert torch.equal(again(torch.ones(2, 4)), torch.ones(2, 4))
+    with pytest.raises(KernelError, match=r"batch must be at least 2; got \[1\]"):
+        again(torch.ones(1, 4))
 
 
 def test_exact_bytes(tmp_path):
@@ -702,7 +733,20 @@ VALUES = st.one_of(
     st.none(),
     st.booleans(),
     st.integers(-3, 40),
-    st.sampled_from([2**31, 2**63, -(2**80), 0.5, 1e308, "", "batch", "x", "aten.relu.default"]),
+    st.sampled_from(
+        [
+            2**31,
+            2**63,
+            10**400,
+            {"float": 10**400},
+            0.5,
+            1e308,
+            "",
+            "batch",
+            "x",
+            "aten.relu.default",
+        ]
+    ),
     st.sampled_from([[], {}, [[]], {"node": "x"}, {"tensor": "head.bias"}, {"float": "nan"}]),
     st.text(max_size=5),
 )

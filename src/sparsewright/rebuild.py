@@ -201,8 +201,10 @@ class _Reader:
             return self._attribute(content)
         if kind == "float" and isinstance(content, str) and content in FLOATS:
             return FLOATS[content]
-        if kind == "float" and isinstance(content, (int, float)) and abs(content) < 1e309:
-            return float(content)
+        if kind == "float" and isinstance(content, float):
+            return content
+        if kind == "float" and type(content) is int:
+            return float(_bounded(content, place))
         if kind in WORDS and isinstance(content, str) and content in WORDS[kind]:
             return WORDS[kind][content]
         raise ArtifactError(f"{place}: there is no {kind[:MAX_TEXT]} {str(content)[:MAX_TEXT]!r}")
