@@ -12,7 +12,7 @@ namespace sparsewright::avx2 {
 struct Simd {
   static constexpr const char* kName = "avx2";
   static constexpr int kWidth = 8;
-  static constexpr int kCsrDotBatch = 3;
+  static constexpr int kCsrDotBatch = 1;
   static constexpr int kNmLookupBatch = 4;
   using Vec = __m256;
 
@@ -82,6 +82,8 @@ struct Simd {
   }
   // table[place], or 0 for padding.
   static Lanes lookup(Table t, const Places& p) {
+    // Keeps the compiler from hoisting eight loads into registers that it then has to spill.
+    __asm__("" : "+r"(t.plane));
     const __m256i b0 = pick(t, 0, p), b1 = pick(t, 1, p), b2 = pick(t, 2, p), b3 = pick(t, 3, p);
     const __m256i low01 = _mm256_unpacklo_epi8(b0, b1), low23 = _mm256_unpacklo_epi8(b2, b3);
     const __m256i high01 = _mm256_unpackhi_epi8(b0, b1), high23 = _mm256_unpackhi_epi8(b2, b3);

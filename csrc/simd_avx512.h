@@ -22,7 +22,7 @@ using I16 = __m512i;
 struct Simd {
   static constexpr const char* kName = "avx512";
   static constexpr int kWidth = 16;
-  static constexpr int kCsrDotBatch = 3;
+  static constexpr int kCsrDotBatch = 1;
   static constexpr int kNmLookupBatch = 8;
   using Vec = F16;
 

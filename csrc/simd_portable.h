@@ -9,7 +9,7 @@ struct Simd {
   static constexpr const char* kName = "portable";
   static constexpr int kWidth = 4;
   static constexpr int kCsrDotBatch = 1;
-  static constexpr int kNmLookupBatch = 2;
+  static constexpr int kNmLookupBatch = 1;
   typedef float Vec __attribute__((vector_size(16)));
 
   static Vec zero() { return Vec{0, 0, 0, 0}; }

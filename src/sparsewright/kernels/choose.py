@@ -24,6 +24,7 @@ from .table import KERNELS, Kernel
 DENSE = "dense"
 SAMPLE = 100e-6  # seconds that a sample lasts at least
 MIN_ROUNDS = 5
+TRIAL = 3  # rounds that every candidate gets: one may meet an interruption
 HOPELESS = 5.0  # a sparse kernel this many times slower than the best is timed no more
 MARGIN = 8  # added to the fan-in: the bias, and sums kept side by side
 
@@ -227,9 +228,10 @@ def _time(runs: Runs, seconds: float) -> dict[str, list[float]]:
     while done < MIN_ROUNDS or time.perf_counter() < end:
         for name in active[done % len(active) :] + active[: done % len(active)]:
             samples[name].append(_sample(runs[name], repeats[name]))
-        best = min(samples[name][0] for name in runs)
-        active = [n for n in runs if is_dense(n) or samples[n][0] <= HOPELESS * best]
         done += 1
+        if done == TRIAL:
+            limit = HOPELESS * min(min(times) for times in samples.values())
+            active = [n for n in runs if is_dense(n) or min(samples[n]) <= limit]
     return samples
 
 
