@@ -189,6 +189,7 @@ def test_gradual_never_regrows():
         (lambda: sw.Gradual(start=-1), r"method Gradual: start .* 0 or more; got -1"),
         (lambda: sw.Gradual(initial_sparsity=1.0), r"initial_sparsity must be in \[0, 1\)"),
         (lambda: sw.RigL().bind(None), r"method RigL must know when to stop: give attach\(steps="),
+        (lambda: sw.Gradual(end=40).bind(40), r"end within the run, before step 40; got end=40"),
         (lambda: sw.SET(last="remove").bind(None), r"last='remove' must know the run's length"),
     ],
 )
@@ -210,3 +211,9 @@ def test_a_mistyped_option_is_refused():
         sw.RigL(grown="zeros")
     with pytest.raises(sw.UnknownNameError, match="no value of SET's last is called 'drop'"):
         sw.SET(last="drop")
+
+
+def test_a_gradient_that_is_not_a_number_names_its_layer():
+    layer = layer_of(WEIGHT, TABLE, gradient=[[float("nan")] * 8])
+    with pytest.raises(sw.StateError, match="layer 'fc': scores by gradient hold NaN"):
+        sw.RigL(end=10).update(layer, 0)

@@ -414,6 +414,12 @@ def test_a_state_of_something_else_is_refused_and_changes_nothing():
     before = [layer.table.clone() for layer in other.layers]
     with pytest.raises(sw.StateError, match="layer '0': the sparse state has pattern unstructured"):
         other.load_state_dict(state)
+    without = {key: value for key, value in state.items() if key != "steps"}
+    with pytest.raises(sw.StateError, match=r"it lacks \['steps'\]"):
+        sparse.load_state_dict(without)
+    _, _, denser = attached(sparsity=0.5)
+    with pytest.raises(sw.StateError, match="layer '0': the sparse state has keep 5"):
+        denser.load_state_dict(state)
     with pytest.raises(sw.StateError, match="must be of version 1; got 7"):
         sparse.load_state_dict(state | {"version": 7})
     small = nn.Sequential(nn.Linear(32, 64))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from .core import Allocate, Pattern, Score, keep_best
 from .errors import ConfigError
-from .scores import as_score
+from .scores import as_score, unit_scores
 from .selection import Overrides, Skip, select_layers
 from .summary import Summary, summarise
 
@@ -42,34 +43,40 @@ def prune(
     chosen = as_score(score)
     if loss is not None and not chosen.needs_gradient:
         raise ConfigError(f"score {score!r} needs no gradient; leave loss out")
-    before = {name: p.grad for name, p in model.named_parameters()}
-    if loss is not None:
-        _backward(model, loss)
-    layers, left_dense = select_layers(
-        model,
-        sparsity=sparsity,
-        pattern=pattern,
-        allocate=allocate,
-        score=chosen,
-        generator=torch.Generator().manual_seed(seed),
-        skip=skip,
-        overrides=overrides,
-        on_misfit=on_misfit,
-    )
-    # All tables before any weight changes: a layer that fails leaves the model as it was.
-    tables = [keep_best(la.pattern.fold(chosen(la).float()), la.keep) for la in layers]
+    with _gradients_of(model, loss):
+        layers, left_dense = select_layers(
+            model,
+            sparsity=sparsity,
+            pattern=pattern,
+            allocate=allocate,
+            score=chosen,
+            generator=torch.Generator().manual_seed(seed),
+            skip=skip,
+            overrides=overrides,
+            on_misfit=on_misfit,
+        )
+        # All tables before any weight changes: a layer that fails leaves the model as it was.
+        tables = [keep_best(unit_scores(layer, chosen), layer.keep) for layer in layers]
     for layer, table in zip(layers, tables, strict=True):
         layer.set_table(table)
         with torch.no_grad():
             layer.weight.masked_fill_(layer.absent, 0.0)
-    if loss is not None:
-        for name, parameter in model.named_parameters():
-            parameter.grad = before[name]
     return summarise(layers, left_dense, sparsity)
 
 
-def _backward(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> None:
-    for parameter in model.parameters():
-        parameter.grad = None
-    with torch.enable_grad():
-        loss(model).backward()
+@contextmanager
+def _gradients_of(model: nn.Module, loss: Callable[[nn.Module], Tensor] | None) -> Iterator[None]:
+    """The loss's gradients in place of the model's own, which come back whatever happens."""
+    if loss is None:
+        yield
+        return
+    before = [(parameter, parameter.grad) for parameter in model.parameters()]
+    try:
+        for parameter, _ in before:
+            parameter.grad = None
+        with torch.enable_grad():
+            loss(model).backward()
+        yield
+    finally:
+        for parameter, gradient in before:
+            parameter.grad = gradient

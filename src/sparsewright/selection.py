@@ -80,6 +80,8 @@ def select_layers(
         layer.keep = keeps.get(layer.name, layer.units)
     dense = [w for w, layer in zip(wishes, layers, strict=True) if layer.name not in keeps]
     left_dense += [_left(w.weight, "left dense by the allocation") for w in dense]
+    order = {weight.name: place for place, weight in enumerate(weights)}
+    left_dense.sort(key=lambda left: order[left.name])
     return [layer for layer in layers if layer.name in keeps], left_dense
 
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -25,9 +24,9 @@ from .methods import as_method
 from .optimizer_state import reset_state
 from .scores import as_score
 from .selection import LeftDense, Overrides, Skip, select_layers
+from .sparse_state import STATE_VERSION, check_version, read_tables, saved_tables
 from .summary import Summary, summarise
 
-STATE_VERSION = 1
 WRAPPERS = ("module.", "_orig_mod.")
 """What DataParallel, AveragedModel and torch.compile put before a weight's name."""
 
@@ -157,15 +156,7 @@ class Sparsifier:
             "version": STATE_VERSION,
             "steps": list(self._steps),
             "generator": self.generator.get_state(),
-            "layers": {
-                layer.name: {
-                    "pattern": str(layer.pattern),
-                    "keep": layer.keep,
-                    "shape": list(layer.table.shape),
-                    "table": _to_bits(layer.table),
-                }
-                for layer in self.layers
-            },
+            "layers": saved_tables(self.layers),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -173,9 +164,14 @@ class Sparsifier:
 
         Raises StateError, and changes nothing, if the state is of another model or attachment.
         """
-        tables = self._checked(state)
+        check_version(state)
+        if len(state["steps"]) != len(self._optimizers):
+            raise StateError(
+                f"the sparse state is of {len(state['steps'])} optimizers; got "
+                f"{len(self._optimizers)}"
+            )
+        tables = read_tables(self.layers, state["layers"])
         for layer in self.layers:
-            layer.keep = int(state["layers"][layer.name]["keep"])
             layer.set_table(tables[layer.name])
         self._steps = [int(step) for step in state["steps"]]
         self.generator.set_state(state["generator"].cpu())
@@ -375,38 +371,6 @@ class Sparsifier:
         for layer in self.layers if index is None else self._layers_of(index):
             layer.weight.masked_fill_(layer.absent, 0.0)
 
-    # state
-
-    def _checked(self, state: dict[str, Any]) -> dict[str, Tensor]:
-        """The tables of a state, or StateError."""
-        version = state.get("version")
-        if version != STATE_VERSION:
-            raise StateError(f"a sparse state must be of version {STATE_VERSION}; got {version!r}")
-        mine, theirs = {layer.name for layer in self.layers}, set(state["layers"])
-        if mine != theirs:
-            raise StateError(
-                "the sparse state is of another model: it lacks "
-                f"{sorted(mine - theirs) or 'nothing'} and has besides "
-                f"{sorted(theirs - mine) or 'nothing'}"
-            )
-        if len(state["steps"]) != len(self._optimizers):
-            raise StateError(
-                f"the sparse state is of {len(state['steps'])} optimizers; got "
-                f"{len(self._optimizers)}"
-            )
-        tables = {}
-        for layer in self.layers:
-            saved = state["layers"][layer.name]
-            have = {"pattern": str(layer.pattern), "shape": list(layer.table.shape)}
-            for key, value in have.items():
-                if saved[key] != value:
-                    raise StateError(
-                        f"layer {layer.name!r}: the sparse state has {key} {saved[key]}; this "
-                        f"attachment has {value}"
-                    )
-            tables[layer.name] = _from_bits(saved["table"], layer.table.shape)
-        return tables
-
 
 def _initialise(layers: Sequence[Layer], init: Init) -> None:
     if init is None:
@@ -447,17 +411,3 @@ def _plain(name: str) -> str:
     while name.startswith(WRAPPERS):
         name = name.split(".", 1)[1]
     return name
-
-
-def _to_bits(table: Tensor) -> Tensor:
-    return torch.from_numpy(np.packbits(table.cpu().numpy().reshape(-1)))
-
-
-def _from_bits(bits: Tensor, shape: torch.Size) -> Tensor:
-    count = shape.numel()
-    if bits.dtype != torch.uint8 or bits.numel() != (count + 7) // 8:
-        raise StateError(
-            f"a table of {count} units takes {(count + 7) // 8} bytes; got {bits.numel()}"
-        )
-    flat = np.unpackbits(bits.cpu().numpy(), count=count).astype(bool)
-    return torch.from_numpy(flat).reshape(shape)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..core import Layer, Schedule, Score, Update, keep_best
 from ..errors import ConfigError, UnknownNameError
-from ..scores import as_score
+from ..scores import unit_scores
 
 Grown = Literal["zero", "normal"]
 Regrown = Literal["keep", "reset"]
@@ -48,8 +48,8 @@ def drop_and_grow(
     full = layer.keep == layer.units and regrown == "keep"  # all that goes comes back
     if moved == 0 or full:
         return None
-    kept = _survivors(layer, as_score(drop), moved)
-    growth = _unit_scores(layer, as_score(grow)).clamp(max=FINITE)
+    kept = _survivors(layer, drop, moved)
+    growth = unit_scores(layer, grow).clamp(max=FINITE)
     if exclude_dropped:  # last, yet above nothing: a group may have no other candidate
         growth = growth.masked_fill(table & ~kept, -torch.inf)
     new = keep_best_around(kept, growth, layer.keep)
@@ -85,7 +85,7 @@ def drop_only(layer: Layer, fraction: float, drop: str | Score) -> Update:
             f"{layer.pattern} unequal; use last='regrow'"
         )
     moved = math.floor(fraction * int(layer.table.sum()) + 1e-9)
-    return Update(_survivors(layer, as_score(drop), moved))
+    return Update(_survivors(layer, drop, moved))
 
 
 def keep_best_around(kept: Tensor, scores: Tensor, keep: int) -> Tensor:
@@ -98,14 +98,10 @@ def keep_best_around(kept: Tensor, scores: Tensor, keep: int) -> Tensor:
     return keep_best(scores.masked_fill(kept, torch.inf), keep)
 
 
-def _unit_scores(layer: Layer, score: Score) -> Tensor:
-    return layer.pattern.fold(score(layer).float())
-
-
-def _survivors(layer: Layer, score: Score, moved: int) -> Tensor:
+def _survivors(layer: Layer, score: str | Score, moved: int) -> Tensor:
     """The present units less the `moved` worst, over the whole table: (groups, units) bool."""
     table = layer.table
-    scores = _unit_scores(layer, score).masked_fill(~table, -torch.inf)
+    scores = unit_scores(layer, score).masked_fill(~table, -torch.inf)
     best = keep_best(scores.reshape(1, -1), int(table.sum()) - moved)
     return best.reshape(table.shape) & table
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..core import Layer, Score, keep_best
 from ..errors import ConfigError
 from ..schedules import Cubic
-from ..scores import as_score
+from ..scores import as_score, unit_scores
 from . import METHODS
 from ._timing import check_timing, end_of, is_due
 
@@ -55,7 +55,14 @@ class Gradual:
         return as_score(self.score).needs_gradient
 
     def bind(self, steps: int | None) -> Gradual:
-        return replace(self, end=end_of("Gradual", self.start, self.end, steps))
+        """Raises ConfigError if the run ends before the ramp does: the sparsity would be missed."""
+        end = end_of("Gradual", self.start, self.end, steps)
+        if steps is not None and end >= steps:
+            raise ConfigError(
+                f"method Gradual: the ramp must end within the run, before step {steps}; "
+                f"got end={end}"
+            )
+        return replace(self, end=end)
 
     def begin(self, layer: Layer) -> Tensor:
         return self._best(layer, self.kept(layer.units, layer.keep, self.start))
@@ -75,5 +82,5 @@ class Gradual:
         return math.ceil(ramp(step) - 1e-9)
 
     def _best(self, layer: Layer, keep: int) -> Tensor:
-        scores = layer.pattern.fold(as_score(self.score)(layer).float())
+        scores = unit_scores(layer, self.score)
         return keep_best(scores.masked_fill(~layer.table, -torch.inf), keep)

@@ -8,13 +8,13 @@ from typing import ClassVar
 from torch import Tensor
 
 from ..core import Layer, Score, keep_best
-from ..scores import as_score
+from ..scores import unit_scores
 from . import METHODS
 
 
 def first_table(layer: Layer, score: str | Score) -> Tensor:
     """The (groups, units) table that keeps the best `layer.keep` units of every group."""
-    return keep_best(layer.pattern.fold(as_score(score)(layer).float()), layer.keep)
+    return keep_best(unit_scores(layer, score), layer.keep)
 
 
 @METHODS.register("static")

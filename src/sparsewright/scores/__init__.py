@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from ..core import Score
+import torch
+from torch import Tensor
+
+from ..core import Layer, Score
+from ..errors import StateError
 from ..registry import Table
 
 SCORES: Table[Score] = Table("score", __name__)
@@ -15,3 +19,14 @@ def as_score(spec: str | Score) -> Score:
     Magnitude()
     """
     return SCORES[spec] if isinstance(spec, str) else spec
+
+
+def unit_scores(layer: Layer, score: str | Score) -> Tensor:
+    """The layer's (groups, units) scores; StateError if they hold NaN, among which none is best."""
+    table = layer.pattern.fold(as_score(score)(layer))
+    if torch.isnan(table).any():
+        raise StateError(
+            f"layer {layer.name!r}: scores by {score} hold NaN: a weight or a gradient is not "
+            "finite"
+        )
+    return table
