@@ -65,6 +65,7 @@ def visit(browser, page_file):
         )
         contexts.append(context)
         page = context.new_page()
+        page.set_default_timeout(120_000)  # a busy machine is not a failure
         page.asked, page.said = [], []
         page.on("console", lambda m: page.said.append(f"{m.type}: {m.text}"))
         page.on("pageerror", lambda e: page.said.append(f"uncaught: {e}"))
@@ -115,6 +116,15 @@ def test_page_draws_whole_asks_for_nothing_and_fits(visit, page_file, size, sche
     )
     assert len(boxes) >= 13  # 2 curves, layers, 3 masks, 2 heat maps, 3 runs x 2 batches, disk
     assert all(width > 200 and height > 100 and marks > 0 for width, height, marks in boxes), boxes
+    wanted = page.evaluate(
+        "JSON.parse(document.getElementById('figures').textContent)"
+        ".map(figure => figure.layout.xaxis.title.text)"
+    )
+    drawn = page.eval_on_selector_all(
+        "[data-figure]", "all => all.map(one => one.querySelector('.xtitle').textContent)"
+    )
+    assert drawn == wanted
+    assert len(set(wanted)) >= 5
     assert page.evaluate("window.injected") is None
     assert page.get_by_text(HOSTILE).count() > 0
     assert page.evaluate("document.documentElement.scrollWidth") <= SIZES[size]["width"]

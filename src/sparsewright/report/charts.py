@@ -80,9 +80,9 @@ def layer_bars(runs: Sequence[Run]) -> list[Chart]:
                 y=[_short(name, names) for name in known],
                 x=[100 * rows[name].sparsity if name in rows else 0 for name in known],
                 customdata=[
-                    [name, count(rows[name].present), count(rows[name].total)]
+                    [_safe(name), count(rows[name].present), count(rows[name].total)]
                     if name in rows
-                    else [name, "all", "all (left dense)"]
+                    else [_safe(name), "all", "all (left dense)"]
                     for name in known
                 ],
                 hovertemplate="%{customdata[0]}<br>%{x:.3f} % absent<br>"
@@ -180,7 +180,7 @@ def heat_maps(run: Run) -> Chart | None:
         f"{run.name}: weights present per input pixel of a {side} by {side} image; "
         f"the middle quarter of the image holds {percent(middle)} of them at the end."
     )
-    return Chart(run.name, alt, figure, "clamp(260px, 170px + 20vw, 330px)")
+    return Chart(run.name, alt, figure, "clamp(275px, 185px + 20vw, 345px)")
 
 
 def _square(inputs: int) -> tuple[int, int] | None:
@@ -217,7 +217,7 @@ def _heat(image: list[list[int]], index: int, top: int, last: bool) -> go.Heatma
         colorbar={
             "orientation": "h",
             "thickness": 10,
-            "y": -0.14,
+            "y": -0.21,
             "yanchor": "top",
             "outlinewidth": 0,
             "title": {"text": "weights per input", "side": "bottom"},
