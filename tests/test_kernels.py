@@ -178,6 +178,20 @@ def test_infinite_activations_reach_present_weights_only(
         assert bool((got[:, 3] == 0).all())
 
 
+@pytest.mark.parametrize("batch", [1, 2, 4, 8, 40])
+@pytest.mark.parametrize("even", [True, False])
+def test_columns_without_weights_are_never_read(kernel: Kernel, batch: int, even: bool) -> None:
+    """NaN in half of the columns, wherever padding might point."""
+    weight, x = random_weight(40, 70, 0.3), torch.randn(batch, 70)
+    weight[:, int(even) :: 2] = 0.0
+    clean = x.clone()
+    clean[:, int(even) :: 2] = 0.0
+    x[:, int(even) :: 2] = float("nan")
+    for packed in packings(kernel.layout, weight):
+        prepared = kernel.prepare(packed, 0)
+        assert torch.equal(kernel.run(x, prepared, None), kernel.run(clean, prepared, None))
+
+
 def test_reference_equals_the_dense_product() -> None:
     """The specification itself, in float64, against torch's dense product."""
     for shape in SHAPES:
