@@ -22,6 +22,7 @@ import sparsewright as sw
 from sparsewright import artifact
 from sparsewright.artifact import sizes
 from sparsewright.errors import ArtifactError, KernelError, SparsewrightError
+from sparsewright.graph import trace
 from sparsewright.kernels import kernel_info
 from sparsewright.operations import operations
 
@@ -163,6 +164,28 @@ def test_shared_weights_are_stored_once(saved):
     assert len(tensors) == 2 * len(("rows", "columns", "values", "bias"))
 
 
+class Views(nn.Module):
+    """Two buffers that are one storage, as two layers' tied biases become when they are packed."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("a", torch.randn(4))
+        self.register_buffer("b", self.a.detach())
+
+    def forward(self, x):
+        return x * self.a + self.b
+
+
+def test_one_storage_under_two_names_is_stored_once(tmp_path):
+    model = Views()
+    graph = trace(model, (torch.ones(2, 4),))  # a deployed copy keeps the sharing, too
+    assert list(graph.tensors) == ["a"]
+    fast = deployed(model, torch.ones(2, 4))
+    sw.save(fast, tmp_path / "file")
+    assert len(contents(tmp_path / "file")[1]) == 1
+    assert torch.equal(sw.load(tmp_path / "file")(torch.ones(1, 4)), fast(torch.ones(1, 4)))
+
+
 def test_the_file_is_plain_safetensors(saved):
     from safetensors import safe_open
 
@@ -200,7 +223,7 @@ def test_a_batch_of_one_is_tried_before_it_is_promised(tmp_path):
 
 
 def test_exact_bytes(tmp_path):
-    """The file as docs/artifact.md has it, written out by hand."""
+    """The file as README.md has it, written out by hand."""
     model = nn.Linear(2, 2, bias=False)
     model.weight.data = torch.tensor([[0.0, 5.0], [7.0, 0.0]])
     fast = sw.deploy(model, torch.ones(1, 2), kernels=[f"csr.{KIND}"], seconds=0)
@@ -339,13 +362,14 @@ def test_what_a_file_cannot_hold_is_named(model, message, tmp_path):
 def test_a_failed_write_leaves_the_old_file(saved, tmp_path, monkeypatch):
     path = tmp_path / "file"
     path.write_bytes(b"old")
+    fast = sw.load(saved("mlp")[1])
 
     def full(*args):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(artifact.os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        sw.save(sw.load(saved("mlp")[1]), path)
+        sw.save(fast, path)
     assert path.read_bytes() == b"old"
     assert len(list(tmp_path.iterdir())) == 1
 

@@ -1,7 +1,7 @@
 """A deployed model in one safetensors file: packed weights, and its structure as JSON.
 
 `load` trusts nothing: it runs no code from the file, follows no index that it has not checked,
-and reserves no more memory than the file is long. docs/artifact.md states the format.
+and reserves no more memory than the file is long. README.md states the format.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import struct
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -158,7 +158,8 @@ def _write(path: Path, text: str, tensors: Mapping[str, Tensor]) -> None:
     head += b" " * (-len(head) % 8)
     if len(head) > MAX_HEADER:
         raise ArtifactError(f"a header has at most {MAX_HEADER} bytes; this one has {len(head)}")
-    handle, beside = tempfile.mkstemp(dir=path.parent or ".", prefix=f".{path.name}.")
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # less the umask
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(struct.pack("<Q", len(head)) + head)
@@ -166,17 +167,10 @@ def _write(path: Path, text: str, tensors: Mapping[str, Tensor]) -> None:
                 file.write(_bytes(tensors[name]))
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(beside, 0o666 & ~_umask())
         os.replace(beside, path)
     except BaseException:
         os.unlink(beside)
         raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def load(path: str | os.PathLike[str]) -> Deployed:
@@ -301,8 +295,7 @@ def sizes(model: nn.Module, path: str | os.PathLike[str]) -> dict[str, int]:
 
     Tied tensors count once, tensors that are not floating-point with their own size.
 
-    >>> import tempfile
-    >>> file = Path(tempfile.mkdtemp()) / "empty"
+    >>>     >>> file = Path(tempfile.mkdtemp()) / "empty"
     >>> _ = file.write_bytes(b"")
     >>> sizes(nn.Linear(10, 10), file)
     {'dense_fp32': 440, 'artifact': 0}
