@@ -26,6 +26,8 @@ from sparsewright.graph import trace
 from sparsewright.kernels import kernel_info
 from sparsewright.operations import operations
 
+pytestmark = pytest.mark.filterwarnings("ignore:sparsewright runs without its compiled kernels")
+
 KIND = "portable" if kernel_info().native else "reference"
 
 

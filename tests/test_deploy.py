@@ -18,6 +18,8 @@ from sparsewright.nn import PackedLinear
 from sparsewright.plan import Plan, pattern_of
 
 MODULE = sys.modules["sparsewright.deploy"]  # sw.deploy is the function
+pytestmark = pytest.mark.filterwarnings("ignore:sparsewright runs without its compiled kernels")
+
 KIND = "portable" if kernel_info().native else "reference"
 CSR, NM = f"csr.{KIND}", f"nm.{KIND}"
 

@@ -295,7 +295,8 @@ def sizes(model: nn.Module, path: str | os.PathLike[str]) -> dict[str, int]:
 
     Tied tensors count once, tensors that are not floating-point with their own size.
 
-    >>>     >>> file = Path(tempfile.mkdtemp()) / "empty"
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp()) / "empty"
     >>> _ = file.write_bytes(b"")
     >>> sizes(nn.Linear(10, 10), file)
     {'dense_fp32': 440, 'artifact': 0}
