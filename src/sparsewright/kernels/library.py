@@ -5,8 +5,10 @@
     sparsewright::nm_linear(Tensor x, Tensor values, Tensor columns, Tensor? bias,
         int out_features, int chunk, int isa) -> Tensor
 
-isa: 0 the best that this CPU has, 1 portable, 2 avx2, 3 avx512. The ops compute forwards only;
-PackedLinear refuses an input that wants a gradient. Environment: SPARSEWRIGHT_NO_NATIVE=1 hides
+isa: 0 the best that this CPU has, 1 portable, 2 avx2, 3 avx512. The ops check types and sizes;
+indices were checked by layouts.validate. nm_linear cannot tell widths of x apart within the last
+chunk: PackedLinear does. The ops compute forwards only; PackedLinear refuses an input that wants
+a gradient. Environment: SPARSEWRIGHT_NO_NATIVE=1 hides
 the library, SPARSEWRIGHT_LIBRARY names another one (for tests), SPARSEWRIGHT_ISA caps `best`.
 """
 
