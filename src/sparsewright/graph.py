@@ -1,6 +1,6 @@
 """A model as a JSON graph of listed operations, written from what torch.export traces.
 
-docs/artifact.md states the document; rebuild.py reads it.
+README.md states the document; rebuild.py reads it.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ class _Writer:
         if name is None:
             raise ArtifactError(
                 f"node {node.name!r}: a file cannot hold the operation {str(node.target)!r}; "
-                "docs/artifact.md says which it can"
+                "the README's section on the format says which it can"
             )
         self.values[node] = {"node": node.name}
         kwargs = {k: self.value(v, node) for k, v in node.kwargs.items() if k != "device"}
@@ -188,7 +188,7 @@ class _Writer:
         return {"name": node.name, "op": name, "args": args, "kwargs": kwargs}
 
     def value(self, value: Any, node: fx.Node) -> Any:
-        """An argument as a JSON value (docs/artifact.md, "Values")."""
+        """An argument as a JSON value (README.md, "Values")."""
         if isinstance(value, fx.Node):
             return self.values[value]
         if value is None or isinstance(value, (bool, int, str)):

@@ -3,7 +3,7 @@
 Names are looked up in operations.py and nothing else is called. Every node is run on fake
 tensors as it is built, so that wrong arguments, types and shapes are found before any real
 tensor is touched; fake tensors have a shape and no memory, so nothing is allocated either.
-docs/artifact.md states the rules.
+README.md, section "The artifact format", states the rules.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class _Reader:
         else:
             raise ArtifactError(
                 f"{place}: a file may not use the operation {name[:MAX_TEXT]!r}; "
-                "docs/artifact.md says which it may"
+                "the README's section on the format says which it may"
             )
         self._name(field(entry, "name", str, place), place, node)
 
