@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from rich.table import Table as Printed
 
-from ..kernels.info import kernel_info
+from ..kernels.info import KernelInfo, kernel_info
 from ..measure.environment import environment
 from .data import DATA, cache_folder
 from .tables import where
@@ -25,9 +25,11 @@ EXTRAS = {
 
 def doctor_tables() -> list[Printed]:
     """The tables that `sparsewright doctor` prints."""
+    info = kernel_info()
     return [
         two_columns("this machine", {**environment(), **devices()}),
-        two_columns("compiled kernels", compiled()),
+        two_columns("compiled kernels", compiled(info)),
+        two_columns("kernels", refusals(info.kernels)),
         two_columns("data sets", {name: where(name) for name in DATA} | {"cache": cache_folder()}),
         two_columns("optional packages", extras()),
     ]
@@ -52,13 +54,24 @@ def devices() -> dict[str, str]:
     return {f"gpu {i}": torch.cuda.get_device_name(i) for i in range(count)}
 
 
-def compiled() -> dict[str, str]:
+def compiled(info: KernelInfo) -> dict[str, str]:
     """Whether the C++ kernels are loaded, and every instruction set or why it is not used."""
-    info = kernel_info()
-    rows = {"native": "yes" if info.native else f"no: {info.why_not}; the reference serves"}
-    rows["library"] = str(info.library)
-    rows["compiler"] = str(info.compiler)
-    return rows | {isa: "active" if why is None else f"no: {why}" for isa, why in info.isas.items()}
+    return {
+        "loaded": "yes" if info.native else f"no, the reference serves: {info.why_not}",
+        "library": info.library or "none",
+        "compiler": info.compiler,
+        "best": info.isa,
+        **refusals(info.isas),
+    }
+
+
+def refusals(reasons: Mapping[str, str | None]) -> dict[str, str]:
+    """Name -> "active", or why it is not.
+
+    >>> refusals({"a": None, "b": "too old"})
+    {'a': 'active', 'b': 'no: too old'}
+    """
+    return {name: "active" if why is None else f"no: {why}" for name, why in reasons.items()}
 
 
 def extras() -> dict[str, str]:
