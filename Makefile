@@ -59,7 +59,7 @@ types: setup
 pytest: setup
 	$(STEP) "pytest: all tests and the examples in docstrings"
 	@mkdir -p build
-	@$(PY) -m coverage run -m pytest -q $(ARGS) 2>&1 | tee build/pytest.log
+	@$(PY) -m coverage run -m pytest -q -rs $(ARGS) 2>&1 | tee build/pytest.log
 	$(STEP) "coverage"
 	@$(PY) -m coverage report
 	@tail -n 1 build/pytest.log
