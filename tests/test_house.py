@@ -140,7 +140,7 @@ FLOORS = {
     **dict.fromkeys(("layouts", "kernels", "initialise", "connectivity"), 1),
     "nn": 2,
     **dict.fromkeys(("methods", "prune", "sparsifier", "measure"), 3),
-    **dict.fromkeys(("selection", "summary", "optimizer_state"), 3),
+    **dict.fromkeys(("selection", "summary", "optimizer_state", "sparse_state"), 3),
     **dict.fromkeys(
         ("deploy", "artifact", "plan", "graph", "operations", "rebuild", "declared"), 4
     ),

@@ -22,7 +22,7 @@ from . import library
 from .table import KERNELS, Kernel
 
 DENSE = "dense"
-SAMPLE = 100e-6  # seconds that a sample lasts at least
+SAMPLE = 500e-6  # seconds that a sample lasts at least
 MIN_ROUNDS = 5
 TRIAL = 3  # rounds that every candidate gets: one may meet an interruption
 HOPELESS = 5.0  # a sparse kernel this many times slower than the best is timed no more

@@ -16,8 +16,11 @@ from dataclasses import dataclass
 
 Call = Callable[[], object]
 
-SAMPLE = 200e-6  # seconds that one sample lasts at least: thousands of ticks of the clock
-PAUSE = 1e-3  # seconds before a sample, in which other candidates' idle threads stop spinning
+SAMPLE = 5e-3  # seconds that one sample lasts at least: longer than a slice of the scheduler
+# Candidates bring thread pools of their own (torch's, OpenBLAS's, ONNX Runtime's), whose idle
+# threads keep spinning for some 25 ms: on few cores they make the next candidate wait for whole
+# slices of the scheduler. So every sample begins with a pause.
+PAUSE = 50e-3
 WARM = 3  # untimed calls of every candidate before the first round
 
 
@@ -36,8 +39,9 @@ def interleave(
 ) -> dict[str, Timing]:
     """Time every call in turn, in rounds, and return name -> Timing.
 
-    A sample is as many repetitions as the clock needs, after one untimed call that brings the
-    candidate's data back into the cache. Every round starts with another candidate. seconds: how
+    A sample is as many repetitions as last SAMPLE seconds, after a pause in which the threads of
+    other candidates fall asleep, and half as many untimed ones that wake this candidate's and
+    bring its data back into the cache. Every round starts with another candidate. seconds: how
     long all of it may take, at least; `min_rounds` are run in any case. Raises ValueError if
     `seconds` is negative or `min_rounds` is below 1.
 
@@ -91,7 +95,7 @@ def _repeats(call: Call) -> int:
 
 def _sample(call: Call, repeats: int) -> float:
     time.sleep(PAUSE)
-    call()
+    _run(call, 1 + repeats // 2)
     return _run(call, repeats) / repeats
 
 
