@@ -164,7 +164,7 @@ CASES = {
     "rigl 4:16 adamw": sparse(pattern="4:16", sparsity=0.75, optimizer="adamw", lr=0.01),
     "set augmented": sparse(method="set", augment=True),
     "gradual": sparse(method="gradual"),
-    "static fan_in": sparse(method="static", every=None, init="fan_in"),
+    "static model": sparse(method="static", every=None, init="model"),
     "cnn": sparse(model="cnn", widths="8-16", epochs=3),
 }
 
@@ -288,7 +288,7 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path: Path, force: bool) -> 
         (sparse(method="static"), ConfigError, "'static' has no option 'every'; it has: initial"),
         (sparse(method_options={"evry": 3}), ConfigError, "has no option 'evry'; it has: every"),
         (small(optimizer="lion"), UnknownNameError, "There are: adamw, sgd"),
-        (sparse(init="fan-in"), ConfigError, "init must be"),
+        (sparse(init="fan-in"), UnknownNameError, "did you mean 'fan_in'"),
         (small(model="mpl"), UnknownNameError, "did you mean 'mlp'"),
     ],
 )

@@ -54,8 +54,10 @@ class TrainConfig:
         "unstructured",
         "for weights that do not fit the pattern: error, skip (dense), or another pattern",
     )
-    init: str | None = setting(
-        None, "initial values of the present weights: fan_in, or the model's own if not given"
+    init: str = setting(
+        "fan_in",
+        "first values of sparse weights: fan_in (variance by each neuron's present inputs), or "
+        "model (as the model has them)",
     )
     every: int | None = setting(None, "steps between mask updates; default: the method's")
     fraction: float | None = setting(

@@ -29,7 +29,7 @@ from ..measure.environment import cores, environment
 from ..methods import METHODS
 from ..registry import Table
 from ..selection import LeftDense
-from ..sparsifier import Sparsifier, attach
+from ..sparsifier import Init, Sparsifier, attach
 from ..summary import Summary, summarise
 from .config import DENSE, TrainConfig
 from .data import Pair, batches, load
@@ -39,6 +39,10 @@ from .run_folder import CURVES, RunFolder, now, train_command
 
 MakeOptimizer = Callable[[list[dict[str, Any]], TrainConfig], torch.optim.Optimizer]
 OPTIMIZERS: Table[MakeOptimizer] = Table("optimizer of the lab")
+
+INITS: Table[Init] = Table("initialisation")
+INITS.register("fan_in")("fan_in")
+INITS.register("model")(None)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -255,7 +259,7 @@ def make_sparse(
         skip=config.skip,
         overrides=config.overrides,
         on_misfit=config.on_misfit,
-        init=config.init,  # type: ignore[arg-type]  # attach checks the name
+        init=INITS[config.init],
         seed=config.seed,
     )
 
