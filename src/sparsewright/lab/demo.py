@@ -56,14 +56,14 @@ def demo(out: str | Path, *, short: bool = False, threads: int = 1) -> list[Resu
     """Run the demo into folders under `out`, print its table, and return the results.
 
     threads: of what is measured; one by default, which other programs disturb least. Training
-    takes all cores. short: two epochs and little timing, to check that everything works; its
-    figures mean little. An older demo in `out` is replaced.
+    takes all cores. short: a smaller network, two epochs and little timing, to check that all of
+    it works; its figures mean little. An older demo in `out` is replaced.
     """
     out, console = Path(out), Console()
     seconds = 0.1 if short else 2.0
     results = []
     for folder, config in RUNS.items():
-        config = replace(config, epochs=2 if short else config.epochs)
+        config = replace(config, epochs=2, widths="64-256-256-10") if short else config
         console.print(
             f"[bold]{config.name}[/]: training {config.epochs} epochs on {config.data} ..."
         )
