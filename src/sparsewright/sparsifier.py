@@ -324,6 +324,8 @@ class Sparsifier:
         """Ask the method; a layer without a gradient that it needs stays as it is."""
         if self.method.needs_gradient and layer.weight.grad is None:
             return
+        if layer.table.device != layer.weight.device:  # the model moved since
+            layer.set_table(layer.table)
         step = self._steps[index]
         wish = self.method.update(layer, step)
         if wish is None:
