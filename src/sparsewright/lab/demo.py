@@ -24,11 +24,11 @@ from .train import train
 BATCHES = (1, 64)
 
 # Wide, so that there is something to save; all inputs divide by the 32 of 3:32. AdamW suits all
-# three. An epoch is 12 steps of 128 images; RigL moves connections about once in two epochs.
+# three. An epoch is 12 steps of 128 images; RigL moves connections about once an epoch.
 DENSE = TrainConfig(
     name="dense",
     widths="64-2048-2048-10",
-    epochs=12,
+    epochs=10,
     batch=128,
     optimizer="adamw",
     lr=1e-3,
@@ -36,7 +36,7 @@ DENSE = TrainConfig(
     warmup=1.0,
     tensorboard=False,
 )
-RIGL = replace(DENSE, name="RigL 90 %", method="rigl", sparsity=0.9, every=20, fraction=0.3)
+RIGL = replace(DENSE, name="RigL 90 %", method="rigl", sparsity=0.9, every=15, fraction=0.3)
 RIGL_3_32 = replace(RIGL, name="RigL 3:32", pattern="3:32", sparsity=None, on_misfit="error")
 
 RUNS: Mapping[str, TrainConfig] = {"dense": DENSE, "rigl": RIGL, "rigl-3-32": RIGL_3_32}
