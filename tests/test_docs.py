@@ -141,7 +141,7 @@ CHEAP_COMMANDS = sorted({tuple(w) for _, w in commands() if len(w) == 1 and w[0]
 @pytest.mark.parametrize("words", CHEAP_COMMANDS, ids=" ".join)
 def test_cheap_commands_run(words: tuple[str, ...], tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "sparsewright.cli", *words],
+        [sys.executable, "-m", "sparsewright", *words],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": ""},
         capture_output=True,
