@@ -82,6 +82,18 @@ def stop_after(epoch: int) -> Any:
     return stop
 
 
+def stop_before_checkpoint(epoch: int) -> Any:
+    """A save_checkpoint that is stopped when the epoch's lines are written already."""
+    save = RunFolder.save_checkpoint
+
+    def stop(folder: RunFolder, state: dict[str, Any]) -> None:
+        if state["epoch"] == epoch:
+            raise KeyboardInterrupt
+        save(folder, state)
+
+    return stop
+
+
 # --- what a run leaves --------------------------------------------------------------------------
 
 
@@ -139,7 +151,7 @@ def test_a_dense_run_counts_all_weights_as_left_dense(tmp_path: Path) -> None:
 
 
 def test_trained_model_gives_the_accuracy_of_the_run(tmp_path: Path) -> None:
-    run = train(sparse(), tmp_path / "a")
+    run = train(CASES["cnn"], tmp_path / "a")
     trained = read_trained(run)
     images, labels = trained.data.test
     accuracy = (trained.model(images).argmax(dim=1) == labels).float().mean().item()
@@ -202,15 +214,8 @@ def test_stopped_before_a_checkpoint_leaves_no_line_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = train(sparse(), tmp_path / "whole")
-    save = RunFolder.save_checkpoint
-
-    def stop(folder: RunFolder, state: dict[str, Any]) -> None:
-        if state["epoch"] == 3:  # its lines are written already
-            raise KeyboardInterrupt
-        save(folder, state)
-
     with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "save_checkpoint", stop)
+        patch.setattr(RunFolder, "save_checkpoint", stop_before_checkpoint(3))
         with pytest.raises(Interrupted, match="epoch 2 of 4 is kept"):
             train(sparse(), tmp_path / "cut")
     assert len(lines(tmp_path / "cut", "metrics.jsonl")) == 3
@@ -325,12 +330,14 @@ def test_checkpoint_is_never_unpickled(tmp_path: Path) -> None:
     assert not (tmp_path / "hacked").exists()
 
 
-def test_curves_go_to_tensorboard(tmp_path: Path) -> None:
+def test_curves_go_to_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     accumulator = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator", reason="needs tensorboard"
     )
-    with pytest.raises(Interrupted):
-        train(sparse(tensorboard=True), tmp_path / "a", on_epoch=stop_after(2))
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "save_checkpoint", stop_before_checkpoint(3))
+        with pytest.raises(Interrupted, match="epoch 2 of 4"):
+            train(sparse(tensorboard=True), tmp_path / "a")
     run = train(sparse(tensorboard=True), tmp_path / "a", resume=True)
     events = accumulator.EventAccumulator(str(run / "tensorboard"))
     events.Reload()

@@ -147,7 +147,8 @@ def _train(
                 "lr": lr,
                 "seconds": took,
             }
-            # The checkpoint comes last: lines without one are dropped by a resumed run.
+            # The checkpoint comes last: what has none is dropped by a resumed run.
+            curve(line)
             folder.append("metrics.jsonl", line)
             if diary:
                 folder.append("masks.jsonl", diary.page(epoch))
@@ -162,7 +163,6 @@ def _train(
                     "random": random_state(),
                 }
             )
-            curve(line)
             progress.update(task, description=f"epoch {epoch}: {test_accuracy:.2%}")
             if on_epoch:
                 on_epoch(line)
