@@ -89,7 +89,9 @@ def test_other_inputs_run_on_the_modules():
     assert fast.program.run(wide) is MISS
     assert torch.equal(fast(wide), fast(wide.view(2, 1, 8, 8)))
     assert fast(torch.randn(0, 1, 8, 8)).shape == (0, 10)
-    assert fast(nn.Parameter(torch.ones(1, 1, 8, 8), requires_grad=False)).shape == (1, 10)
+    special = nn.Parameter(torch.ones(1, 1, 8, 8), requires_grad=False)  # or a tracer's
+    assert fast.program.run(special) is MISS
+    assert torch.equal(fast(special), fast(special.data))
     with pytest.raises(KernelError, match=r"needs x \(..., 64\); got \(1, 81\)"):
         fast(torch.ones(1, 1, 9, 9))
     with pytest.raises(RuntimeError, match="x must be float32"):
@@ -132,9 +134,38 @@ def test_a_trace_that_gives_other_numbers_is_not_used():
     assert torch.equal(fast(torch.ones(1, 64)), fast.model.fc(torch.ones(1, 64)))
 
 
+def test_a_model_of_one_batch_alone_is_deployed_all_the_same():
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(64, 8)
+
+        def forward(self, x):
+            if not torch.compiler.is_exporting() and len(x) != 2:
+                raise KeyError("two rows")
+            return self.fc(x)
+
+    model = Pair()
+    sw.prune(model, sparsity=0.9, allocate="uniform_all")
+    fast = sw.deploy(model, torch.ones(2, 64), kernels=[CSR], seconds=0)
+    assert fast.program is None
+    assert fast(torch.ones(2, 64)).shape == (2, 8)
+
+
 def test_a_dense_model_is_not_traced():
     fast = sw.deploy(nn.Linear(8, 8), torch.ones(1, 8), kernels=["dense.eager"], seconds=0)
     assert fast.program is None
+
+
+def test_a_model_with_hooks_is_not_traced():
+    model = nn.Sequential(nn.Linear(64, 8))
+    sw.prune(model, sparsity=0.9, allocate="uniform_all")
+    kinds = []
+    model.register_forward_hook(lambda module, given, made: kinds.append(type(made)))
+    fast = sw.deploy(model, torch.ones(1, 64), kernels=[CSR], seconds=0)
+    assert fast.program is None
+    fast(torch.ones(1, 64))
+    assert set(kinds) == {torch.Tensor}
 
 
 def test_hooks_are_heard():

@@ -112,14 +112,10 @@ def rows(x: Tensor, count: int) -> Tensor:
 
 
 def _agree(model: nn.Module, program: Program, inputs: tuple[Tensor, ...]) -> bool:
-    """Whether both give the same bits, or both refuse the inputs."""
+    """Whether both give the same bits."""
     try:
-        expected = model(*inputs)
-    except (RuntimeError, ValueError, IndexError, AssertionError):
-        return False
-    try:
-        got = program.run(*inputs)
-    except RuntimeError:  # a trace may hold for two rows and more alone
+        expected, got = model(*inputs), program.run(*inputs)
+    except Exception:  # whatever a user's forward may raise at another batch: the modules serve
         return False
     a, b = ([x for x in tree_leaves(v) if isinstance(x, Tensor)] for v in (got, expected))
     return got is not MISS and len(a) == len(b) and all(map(_equal, a, b))
