@@ -13,23 +13,25 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
-#include <vector>
+#include <utility>
 
 #include "cpu.h"
 #include "kernels.h"
 
 // The error that torch raises as RuntimeError in Python, with a message for its user alone.
 #define SW_CHECK(condition, ...) \
-  if (!(condition)) throw std::runtime_error(message(__VA_ARGS__))
+  if (!(condition)) [[unlikely]] \
+  fail(__VA_ARGS__)
 
 namespace sparsewright {
 namespace {
 
+// Never inlined, so that a check costs a call no more than its comparison.
 template <class... Parts>
-std::string message(const Parts&... parts) {
+[[noreturn, gnu::cold, gnu::noinline]] void fail(const Parts&... parts) {
   std::ostringstream text;
   (text << ... << parts);
-  return text.str();
+  throw std::runtime_error(text.str());
 }
 
 using torch::headeronly::ScalarType;
@@ -68,36 +70,64 @@ void check_tensor(const Tensor& t, const char* name, ScalarType type, const char
 
 // What both ops share: activations as (batch, in), the output, the bias.
 struct Linear {
-  Tensor input, output;
+  std::optional<Tensor> input;  // the copy of x, where x itself was not contiguous
+  Tensor output;
   const float* x;
   const float* bias;
   float* y;
   int64_t in, batch;
 };
 
+constexpr size_t kMaxDims = 64;  // as many as a tensor of torch has
+
+// An empty contiguous float32 tensor. torch::stable::new_empty would look its operation up by
+// name and box every argument at every call: several times the cost of the allocation.
+Tensor new_output(const int64_t* shape, size_t dims) {
+  int64_t strides[kMaxDims];
+  int64_t stride = 1;
+  for (size_t i = dims; i-- > 0;) {
+    strides[i] = stride;
+    stride *= std::max<int64_t>(shape[i], 1);
+  }
+  AtenTensorHandle made = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(dims), shape, strides,
+                                                         aoti_torch_dtype_float32(),
+                                                         aoti_torch_device_type_cpu(), 0, &made));
+  return Tensor(made);
+}
+
 Linear begin(const Tensor& x, const std::optional<Tensor>& bias, int64_t out) {
   SW_CHECK(x.is_cpu(), "x must be on the CPU");
   SW_CHECK(x.scalar_type() == ScalarType::Float, "x must be float32");
-  SW_CHECK(x.dim() >= 1, "x must have at least one dimension, (..., in_features)");
-  Linear l;
-  l.bias = nullptr;
+  const auto sizes = x.sizes();
+  const size_t dims = sizes.size();
+  SW_CHECK(dims >= 1, "x must have at least one dimension, (..., in_features)");
+  SW_CHECK(dims <= kMaxDims, "x must have at most ", kMaxDims, " dimensions; got ", dims);
+  const float* bias_data = nullptr;
   if (bias) {
     check_tensor(*bias, "bias", ScalarType::Float, "float32");
     SW_CHECK(bias->dim() == 1 && bias->size(0) == out, "bias must have shape (", out, ",); got ",
              bias->numel(), " entries in ", bias->dim(), " dimensions");
-    l.bias = static_cast<const float*>(bias->const_data_ptr());
+    bias_data = static_cast<const float*>(bias->const_data_ptr());
   }
-  const auto sizes = x.sizes();
-  std::vector<int64_t> shape(sizes.begin(), sizes.end());
-  l.in = shape.back();
-  shape.back() = out;
-  l.batch = 1;
-  for (size_t i = 0; i + 1 < shape.size(); ++i) l.batch *= shape[i];
-  l.input = x.is_contiguous() ? x : torch::stable::contiguous(x);
-  l.output = torch::stable::new_empty(x, {shape.data(), shape.size()});
-  l.x = static_cast<const float*>(l.input.const_data_ptr());
-  l.y = static_cast<float*>(l.output.mutable_data_ptr());
-  return l;
+  int64_t shape[kMaxDims];
+  int64_t batch = 1;
+  for (size_t i = 0; i + 1 < dims; ++i) batch *= shape[i] = sizes[i];
+  const int64_t in = sizes[dims - 1];
+  shape[dims - 1] = out;
+  Tensor output = new_output(shape, dims);
+  float* y = static_cast<float*>(output.mutable_data_ptr());
+  if (x.is_contiguous())
+    return {std::nullopt,
+            std::move(output),
+            static_cast<const float*>(x.const_data_ptr()),
+            bias_data,
+            y,
+            in,
+            batch};
+  Tensor input = torch::stable::contiguous(x);
+  const float* data = static_cast<const float*>(input.const_data_ptr());
+  return {std::move(input), std::move(output), data, bias_data, y, in, batch};
 }
 
 // body(tile, begin, end) over every row of the batch and block of rows of the weight; work counts
@@ -160,8 +190,8 @@ void csr_small(const Kernels& k, const Csr& w, const Linear& l, std::atomic<bool
   });
 }
 
-Tensor csr_linear(Tensor x, Tensor rows, Tensor columns, Tensor values, std::optional<Tensor> bias,
-                  int64_t isa) {
+Tensor csr_linear(const Tensor& x, const Tensor& rows, const Tensor& columns, const Tensor& values,
+                  const std::optional<Tensor>& bias, int64_t isa) {
   const Kernels& k = kernels_for(isa);
   check_tensor(rows, "rows", ScalarType::Int, "int32");
   check_tensor(values, "values", ScalarType::Float, "float32");
@@ -182,7 +212,7 @@ Tensor csr_linear(Tensor x, Tensor rows, Tensor columns, Tensor values, std::opt
                  values.size(0)};
   SW_CHECK(w.rows[0] == 0 && w.rows[out] == w.nnz, "rows must run from 0 to the number of values, ",
            w.nnz, "; got ", w.rows[0], " to ", w.rows[out]);
-  if (l.batch == 0 || out == 0) return l.output;
+  if (l.batch == 0 || out == 0) return std::move(l.output);
   std::atomic<bool> fits{true};
   if (l.batch <= k.csr_dot_batch) {
     csr_small(k, w, l, fits);
@@ -193,36 +223,36 @@ Tensor csr_linear(Tensor x, Tensor rows, Tensor columns, Tensor values, std::opt
   }
   SW_CHECK(fits, "the packed weight has columns beyond the in_features of x, ", l.in,
            ", or rows that do not ascend");
-  return l.output;
+  return std::move(l.output);
 }
 
-Tensor nm_linear(Tensor x, Tensor values, Tensor columns, std::optional<Tensor> bias,
-                 int64_t out_features, int64_t chunk, int64_t isa) {
+Tensor nm_linear(const Tensor& x, const Tensor& values, const Tensor& columns,
+                 const std::optional<Tensor>& bias, int64_t out_features, int64_t chunk,
+                 int64_t isa) {
   const Kernels& k = kernels_for(isa);
   check_tensor(values, "values", ScalarType::Float, "float32");
   check_tensor(columns, "columns", ScalarType::Byte, "uint8");
-  SW_CHECK(values.dim() == 4 && values.size(3) == kLanes,
+  const auto shape = values.sizes(), places = columns.sizes();
+  SW_CHECK(shape.size() == 4 && shape[3] == kLanes,
            "values must have shape (tiles, chunks, slots, 16)");
-  bool same = columns.dim() == 4;
-  for (int64_t d = 0; same && d < 4; ++d) same = columns.size(d) == values.size(d);
-  SW_CHECK(same, "columns must have the shape of values");
+  SW_CHECK(places.size() == 4 && std::equal(shape.begin(), shape.end(), places.begin()),
+           "columns must have the shape of values");
   SW_CHECK(1 <= chunk && chunk <= 256, "chunk must be in [1, 256]; got ", chunk);
-  SW_CHECK(out_features >= 0 && values.size(0) == ceil_div(out_features, kLanes),
+  SW_CHECK(out_features >= 0 && shape[0] == ceil_div(out_features, kLanes),
            "values must have one tile for every 16 of the ", out_features, " out_features; got ",
-           values.size(0));
+           shape[0]);
   Linear l = begin(x, bias, out_features);
-  SW_CHECK(values.size(1) == ceil_div(l.in, chunk), "values must have ", ceil_div(l.in, chunk),
-           " chunks of ", chunk, " columns for the ", l.in, " in_features of x; got ",
-           values.size(1));
+  SW_CHECK(shape[1] == ceil_div(l.in, chunk), "values must have ", ceil_div(l.in, chunk),
+           " chunks of ", chunk, " columns for the ", l.in, " in_features of x; got ", shape[1]);
   const Nm w = {static_cast<const float*>(values.const_data_ptr()),
                 static_cast<const uint8_t*>(columns.const_data_ptr()),
                 l.in,
                 out_features,
                 chunk,
-                values.size(0),
-                values.size(1),
-                values.size(2)};
-  if (l.batch == 0 || out_features == 0) return l.output;
+                shape[0],
+                shape[1],
+                shape[2]};
+  if (l.batch == 0 || out_features == 0) return std::move(l.output);
   const int64_t work = w.chunks * w.slots * w.tiles * kLanes + out_features;
   if (chunk <= kTable && l.batch <= k.nm_lookup_batch) {
     float* tables = scratch(l.batch * w.chunks * kTable);
@@ -236,7 +266,7 @@ Tensor nm_linear(Tensor x, Tensor values, Tensor columns, std::optional<Tensor> 
     over_tiles(k, l, out_features, work,
                [&](const Tile& tile, int64_t from, int64_t to) { k.nm_tile(w, tile, from, to); });
   }
-  return l.output;
+  return std::move(l.output);
 }
 
 // What `doctor` and the kernel table ask: 0 where the instruction set serves, else a reason's code.

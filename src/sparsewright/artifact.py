@@ -20,13 +20,13 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from .declared import Declared, describe, with_best_isa
 from .deploy import Deployed, plain_attention
 from .errors import ArtifactError
 from .graph import Document, trace
 from .measure.dense import relative_error
 from .plan import Plan
-from .rebuild import MAX_TEXT, Signature, build, field
+from .program import Program, layers_and_graph, module_of, rows
+from .rebuild import MAX_TEXT, Signature, field
 
 FORMAT = "sparsewright"
 VERSION = 1
@@ -73,12 +73,11 @@ def _describe(fast: Deployed) -> tuple[Document, dict[str, Tensor]]:
     if fast.source is not None:  # loaded from a file: say the same again
         return dict(fast.source[0]), dict(fast.source[1])
     with torch.no_grad(), plain_attention():
-        graph = trace(fast.model, fast.example)
+        graph = fast.graph or trace(fast.model, fast.example)
     document: Document = {
         "format": FORMAT,
         "version": VERSION,
-        "layers": describe(fast.model, graph),
-        "graph": with_best_isa(graph.document),
+        **layers_and_graph(fast.model, graph),
         "plan": fast.plan.to_dict(),
     }
     return _verified(fast, document, graph.tensors), dict(graph.tensors)
@@ -86,28 +85,23 @@ def _describe(fast: Deployed) -> tuple[Document, dict[str, Tensor]]:
 
 def _verified(fast: Deployed, document: Document, tensors: Mapping[str, Tensor]) -> Document:
     """The document, after its graph gave the model's outputs; without batch 1 if that fails."""
-    rebuilt = _module(document, tensors)
+    rebuilt = module_of(document, tensors)
     _compare(fast, rebuilt, fast.example)
     batch = document["graph"]["batch"]
     if batch is None or batch["min"] > 1:
         return document
     if (batch["max"] or 3) >= 3:
-        _compare(fast, rebuilt, tuple(_rows(x, 3) for x in fast.example))
+        _compare(fast, rebuilt, tuple(rows(x, 3) for x in fast.example))
     try:
-        _compare(fast, rebuilt, tuple(_rows(x, 1) for x in fast.example))
+        _compare(fast, rebuilt, tuple(rows(x, 1) for x in fast.example))
     except (ArtifactError, RuntimeError):  # the trace assumes 2 or more, and here it matters
         batch = {**batch, "min": 2}
     return {**document, "graph": {**document["graph"], "batch": batch}}
 
 
-def _rows(x: Tensor, count: int) -> Tensor:
-    """`count` rows of the example, repeated as often as needed."""
-    return x[torch.arange(count) % x.shape[0]]
-
-
 def _compare(fast: Deployed, rebuilt: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     with torch.no_grad():
-        pairs = zip(_leaves(rebuilt(*inputs)), _leaves(fast(*inputs)), strict=True)
+        pairs = zip(_leaves(rebuilt(*inputs)), _leaves(fast.run_modules(*inputs)), strict=True)
         error = max((relative_error(a.float(), b.float()) for a, b in pairs), default=0.0)
     if not error <= TOLERANCE:
         raise ArtifactError(
@@ -191,15 +185,21 @@ def _loaded(data: bytes) -> Deployed:
     header = _read_header(data)
     document = _read_document(header)
     tensors = _read_tensors(data, header, document)
-    module = _module(document, tensors)
+    module = module_of(document, tensors)
     try:
         plan = Plan.from_dict(field(document, "plan", dict, "the file"))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ArtifactError(f"the plan is not one: {error}") from error
     provenance = field(document, "provenance", dict, "the file")
-    check = Signature.read(document["graph"]).check
-    source = (document, tensors)
-    return Deployed(module, plan, source=source, check=check, provenance=provenance)
+    signature = Signature.read(document["graph"])
+    return Deployed(
+        module,
+        plan,
+        source=(document, tensors),
+        check=signature.check,
+        provenance=provenance,
+        program=Program(module, signature, module),
+    )
 
 
 def _read_header(data: bytes) -> Document:
@@ -282,12 +282,6 @@ def _read_tensors(data: bytes, header: Document, document: Document) -> dict[str
                 f"tensor {name[:MAX_TEXT]!r} does not have the SHA-256 that the file names: damaged"
             )
     return tensors
-
-
-def _module(document: Document, tensors: Mapping[str, Tensor]) -> nn.Module:
-    layers = Declared(field(document, "layers", list, "the document"), tensors)
-    graph = field(document, "graph", dict, "the document")
-    return build(graph, tensors, layers.own, layers.prepacked)
 
 
 def sizes(model: nn.Module, path: str | os.PathLike[str]) -> dict[str, int]:

@@ -135,8 +135,8 @@ class Declared:
 
     def own(
         self, name: str, args: list[Any], kwargs: dict[str, Any]
-    ) -> tuple[Operation, list[Any], int]:
-        """What to call for a sparsewright operation, its arguments, and its input's width.
+    ) -> tuple[Operation, list[Any], tuple[int, int]]:
+        """What to call for a sparsewright operation, its arguments, and its weight's (out, in).
 
         ArtifactError unless its tensors, sizes and bias are those of one declared layer.
         """
@@ -158,7 +158,8 @@ class Declared:
         if bias is not None and not self._is_bias(tensor_name(bias), packed.shape[0]):
             raise ArtifactError(f"{name}: bias must be null or {packed.shape[0]} F32 of the file")
         own = {"x": x, "bias": bias, "isa": _isa(self.kernels[key], packed), **given, **expected}
-        return operation, [own[n] for n in names], packed.shape[1]
+        out, width = packed.shape
+        return operation, [own[n] for n in names], (out, width)
 
     def _is_bias(self, ref: str | None, out: int) -> bool:
         tensor = None if ref is None else self.tensors.get(ref)

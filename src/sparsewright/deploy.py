@@ -18,10 +18,12 @@ from torch.utils._pytree import tree_leaves
 
 from .core import Weight, find_weights
 from .errors import KernelError, StateError
+from .graph import Graph
 from .kernels import Choice, choose
 from .measure.dense import relative_error
 from .nn import build_linear
 from .plan import Candidate, LayerPlan, Plan, pattern_of
+from .program import MISS, Program, program_of
 
 TOLERANCE = 1e-3
 """Of the model's largest output, between the deployed model and the original: float32 sums in
@@ -35,7 +37,10 @@ class Deployed(nn.Module):
 
     plan: which kernel serves which layer. example: the inputs that it was planned on. source:
     document and tensors of the file that it was loaded from; check: raises KernelError on inputs
-    that the file does not serve. provenance: what that file says about where it is from.
+    that the file does not serve. provenance: what that file says about where it is from. program:
+    the model's trace as one function, which serves the inputs that it can; the modules serve the
+    others. graph: that trace. Who replaces a tensor or a module inside `model` calls
+    `drop_program` then; what goes through this object (`to`, `load_state_dict`) does so itself.
     """
 
     def __init__(
@@ -47,6 +52,8 @@ class Deployed(nn.Module):
         source: tuple[Mapping[str, Any], Mapping[str, Tensor]] | None = None,
         check: Callable[[tuple[Any, ...]], None] | None = None,
         provenance: Mapping[str, Any] | None = None,
+        program: Program | None = None,
+        graph: Graph | None = None,
     ):
         super().__init__()
         self.model = model
@@ -55,16 +62,44 @@ class Deployed(nn.Module):
         self.source = source
         self.check = check
         self.provenance = dict(provenance or {})
+        self.program = program
+        self.graph = graph
         self._has_attention = any(_fuses_attention(m) for m in model.modules())
         self.eval()
 
     def forward(self, *inputs: Any) -> Any:
+        if self.program is not None:
+            output = self.program.run(*inputs)
+            if output is not MISS:
+                return output
+        return self.run_modules(*inputs)
+
+    def run_modules(self, *inputs: Any) -> Any:
+        """The outputs by the modules of `model`, one after the other."""
         if self.check is not None:
             self.check(inputs)
         if not self._has_attention:
             return self.model(*inputs)
         with plain_attention():
             return self.model(*inputs)
+
+    def drop_program(self) -> None:
+        """Run the modules alone from now on: they have changed since they were traced."""
+        self.program = self.graph = None
+
+    def requires_grad_(self, requires_grad: bool = True) -> Deployed:
+        self.drop_program()
+        super().requires_grad_(requires_grad)
+        return self
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Deployed:
+        self.drop_program()
+        super()._apply(*args, **kwargs)
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.drop_program()
+        super()._load_from_state_dict(*args, **kwargs)
 
     def train(self, mode: bool = True) -> Deployed:
         """Stay in eval mode; asking for training raises StateError."""
@@ -113,9 +148,19 @@ def deploy(
         fast = _replaced(fast, served)
     batch = inputs[0].shape[0] if inputs and inputs[0].dim() else 1
     plan = Plan(torch.get_num_threads(), batch, tuple(rows))
-    deployed = Deployed(fast, plan, example=inputs)
+    program, graph = _traced(fast, inputs, plan)
+    deployed = Deployed(fast, plan, example=inputs, program=program, graph=graph)
     _check_outputs(deployed, expected)
     return deployed
+
+
+def _traced(
+    model: nn.Module, inputs: tuple[Tensor, ...], plan: Plan
+) -> tuple[Program | None, Graph | None]:
+    if not any(row.is_sparse for row in plan.layers):
+        return None, None  # tracing takes longer than a dense model gains
+    with torch.no_grad(), plain_attention():
+        return program_of(model, inputs)
 
 
 def _refuse(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:

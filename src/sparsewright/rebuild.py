@@ -22,8 +22,8 @@ from .graph import BATCH, DTYPES, FLOATS, FORMATS, LAYOUTS
 from .nn import PrepackedLinear
 from .operations import OWN, Operation, expect_width, operations
 
-Own = Callable[[str, list[Any], dict[str, Any]], tuple[Operation, list[Any], int]]
-"""(operation, args, kwargs as written) -> what to call, its arguments as written, input width."""
+Own = Callable[[str, list[Any], dict[str, Any]], tuple[Operation, list[Any], tuple[int, int]]]
+"""(operation, args, kwargs as written) -> what to call, its arguments as written, (out, in)."""
 
 LINEAR = "aten.linear.default"
 MAX_NODES = 100_000
@@ -125,10 +125,11 @@ class _Reader:
         args = field(entry, "args", list, place)
         kwargs = field(entry, "kwargs", dict, place)
         if name.startswith(OWN):
-            target, args, width = self.own(name, args, kwargs)
+            target, args, (out, width) = self.own(name, args, kwargs)
             first = self._call(expect_width, (self._value(args[0], place), width), {}, place)
             values = [first, *(self._value(a, place) for a in args[1:])]
             node = self._call(target, tuple(values), {}, place)
+            node.meta["width"] = out  # of its output, whatever x is: program.py relies on it
         elif name in operations():
             positional = tuple(self._value(a, place) for a in args)
             named = {k: self._value(v, place) for k, v in kwargs.items()}
