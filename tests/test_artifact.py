@@ -682,7 +682,7 @@ def test_no_file_and_a_folder(tmp_path):
         (b"\x80\x04\x95" + b"pickle" * 9, "cut short"),
         (struct.pack("<Q", 2**63) + b"{}", "cut short"),
         (struct.pack("<Q", 2) + b"[]", "must be an object"),
-        (struct.pack("<Q", 2) + b"{}", "has no '__metadata__'"),
+        (struct.pack("<Q", 2) + b"{}", "perhaps a plain file of tensors"),
         (struct.pack("<Q", 4) + b"\xff\xfe{}", "not valid JSON"),
         (struct.pack("<Q", 200_000) + b"[" * 200_000, "not valid JSON"),
         (struct.pack("<Q", 10_000) + b"1" * 10_000, "not valid JSON"),

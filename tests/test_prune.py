@@ -165,3 +165,14 @@ def test_going_on_from_a_pruned_network():
         allocate="global",
     )
     assert torch.equal(model[0].weight != 0, kept)
+
+
+def test_a_sparsity_that_is_missing_is_asked_for():
+    with pytest.raises(sw.BudgetError, match=r"^pattern unstructured fixes no sparsity of its own"):
+        sw.prune(small_model())
+    with pytest.raises(
+        sw.BudgetError,
+        match=r"layer '0': pattern 3:31 needs in_features divisible by 31; got 32; the pattern "
+        r"unstructured that it takes instead fixes no sparsity of its own: give one",
+    ):
+        sw.prune(small_model(), pattern="3:31", on_misfit="unstructured")

@@ -417,6 +417,9 @@ def test_a_state_of_something_else_is_refused_and_changes_nothing():
     without = {key: value for key, value in state.items() if key != "steps"}
     with pytest.raises(sw.StateError, match=r"it lacks \['steps'\]"):
         sparse.load_state_dict(without)
+    _, _, other_method = attached(method="set")
+    with pytest.raises(sw.StateError, match="state is of method RigL; this is SET"):
+        other_method.load_state_dict(state)
     _, _, denser = attached(sparsity=0.5)
     with pytest.raises(sw.StateError, match="layer '0': the sparse state has keep 5"):
         denser.load_state_dict(state)
@@ -427,6 +430,17 @@ def test_a_state_of_something_else_is_refused_and_changes_nothing():
     with pytest.raises(sw.StateError, match=r"of another model: it lacks nothing .* \['2'\]"):
         third.load_state_dict(state)
     assert all(torch.equal(a, la.table) for a, la in zip(before, other.layers, strict=True))
+
+
+def test_attaching_twice_is_refused_until_detached():
+    model, optimizer, sparse = attached(method="static")
+    with pytest.raises(sw.StateError, match=r"weight '0' is attached already: call detach\(\)"):
+        sw.attach(model, optimizer, method="static", sparsity=0.5)
+    sparse.detach()
+    again = sw.attach(model, optimizer, method="static", sparsity=0.5)
+    train_step(model, [optimizer], 0)
+    assert again.report().sparsity == 0.5
+    assert_masked(again)
 
 
 def test_an_optimizer_of_another_model_is_refused():

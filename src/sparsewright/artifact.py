@@ -236,7 +236,7 @@ def _no_constant(word: str) -> Any:
 
 
 def _read_document(header: Document) -> Document:
-    metadata = field(header, "__metadata__", dict, "the safetensors header")
+    metadata = field({"__metadata__": {}} | header, "__metadata__", dict, "the safetensors header")
     if FORMAT not in metadata:
         raise ArtifactError(
             f"the file's metadata has no {FORMAT!r} entry: it is no artifact of sparsewright, "

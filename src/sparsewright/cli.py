@@ -255,13 +255,26 @@ def summary_line(run: Path) -> str:
     return (
         f"{run}: test accuracy {summary['test_accuracy']:.2%}, sparsity {summary['sparsity']:.4f} "
         f"({summary['sparsity_of_all']:.4f} of all weights), {summary['seconds']:.1f} s\n"
+        f"{patterns_line(summary)}"
         f"next: sparsewright deploy {run}; sparsewright report {run}"
     )
 
 
+def patterns_line(summary: dict[str, Any]) -> str:
+    """Which layers hold which pattern, where they are not all alike, and what was left dense."""
+    held: dict[str, list[str]] = {}
+    for row in summary["rows"]:
+        held.setdefault(row["pattern"], []).append(row["name"])
+    for left in summary["left_dense"]:
+        held.setdefault(f"dense ({left['reason']})", []).append(left["name"])
+    if len(held) < 2:
+        return ""
+    return "; ".join(f"{pattern}: {', '.join(names)}" for pattern, names in held.items()) + "\n"
+
+
 def run_deploy(args: argparse.Namespace) -> None:
     from .lab.deploy_run import deploy_run
-    from .lab.tables import deployment_table, show
+    from .lab.tables import deployment_table, kernels_line, show
 
     found = deploy_run(
         args.run,
@@ -271,6 +284,8 @@ def run_deploy(args: argparse.Namespace) -> None:
         compiled=args.compile,
     )
     show(deployment_table(args.run, found))
+    for batch, measured in found["batches"].items():
+        print(kernels_line(batch, measured))
 
 
 def run_report(args: argparse.Namespace) -> None:

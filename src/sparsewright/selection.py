@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .allocate import as_allocation
 from .budget import Budgeted, solve_budget
 from .core import Allocate, Layer, Pattern, Score, Weight, find_weights
-from .errors import ConfigError, MisfitError, UnknownNameError
+from .errors import BudgetError, ConfigError, MisfitError, UnknownNameError
 from .patterns import as_pattern
 
 Skip = str | type[nn.Module] | Sequence[str | type[nn.Module]]
@@ -72,6 +72,8 @@ def select_layers(
             left_dense.append(_left(weight, reason))
         else:
             wishes.append(fitted)
+    if sparsity is None:
+        _needs_sparsity(wishes, as_pattern(pattern))
     allocation = as_allocation(allocate)
     layers = [_layer(wish, generator) for wish in wishes]
     budgeted = _budgeted(layers, wishes, allocation, score)
@@ -145,6 +147,21 @@ def _fit(wish: _Wish, on_misfit: str | Pattern) -> tuple[_Wish | None, str]:
     if (again := other.misfit(shape)) is not None:
         raise MisfitError(f"{message}; and on_misfit={str(other)!r} {again}")
     return _Wish(wish.weight, other, wish.sparsity), ""
+
+
+def _needs_sparsity(wishes: list[_Wish], asked: Pattern) -> None:
+    """BudgetError if no sparsity was given and some weight's pattern fixes none."""
+    free = [w for w in wishes if w.pattern.sparsity is None and w.sparsity is None]
+    if not free:
+        return
+    if asked.sparsity is None:
+        raise BudgetError(f"pattern {asked} fixes no sparsity of its own: give one in [0, 1)")
+    one = free[0]
+    reason = asked.misfit(tuple(one.weight.parameter.shape)) or "is overridden there"
+    raise BudgetError(
+        f"layer {one.weight.name!r}: pattern {asked} {reason}; the pattern {one.pattern} that it "
+        "takes instead fixes no sparsity of its own: give one in [0, 1)"
+    )
 
 
 def _layer(wish: _Wish, generator: torch.Generator) -> Layer:

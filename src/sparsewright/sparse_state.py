@@ -13,7 +13,7 @@ from .core import Layer
 from .errors import StateError
 
 STATE_VERSION = 1
-KEYS = frozenset({"steps", "generator", "layers"})
+KEYS = frozenset({"method", "steps", "generator", "layers"})
 
 
 def check_version(state: Mapping[str, Any]) -> None:

@@ -154,6 +154,7 @@ class Sparsifier:
         """
         return {
             "version": STATE_VERSION,
+            "method": type(self.method).__name__,
             "steps": list(self._steps),
             "generator": self.generator.get_state(),
             "layers": saved_tables(self.layers),
@@ -170,6 +171,9 @@ class Sparsifier:
                 f"the sparse state is of {len(state['steps'])} optimizers; got "
                 f"{len(self._optimizers)}"
             )
+        method = type(self.method).__name__
+        if state["method"] != method:
+            raise StateError(f"the sparse state is of method {state['method']}; this is {method}")
         tables = read_tables(self.layers, state["layers"])
         for layer in self.layers:
             layer.set_table(tables[layer.name])
@@ -227,6 +231,9 @@ class Sparsifier:
 
     def _hook(self) -> list[Any]:
         handles: list[Any] = []
+        for layer in self.layers:
+            if layer.weight.requires_grad:
+                _refuse_second(layer)
         for index, layer in enumerate(self.layers):
             if layer.weight.requires_grad:
                 handles.append(layer.weight.register_hook(self._gradient_hook(index)))
@@ -257,6 +264,7 @@ class Sparsifier:
                 return None
             return _masked(gradient, layer.absent)
 
+        hook.of_sparsifier = True  # type: ignore[attr-defined]
         return hook
 
     def _pre_hook(self, index: int) -> Callable[..., Any]:
@@ -372,6 +380,16 @@ class Sparsifier:
     def _apply_masks(self, index: int | None = None) -> None:
         for layer in self.layers if index is None else self._layers_of(index):
             layer.weight.masked_fill_(layer.absent, 0.0)
+
+
+def _refuse_second(layer: Layer) -> None:
+    """StateError if another Sparsifier holds the weight: the two would undo each other's masks."""
+    hooks = (layer.weight._backward_hooks or {}).values()
+    if any(getattr(hook, "of_sparsifier", False) for hook in hooks):
+        raise StateError(
+            f"weight {layer.name!r} is attached already: call detach() on the Sparsifier that "
+            "holds it first"
+        )
 
 
 def _initialise(layers: Sequence[Layer], init: Init) -> None:

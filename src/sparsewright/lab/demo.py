@@ -84,7 +84,7 @@ def demo(out: str | Path, *, short: bool = False, threads: int = 1) -> list[Resu
 def table(results: list[Result]) -> Table:
     """Runs side by side: accuracy, sparsity, bytes, and times beside the best dense way."""
     threads = results[-1].deployed["threads"] if results[-1].deployed else ""
-    title = f"sparsewright demo: times on {threads} thread(s), measured just now"
+    title = f"sparsewright demo: measured just now, threads: {threads}"
     printed = Table(title=title, title_justify="left")
     printed.add_column("")
     for result in results:

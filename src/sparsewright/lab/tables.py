@@ -103,7 +103,8 @@ def deployment_table(run: Path, found: Mapping[str, Any]) -> Printed:
     """Whole-model times of a deployed run beside every dense way, for each batch size."""
     sizes = found["bytes"]
     title = (
-        f"{run}, {found['threads']} threads: {sizes['artifact']:,} bytes "
+        f"{run}, threads: {found['threads']}; artifact (planned for batch "
+        f"{next(iter(found['batches']))}): {sizes['artifact']:,} bytes "
         f"({sizes['dense_fp32']:,} dense), outputs "
         + ("equal" if found["outputs_equal"] else "DIFFER")
         + f" within {found['tolerance']:g}"
@@ -116,6 +117,15 @@ def deployment_table(run: Path, found: Mapping[str, Any]) -> Printed:
         for row in measured["model"]:
             printed.add_row(batch, *_timed_row(row, best[measured["best_dense"]]))
     return printed
+
+
+def kernels_line(batch: str, measured: Mapping[str, Any]) -> str:
+    """Which kernel the plan for a batch gave each layer, with its gain over the best dense one."""
+    rows = [
+        f"{row['layer']} {row['kernel']}" + (f" {row['speedup']:.2f}x" if row["speedup"] else "")
+        for row in measured["plan"]["layers"]
+    ]
+    return f"batch {batch}: {', '.join(rows)}"
 
 
 def _timed_row(row: Mapping[str, Any], best_ms: float) -> tuple[str, str, str, str]:
