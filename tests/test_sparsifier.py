@@ -488,8 +488,10 @@ def test_init_may_be_a_function_and_nothing_else():
     model, _, sparse = attached(method="static", init=lambda la: torch.full(la.shape, 2.0))
     assert (model[0].weight[sparse.layers[0].mask] == 2).all()
     assert_masked(sparse)
+    other = small_model()
     with pytest.raises(sw.ConfigError, match="init must be None, 'fan_in' or a function"):
-        attached(init="kaiming")
+        attached(other, init="kaiming")
+    attached(other)  # the failed attachment left no hook behind
 
 
 def test_a_layer_below_the_percolation_threshold_warns():

@@ -94,7 +94,11 @@ def attach(
         on_misfit=on_misfit,
     )
     sparse = Sparsifier(model, optimizers, bound, layers, left_dense, sparsity)
-    sparse._begin(init)
+    try:
+        sparse._begin(init)
+    except BaseException:  # whatever went wrong, no hook stays behind
+        sparse.detach()
+        raise
     return sparse
 
 
