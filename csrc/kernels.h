@@ -5,6 +5,9 @@
 
 namespace sparsewright {
 
+// What a kernel applies to its sums before it stores them.
+enum class Activation : int { kNone = 0, kRelu = 1, kGelu = 2, kSilu = 3 };
+
 // Rows of present weights, ascending columns (DESIGN: layout csr).
 struct Csr {
   const int32_t* rows;  // (out + 1)
@@ -29,6 +32,7 @@ struct Tile {
   int64_t batch;  // rows of the batch in it, <= width
   float* y;       // first output of the tile; a row of the batch is `out` further on
   const float* bias;
+  Activation activation;
 };
 
 constexpr int kLanes = 16;     // rows side by side in layout nm
@@ -53,6 +57,7 @@ struct Kernels {
   void (*nm_tables)(const Nm&, const float* x, int64_t batch, float* tables);
   void (*nm_lookup)(const Nm&, const float* tables, int64_t batch, const float* bias, float* y,
                     int64_t begin, int64_t end);
+  void (*activate)(float* y, int64_t n, Activation);
   // Rows [0, batch) of x, columns [begin, end) -> column-major (in, width), zeros beyond batch.
   void (*transpose_in)(const float* x, int64_t in, int64_t batch, float* out, int64_t width,
                        int64_t begin, int64_t end);

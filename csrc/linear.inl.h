@@ -6,6 +6,7 @@
 // and multiplies one transposed column of the activations (csr_tile, nm_tile; Elsen et al. 2020).
 #include <cstdint>
 
+#include "activation.inl.h"
 #include "kernels.h"
 
 namespace sparsewright::SPARSEWRIGHT_ISA {
@@ -162,6 +163,7 @@ bool csr_tile(const Csr& w, const Tile& tile, int64_t begin, int64_t end) {
     const bool fits = w.wide ? csr_block_of<int32_t>(w, tile, sums, from, to)
                              : csr_block_of<uint16_t>(w, tile, sums, from, to);
     if (!fits) return false;
+    activate(sums, (to - from) * tile.width, tile.activation);
     transpose(sums, tile.width, to - from, tile.batch, tile.y + from, w.out);
   }
   return true;
@@ -226,6 +228,7 @@ void nm_tile(const Nm& w, const Tile& tile, int64_t begin, int64_t end) {
       default:
         nm_block<4>(w, tile, sums, from, to);
     }
+    activate(sums, (to - from) * tile.width, tile.activation);
     transpose(sums, tile.width, to - from, tile.batch, tile.y + from, w.out);
   }
 }
@@ -301,7 +304,7 @@ void nm_lookup(const Nm& w, const float* tables, int64_t batch, const float* bia
 }  // namespace
 
 const Kernels kKernels = {
-    Simd::kName, kW,      kTileWidth, Simd::kCsrDotBatch, Simd::kNmLookupBatch, csr_dot,
-    csr_tile,    nm_tile, nm_tables,  nm_lookup,          transpose_in};
+    Simd::kName, kW,        kTileWidth, Simd::kCsrDotBatch, Simd::kNmLookupBatch, csr_dot, csr_tile,
+    nm_tile,     nm_tables, nm_lookup,  activate,           transpose_in};
 
 }  // namespace sparsewright::SPARSEWRIGHT_ISA

@@ -262,7 +262,7 @@ def test_exact_bytes(tmp_path):
                 "name": "csr_linear", "op": "sparsewright.csr_linear.default", "kwargs": {},
                 "args": [
                     {"node": "x"}, {"tensor": "rows"}, {"tensor": "columns"},
-                    {"tensor": "values"}, None, 0,
+                    {"tensor": "values"}, None, 0, 0,
                 ],
             }
         ],
@@ -503,8 +503,8 @@ HOSTILE = {
         "cannot run on its inputs",
     ),
     "a device": (lambda d, t: set_in(node(d, "relu"), "kwargs", {"device": "meta"}), "no device"),
-    "too few for own": (lambda d, t: node(d, "csr")["args"].pop(), "takes 5 arguments"),
-    "another isa": (lambda d, t: set_in(node(d, "csr")["args"], 5, 3), "isa 0"),
+    "too few for own": (lambda d, t: node(d, "csr")["args"].pop(), "takes 6 arguments"),
+    "another isa": (lambda d, t: set_in(node(d, "csr")["args"], 6, 3), "isa 0"),
     "mixed layers": (
         lambda d, t: set_in(node(d, "csr")["args"], 2, {"tensor": "head.columns"}),
         "those of no declared layer",
@@ -598,6 +598,14 @@ def test_nm_claims_are_checked(saved, tmp_path):
     node(forged, "nm_linear")["args"][4] = 2**31
     with pytest.raises(ArtifactError, match="must be called with isa 0 and"):
         sw.load(forge(tmp_path / "file", forged, tensors))
+
+
+@pytest.mark.parametrize("activation", [-1, 4, True, "relu", None, 2**70])
+def test_activations_are_checked(saved, tmp_path, activation):
+    document, tensors = contents(saved("cnn")[1])
+    node(document, "nm_linear")["args"][6] = activation
+    with pytest.raises(ArtifactError, match="activation must be one of 0 none, 1 relu"):
+        sw.load(forge(tmp_path / "file", document, tensors))
 
 
 def small_graph(nodes, output, shape=("batch", 4)):

@@ -235,8 +235,8 @@ def test_one_linear_is_a_model():
 
 
 def test_a_wrong_kernel_is_caught_with_the_layers_name():
-    def wrong(x, rows, columns, values, bias, isa):
-        return torch.ops.sparsewright.csr_linear(x, rows, columns, values, bias, isa) + 1
+    def wrong(x, *weight_and_numbers):
+        return torch.ops.sparsewright.csr_linear(x, *weight_and_numbers) + 1
 
     good = KERNELS[CSR]
     bad = Kernel("csr.wrong", "csr", "cpu", lambda *weight: None, good.prepare, wrong)

@@ -192,6 +192,28 @@ def test_columns_without_weights_are_never_read(kernel: Kernel, batch: int, even
         assert torch.equal(kernel.run(x, prepared, None), kernel.run(clean, prepared, None))
 
 
+@pytest.mark.parametrize("batch", [1, 2, 5, 40])
+@pytest.mark.parametrize("number", range(1, len(reference.ACTIVATIONS)))
+def test_activations_follow_the_sums(kernel: Kernel, batch: int, number: int) -> None:
+    """As torch computes them on the same sums; NaN and infinity too, and far out on both sides."""
+    if kernel.layout == "dense":
+        pytest.skip("dense kernels are torch's own")
+    weight = torch.zeros(37, 40)
+    weight[:, 0] = torch.linspace(-100, 100, 37)
+    weight[5, 1], weight[6, 2], weight[7, 3] = 1.0, 1.0, -1.0
+    x = torch.zeros(batch, 40)
+    x[:, 0] = torch.linspace(0.001, 1.5, batch)
+    x[:, 1], x[:, 2], x[:, 3] = float("nan"), float("inf"), float("inf")
+    for packed in packings(kernel.layout, weight):
+        prepared = kernel.prepare(packed, 0)
+        *numbers, _, isa = prepared.numbers
+        plain = kernel.run(x, prepared, None)
+        got = kernel.op(x, *prepared.tensors.values(), None, *numbers, number, isa)
+        # erf by a polynomial is off by 1.5e-7, times |x| / 2; exp by 2 ulp.
+        expected = reference.ACTIVATIONS[number][1](plain.double()).float()
+        torch.testing.assert_close(got, expected, rtol=1e-6, atol=2e-6, equal_nan=True)
+
+
 def test_reference_equals_the_dense_product() -> None:
     """The specification itself, in float64, against torch's dense product."""
     for shape in SHAPES:
@@ -242,14 +264,14 @@ def native() -> None:
 
 def csr_call(**changes: object) -> Tensor:
     tensors = pack("csr", torch.eye(4)).tensors
-    args = {"x": torch.ones(2, 4), **tensors, "bias": None, "isa": 1, **changes}
-    return library.csr_linear(*args.values())
+    args = {"x": torch.ones(2, 4), **tensors, "bias": None, "activation": 0, "isa": 1}
+    return library.csr_linear(*{**args, **changes}.values())
 
 
 def nm_call(**changes: object) -> Tensor:
     tensors = pack("nm", torch.ones(4, 4)).tensors
     args = {"x": torch.ones(2, 4), **tensors, "bias": None, "out_features": 4, "chunk": 32}
-    return library.nm_linear(*{**args, "isa": 1, **changes}.values())
+    return library.nm_linear(*{**args, "activation": 0, "isa": 1, **changes}.values())
 
 
 @pytest.mark.usefixtures("native")
@@ -354,7 +376,7 @@ with warnings.catch_warnings(record=True) as caught:
     assert "SPARSEWRIGHT_NO_NATIVE" in refused["csr.portable"], refused
     assert "csr.reference" in {t.kernel for t in choice.timings}
     try:
-        args = (*pack("csr", weight).tensors.values(), None, 0)
+        args = (*pack("csr", weight).tensors.values(), None, 0, 0)
         torch.ops.sparsewright.csr_linear(x.requires_grad_(), *args)
         raise SystemExit("a gradient was accepted")
     except Exception as error:
@@ -404,7 +426,7 @@ from sparsewright.kernels import kernel_info, library
 from sparsewright.errors import KernelError
 from sparsewright.layouts import pack
 for call in (kernel_info, lambda: library.csr_linear(
-        torch.ones(1, 2), *pack("csr", torch.eye(2)).tensors.values(), None, 0)):
+        torch.ones(1, 2), *pack("csr", torch.eye(2)).tensors.values(), None, 0, 0)):
     try:
         call()
     except (KernelError, RuntimeError) as error:

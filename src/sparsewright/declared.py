@@ -16,6 +16,7 @@ from .core import Packed
 from .errors import ArtifactError, LayoutError
 from .graph import Document, Graph, is_same
 from .kernels import KERNELS
+from .kernels.reference import ACTIVATIONS
 from .layouts import LAYOUTS, count_present, unpack, validate
 from .nn import PackedLinear, PrepackedLinear
 from .operations import OWN, PRODUCT, Operation, own_operation
@@ -144,7 +145,7 @@ class Declared:
         if operation is None or kwargs or len(args) != len(names):
             raise ArtifactError(f"no operation {name[:MAX_TEXT]!r} takes {len(args)} arguments")
         given = dict(zip(names, args, strict=True))
-        x, bias, isa = given.pop("x"), given.pop("bias"), given.pop("isa")
+        x, bias, isa, activation = (given.pop(n) for n in ("x", "bias", "isa", "activation"))
         refs = {key: ref for key, v in given.items() if (ref := tensor_name(v)) is not None}
         layout = name.removeprefix(OWN).removesuffix(PRODUCT)
         key = (layout, frozenset(refs.items()))
@@ -157,7 +158,19 @@ class Declared:
             raise ArtifactError(f"{name} must be called with isa 0 and {expected}, as declared")
         if bias is not None and not self._is_bias(tensor_name(bias), packed.shape[0]):
             raise ArtifactError(f"{name}: bias must be null or {packed.shape[0]} F32 of the file")
-        own = {"x": x, "bias": bias, "isa": _isa(self.kernels[key], packed), **given, **expected}
+        if type(activation) is not int or not 0 <= activation < len(ACTIVATIONS):
+            known = ", ".join(f"{i} {name}" for i, (name, _) in enumerate(ACTIVATIONS))
+            raise ArtifactError(
+                f"{name}: activation must be one of {known}; got {str(activation)[:MAX_TEXT]}"
+            )
+        own = {
+            "x": x,
+            "bias": bias,
+            "activation": activation,
+            "isa": _isa(self.kernels[key], packed),
+            **given,
+            **expected,
+        }
         out, width = packed.shape
         return operation, [own[n] for n in names], (out, width)
 

@@ -13,6 +13,8 @@ from .table import KERNELS, Kernel, Prepared, as_packed, never
 
 RESERVE = "it is the specification: timed only where the compiled kernels are missing, or if named"
 
+NO_ACTIVATION = 0
+
 
 def _isa_number(isa: str) -> int:
     """0, whatever CPU comes, for the best one: an exported graph runs on other CPUs too."""
@@ -26,19 +28,25 @@ def _why_not(isa: str, weight: Tensor | None = None) -> str | None:
 def _csr(isa: str, weight: Packed | Tensor, rows: int) -> Prepared:
     tensors = as_packed(weight).tensors
     names = ("rows", "columns", "values")
-    return Prepared({name: tensors[name] for name in names}, (_isa_number(isa),))
+    return Prepared({name: tensors[name] for name in names}, (NO_ACTIVATION, _isa_number(isa)))
 
 
 def _nm(isa: str, weight: Packed | Tensor, rows: int) -> Prepared:
     packed = as_packed(weight)
-    numbers = (packed.shape[0], packed.meta["chunk"], _isa_number(isa))
+    numbers = (packed.shape[0], packed.meta["chunk"], NO_ACTIVATION, _isa_number(isa))
     return Prepared({name: packed.tensors[name] for name in ("values", "columns")}, numbers)
 
 
 def _csr_reference(
-    x: Tensor, rows: Tensor, columns: Tensor, values: Tensor, bias: Tensor | None, isa: int
+    x: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    activation: int,
+    isa: int,
 ) -> Tensor:
-    return reference.csr_linear(x, rows, columns, values, bias)
+    return reference.csr_linear(x, rows, columns, values, bias, activation)
 
 
 def _nm_reference(
@@ -48,9 +56,10 @@ def _nm_reference(
     bias: Tensor | None,
     out_features: int,
     chunk: int,
+    activation: int,
     isa: int,
 ) -> Tensor:
-    return reference.nm_linear(x, values, columns, bias, out_features, chunk)
+    return reference.nm_linear(x, values, columns, bias, out_features, chunk, activation)
 
 
 def _register(

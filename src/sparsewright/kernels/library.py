@@ -1,10 +1,11 @@
 """The torch ops exist always: from the compiled library, or defined here over the reference.
 
     sparsewright::csr_linear(Tensor x, Tensor rows, Tensor columns, Tensor values, Tensor? bias,
-        int isa) -> Tensor
+        int activation, int isa) -> Tensor
     sparsewright::nm_linear(Tensor x, Tensor values, Tensor columns, Tensor? bias,
-        int out_features, int chunk, int isa) -> Tensor
+        int out_features, int chunk, int activation, int isa) -> Tensor
 
+activation: of the output, a place in reference.ACTIVATIONS (0 none, 1 relu, 2 gelu, 3 silu).
 isa: 0 the best that this CPU has, 1 portable, 2 avx2, 3 avx512. The ops check types and sizes;
 indices were checked by layouts.validate. nm_linear cannot tell widths of x apart within the last
 chunk: PackedLinear does. The ops compute forwards only; PackedLinear refuses an input that wants
@@ -71,10 +72,16 @@ def refuse_gradient(x: Tensor) -> None:
 
 
 def _csr_linear(
-    x: Tensor, rows: Tensor, columns: Tensor, values: Tensor, bias: Tensor | None, isa: int
+    x: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    activation: int,
+    isa: int,
 ) -> Tensor:
     refuse_gradient(x)
-    return reference.csr_linear(x, rows, columns, values, bias)
+    return reference.csr_linear(x, rows, columns, values, bias, activation)
 
 
 def _nm_linear(
@@ -84,21 +91,22 @@ def _nm_linear(
     bias: Tensor | None,
     out_features: int,
     chunk: int,
+    activation: int,
     isa: int,
 ) -> Tensor:
     refuse_gradient(x)
-    return reference.nm_linear(x, values, columns, bias, out_features, chunk)
+    return reference.nm_linear(x, values, columns, bias, out_features, chunk, activation)
 
 
 def _define() -> torch.library.Library:
     library = torch.library.Library("sparsewright", "DEF")
     library.define(
-        "csr_linear(Tensor x, Tensor rows, Tensor columns, Tensor values, Tensor? bias, int isa) "
-        "-> Tensor"
+        "csr_linear(Tensor x, Tensor rows, Tensor columns, Tensor values, Tensor? bias, "
+        "int activation, int isa) -> Tensor"
     )
     library.define(
         "nm_linear(Tensor x, Tensor values, Tensor columns, Tensor? bias, int out_features, "
-        "int chunk, int isa) -> Tensor"
+        "int chunk, int activation, int isa) -> Tensor"
     )
     library.impl("csr_linear", _csr_linear, "CPU")
     library.impl("nm_linear", _nm_linear, "CPU")
@@ -111,7 +119,13 @@ _defined = None if LIBRARY.path else _define()  # ops live as long as their Libr
 
 @torch.library.register_fake("sparsewright::csr_linear")
 def _csr_fake(
-    x: Tensor, rows: Tensor, columns: Tensor, values: Tensor, bias: Tensor | None, isa: int
+    x: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    activation: int,
+    isa: int,
 ) -> Tensor:
     return x.new_empty((*x.shape[:-1], rows.shape[0] - 1))
 
@@ -124,6 +138,7 @@ def _nm_fake(
     bias: Tensor | None,
     out_features: int,
     chunk: int,
+    activation: int,
     isa: int,
 ) -> Tensor:
     return x.new_empty((*x.shape[:-1], out_features))

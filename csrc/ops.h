@@ -1,0 +1,189 @@
+// What the torch ops share: checked arguments, scratch memory, the work shared out over torch's own
+// threads.
+#pragma once
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include "cpu.h"
+#include "kernels.h"
+
+// The error that torch raises as RuntimeError in Python, with a message for its user alone.
+#define SW_CHECK(condition, ...) \
+  if (!(condition)) [[unlikely]] \
+  fail(__VA_ARGS__)
+
+namespace sparsewright {
+
+// Never inlined, so that a check costs a call no more than its comparison.
+template <class... Parts>
+[[noreturn, gnu::cold, gnu::noinline]] void fail(const Parts&... parts) {
+  std::ostringstream text;
+  (text << ... << parts);
+  throw std::runtime_error(text.str());
+}
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Fused multiply-adds, counted in vectors, below which a thread costs more than it brings.
+inline constexpr int64_t kGrain = 16 * 1024;
+// Floats of transposed activations held at once: more rows of the batch come in turns.
+inline constexpr int64_t kScratchFloats = 1024 * 1024;
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Memory of the calling thread, kept between calls.
+inline float* scratch(int64_t floats) {
+  struct Free {
+    void operator()(void* p) const { std::free(p); }
+  };
+  static thread_local std::unique_ptr<void, Free> memory;
+  static thread_local int64_t size = 0;
+  if (floats > size) {
+    memory.reset();
+    size = 0;
+    const int64_t bytes = ceil_div(floats * 4, 64) * 64;
+    memory.reset(std::aligned_alloc(64, static_cast<size_t>(bytes)));
+    if (!memory) throw std::bad_alloc();
+    size = floats;
+  }
+  return static_cast<float*>(memory.get());
+}
+
+inline void check_tensor(const Tensor& t, const char* name, ScalarType type,
+                         const char* type_name) {
+  SW_CHECK(t.is_cpu(), name, " must be on the CPU");
+  SW_CHECK(t.scalar_type() == type, name, " must be ", type_name);
+  SW_CHECK(t.is_contiguous(), name, " must be contiguous");
+}
+
+inline Activation activation_of(int64_t number) {
+  SW_CHECK(0 <= number && number <= 3,
+           "activation must be 0 (none), 1 (relu), 2 (gelu) or 3 (silu); got ", number);
+  return static_cast<Activation>(number);
+}
+
+// What every Linear op has: activations as (batch, in), the output, the bias, what follows it.
+struct Linear {
+  std::optional<Tensor> input;  // the copy of x, where x itself was not contiguous
+  Tensor output;
+  const float* x;
+  const float* bias;
+  float* y;
+  int64_t in, batch;
+  Activation activation;
+};
+
+inline constexpr size_t kMaxDims = 64;  // as many as a tensor of torch has
+
+// An empty contiguous float32 tensor. torch::stable::new_empty would look its operation up by
+// name and box every argument at every call: several times the cost of the allocation.
+inline Tensor new_output(const int64_t* shape, size_t dims) {
+  int64_t strides[kMaxDims];
+  int64_t stride = 1;
+  for (size_t i = dims; i-- > 0;) {
+    strides[i] = stride;
+    stride *= std::max<int64_t>(shape[i], 1);
+  }
+  AtenTensorHandle made = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(dims), shape, strides,
+                                                         aoti_torch_dtype_float32(),
+                                                         aoti_torch_device_type_cpu(), 0, &made));
+  return Tensor(made);
+}
+
+inline Linear begin(const Tensor& x, const std::optional<Tensor>& bias, int64_t out,
+                    int64_t activation) {
+  SW_CHECK(x.is_cpu(), "x must be on the CPU");
+  SW_CHECK(x.scalar_type() == ScalarType::Float, "x must be float32");
+  const auto sizes = x.sizes();
+  const size_t dims = sizes.size();
+  SW_CHECK(dims >= 1, "x must have at least one dimension, (..., in_features)");
+  SW_CHECK(dims <= kMaxDims, "x must have at most ", kMaxDims, " dimensions; got ", dims);
+  const Activation then = activation_of(activation);
+  const float* bias_data = nullptr;
+  if (bias) {
+    check_tensor(*bias, "bias", ScalarType::Float, "float32");
+    SW_CHECK(bias->dim() == 1 && bias->size(0) == out, "bias must have shape (", out, ",); got ",
+             bias->numel(), " entries in ", bias->dim(), " dimensions");
+    bias_data = static_cast<const float*>(bias->const_data_ptr());
+  }
+  int64_t shape[kMaxDims];
+  int64_t batch = 1;
+  for (size_t i = 0; i + 1 < dims; ++i) batch *= shape[i] = sizes[i];
+  const int64_t in = sizes[dims - 1];
+  shape[dims - 1] = out;
+  Tensor output = new_output(shape, dims);
+  float* y = static_cast<float*>(output.mutable_data_ptr());
+  if (x.is_contiguous())
+    return {std::nullopt,
+            std::move(output),
+            static_cast<const float*>(x.const_data_ptr()),
+            bias_data,
+            y,
+            in,
+            batch,
+            then};
+  Tensor input = torch::stable::contiguous(x);
+  const float* data = static_cast<const float*>(input.const_data_ptr());
+  return {std::move(input), std::move(output), data, bias_data, y, in, batch, then};
+}
+
+// body(tile, begin, end) over every row of the batch and block of rows of the weight; work counts
+// multiply-adds of one row of the batch.
+template <class Body>
+void over_tiles(const Kernels& k, const Linear& l, int64_t out, int64_t work, const Body& body) {
+  const int64_t in = std::max<int64_t>(l.in, 1);
+  const int64_t turn = std::max<int64_t>(kScratchFloats / in / k.tile, 1) * k.tile;
+  const int64_t padded = ceil_div(std::min(turn, l.batch), k.width) * k.width;
+  // Room beyond the last column: a one-byte place of layout nm that nobody validated (x narrower
+  // than the weight, inside its last chunk) still reads memory of ours.
+  float* xt = scratch(padded * in + 256 * k.tile);
+  const int64_t blocks = ceil_div(out, kRowBlock);
+  for (int64_t first = 0; first < l.batch; first += turn) {
+    const int64_t batch = std::min(turn, l.batch - first), tiles = ceil_div(batch, k.tile);
+    const auto tile_of = [&](int64_t t) {
+      const int64_t n = std::min(k.tile, batch - t * k.tile);
+      return Tile{xt + t * k.tile * in,
+                  ceil_div(n, k.width) * k.width,
+                  n,
+                  l.y + (first + t * k.tile) * out,
+                  l.bias,
+                  l.activation};
+    };
+    constexpr int64_t kColumns = 64;  // columns that one work item transposes
+    const int64_t parts = ceil_div(l.in, kColumns);
+    const auto transpose = [&](int64_t from, int64_t to) {
+      for (int64_t i = from; i < to; ++i) {
+        const Tile tile = tile_of(i / parts);
+        const int64_t column = i % parts * kColumns;
+        k.transpose_in(l.x + (first + i / parts * k.tile) * l.in, l.in, tile.batch,
+                       const_cast<float*>(tile.x), tile.width, column,
+                       std::min(l.in, column + kColumns));
+      }
+    };
+    torch::stable::parallel_for(0, tiles * parts, kGrain / kColumns, transpose);
+    const int64_t per_item = std::max<int64_t>(work * ceil_div(batch, k.width) / tiles / blocks, 1);
+    const auto multiply = [&](int64_t from, int64_t to) {
+      for (int64_t i = from; i < to; ++i) {
+        const int64_t row = i % blocks * kRowBlock;
+        body(tile_of(i / blocks), row, std::min(out, row + kRowBlock));
+      }
+    };
+    torch::stable::parallel_for(0, tiles * blocks, ceil_div(kGrain, per_item), multiply);
+  }
+}
+
+}  // namespace sparsewright

@@ -1,0 +1,52 @@
+// Products with weights in layout nm.
+#include "ops.h"
+
+namespace sparsewright {
+
+Tensor nm_linear(const Tensor& x, const Tensor& values, const Tensor& columns,
+                 const std::optional<Tensor>& bias, int64_t out_features, int64_t chunk,
+                 int64_t activation, int64_t isa) {
+  const Kernels& k = kernels_for(isa);
+  check_tensor(values, "values", ScalarType::Float, "float32");
+  check_tensor(columns, "columns", ScalarType::Byte, "uint8");
+  const auto shape = values.sizes(), places = columns.sizes();
+  SW_CHECK(shape.size() == 4 && shape[3] == kLanes,
+           "values must have shape (tiles, chunks, slots, 16)");
+  SW_CHECK(places.size() == 4 && std::equal(shape.begin(), shape.end(), places.begin()),
+           "columns must have the shape of values");
+  SW_CHECK(1 <= chunk && chunk <= 256, "chunk must be in [1, 256]; got ", chunk);
+  SW_CHECK(out_features >= 0 && shape[0] == ceil_div(out_features, kLanes),
+           "values must have one tile for every 16 of the ", out_features, " out_features; got ",
+           shape[0]);
+  Linear l = begin(x, bias, out_features, activation);
+  SW_CHECK(shape[1] == ceil_div(l.in, chunk), "values must have ", ceil_div(l.in, chunk),
+           " chunks of ", chunk, " columns for the ", l.in, " in_features of x; got ", shape[1]);
+  const Nm w = {static_cast<const float*>(values.const_data_ptr()),
+                static_cast<const uint8_t*>(columns.const_data_ptr()),
+                l.in,
+                out_features,
+                chunk,
+                shape[0],
+                shape[1],
+                shape[2]};
+  if (l.batch == 0 || out_features == 0) return std::move(l.output);
+  const int64_t work = w.chunks * w.slots * w.tiles * kLanes + out_features;
+  if (chunk <= kTable && l.batch <= k.nm_lookup_batch) {
+    float* tables = scratch(l.batch * w.chunks * kTable);
+    k.nm_tables(w, l.x, l.batch, tables);
+    const int64_t pairs = ceil_div(w.tiles, 2);
+    const int64_t per_pair = std::max<int64_t>(work / pairs * l.batch / k.width, 1);
+    torch::stable::parallel_for(0, pairs, ceil_div(kGrain, per_pair), [&](int64_t a, int64_t b) {
+      k.nm_lookup(w, tables, l.batch, l.bias, l.y, a, b);
+      const int64_t from = a * 2 * kLanes, to = std::min(w.out, b * 2 * kLanes);
+      for (int64_t r = 0; r < l.batch; ++r)
+        k.activate(l.y + r * w.out + from, to - from, l.activation);
+    });
+  } else {
+    over_tiles(k, l, out_features, work,
+               [&](const Tile& tile, int64_t from, int64_t to) { k.nm_tile(w, tile, from, to); });
+  }
+  return std::move(l.output);
+}
+
+}  // namespace sparsewright
