@@ -247,7 +247,7 @@ def test_a_dense_kernel_that_cannot_serve_says_so(monkeypatch: pytest.MonkeyPatc
     eager = KERNELS["dense.conv2d.eager"]
     rainy = Kernel("dense.rainy", "dense", "cpu", lambda w: "rainy", eager.prepare, eager.op)
     monkeypatch.setitem(KERNELS._parts, "dense.rainy", rainy)
-    with pytest.raises(KernelError, match="dense.rainy cannot serve: rainy"):
+    with pytest.raises(KernelError, match=r"dense\.rainy cannot serve: rainy"):
         PrepackedConv2d(torch.ones(1, 1, 1, 1), None, Conv2d((1, 1)), (), "dense.rainy")
 
 

@@ -144,6 +144,8 @@ FLOORS = {
     **dict.fromkeys(
         (
             "serve",
+            "calls",
+            "held",
             "deploy",
             "artifact",
             "plan",

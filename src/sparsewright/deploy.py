@@ -1,7 +1,7 @@
 """Every Linear and convolution of a model is given the fastest kernel for its zeros, by timing.
 
-It is timed on this machine. Dense stays wherever dense wins. The plan says which kernel serves which layer, and why others
-do not.
+It is timed on this machine. Dense stays wherever dense wins. The plan says which kernel serves
+which layer, and why others do not.
 """
 
 from __future__ import annotations

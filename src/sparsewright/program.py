@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from .declared import Declared, describe, with_best_isa
 from .errors import ArtifactError
 from .graph import BATCH, Document, Graph, is_same, trace
-from .nn import PrepackedLinear
+from .nn import Prepacked
 from .operations import expect_width
 from .rebuild import Signature, build, field
 
@@ -129,11 +129,15 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 
 def _share_reordered(module: fx.GraphModule, model: nn.Module) -> None:
     """Let the program use the model's own prepacked layers: one reordered copy of each weight."""
-    known = [m for m in model.modules() if isinstance(m, PrepackedLinear)]
+    known = [m for m in model.modules() if isinstance(m, Prepacked)]
     for made in module.children():
         for layer in known:
-            if isinstance(made, PrepackedLinear) and is_same(layer.weight, made.weight):
-                made._reordered, made.rows = layer._reordered, layer.rows
+            if isinstance(made, Prepacked) and _alike(made, layer):
+                made.share(layer)
+
+
+def _alike(a: Prepacked, b: Prepacked) -> bool:
+    return (a.kernel, a.operation) == (b.kernel, b.operation) and is_same(a.weight, b.weight)
 
 
 # --- the function ----------------------------------------------------------------------------
@@ -206,10 +210,7 @@ class _Writer:
     def _learn(self, node: fx.Node) -> None:
         """Note the node's last size where the graph alone tells it."""
         first, second = (*map(self._real, node.args[:2]), None, None)[:2]
-        if node.op == "call_module":
-            layer: Any = self.module.get_submodule(str(node.target))
-            self.widths[node] = layer.out_features
-        elif "width" in node.meta:
+        if "width" in node.meta:
             self.widths[node] = node.meta["width"]
         elif node.target is expect_width and self.widths.get(first) == second:
             self.same[node] = first
