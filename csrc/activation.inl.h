@@ -1,5 +1,6 @@
 // What may follow the bias inside a kernel: ReLU, GELU, SiLU, over values that are still in cache.
 // Plain loops that the compiler turns into vectors of the instruction set at hand.
+#pragma once
 #include <bit>
 #include <cstdint>
 

@@ -25,7 +25,30 @@ struct Nm {
   int64_t in, out, chunk, tiles, chunks, slots;
 };
 
-// One tile of the batch, transposed: column c of the activations lies at x + c * width.
+// 16 rows side by side, rows sorted by their counts (layout sell). Padding has value 0 and column
+// `in`, where the activations hold a zero.
+struct Sell {
+  const int32_t* starts;  // (slices + 1) first step of each slice
+  const int32_t* order;   // (slices, 16) row of each lane, -1 where there is none
+  const void* columns;    // (steps, 16) uint16 or int32
+  bool wide;              // columns are int32
+  const float* values;    // (steps, 16)
+  int64_t in, out, slices;
+  int64_t x_step;  // from one row of the activations to the next: in + 1
+};
+
+// Blocks of rows, chunks of columns, pairs of rows (layout csb). Padding has value 0 and place
+// 255, which holds a zero.
+struct Csb {
+  const float* values;     // (steps, 2)
+  const uint8_t* columns;  // (steps, 2) place inside the chunk
+  const int32_t* pairs;    // row of the block, its partner << 8, steps << 16
+  const int32_t* starts;   // (blocks * chunks + 1, 2) first pair and first step
+  int64_t in, out, chunk, chunks, block, blocks;
+};
+
+// One tile of the batch, transposed: column c of the activations lies at x + c * width. For layout
+// csb every chunk has room for kPlaces columns, and the last of them holds zeros.
 struct Tile {
   const float* x;
   int64_t width;  // a multiple of the vector width, at most kernels.tile
@@ -39,6 +62,8 @@ constexpr int kLanes = 16;     // rows side by side in layout nm
 constexpr int kTable = 32;     // columns that the register look-up can hold
 constexpr int kRowBlock = 64;  // output rows that one work item of the tiled kernels computes
 constexpr uint8_t kPadding = 255;
+constexpr int kPlaces = 256;    // places of a chunk of layout csb
+constexpr int kMaxBlock = 128;  // most rows of a block of layout csb
 
 // false means that an index of the weight does not fit the activations; nothing was read there.
 struct Kernels {
@@ -47,6 +72,7 @@ struct Kernels {
   int64_t tile;             // most rows of the batch in a Tile
   int64_t csr_dot_batch;    // largest batch for which csr_dot is ahead of the tiled kernel
   int64_t nm_lookup_batch;  // the same for nm_lookup
+  int64_t sell_dot_batch;   // and for sell_dot
   // x (batch, in) times rows [begin, end).
   bool (*csr_dot)(const Csr&, const float* x, int64_t batch, const float* bias, float* y,
                   int64_t begin, int64_t end);
@@ -57,6 +83,11 @@ struct Kernels {
   void (*nm_tables)(const Nm&, const float* x, int64_t batch, float* tables);
   void (*nm_lookup)(const Nm&, const float* tables, int64_t batch, const float* bias, float* y,
                     int64_t begin, int64_t end);
+  // Rows of x one element longer than `in` (a zero), slices [begin, end).
+  void (*sell_dot)(const Sell&, const float* x, int64_t batch, const float* bias, float* y,
+                   int64_t begin, int64_t end);
+  void (*sell_tile)(const Sell&, const Tile&, int64_t slice);
+  void (*csb_tile)(const Csb&, const Tile&, int64_t block);
   void (*activate)(float* y, int64_t n, Activation);
   // Rows [0, batch) of x, columns [begin, end) -> column-major (in, width), zeros beyond batch.
   void (*transpose_in)(const float* x, int64_t in, int64_t batch, float* out, int64_t width,

@@ -11,6 +11,13 @@ Tensor nm_linear(const Tensor& x, const Tensor& values, const Tensor& columns,
                  const std::optional<Tensor>& bias, int64_t out_features, int64_t chunk,
                  int64_t activation, int64_t isa);
 
+Tensor sell_linear(const Tensor& x, const Tensor& starts, const Tensor& order,
+                   const Tensor& columns, const Tensor& values, const std::optional<Tensor>& bias,
+                   int64_t out_features, int64_t activation, int64_t isa);
+Tensor csb_linear(const Tensor& x, const Tensor& starts, const Tensor& pairs, const Tensor& columns,
+                  const Tensor& values, const std::optional<Tensor>& bias, int64_t out_features,
+                  int64_t chunk, int64_t block, int64_t activation, int64_t isa);
+
 namespace {
 
 // What `doctor` and the kernel table ask: 0 where the instruction set serves, else a reason's code.
@@ -26,12 +33,20 @@ STABLE_TORCH_LIBRARY(sparsewright, m) {
   m.def(
       "nm_linear(Tensor x, Tensor values, Tensor columns, Tensor? bias, int out_features, "
       "int chunk, int activation, int isa) -> Tensor");
+  m.def(
+      "sell_linear(Tensor x, Tensor starts, Tensor order, Tensor columns, Tensor values, "
+      "Tensor? bias, int out_features, int activation, int isa) -> Tensor");
+  m.def(
+      "csb_linear(Tensor x, Tensor starts, Tensor pairs, Tensor columns, Tensor values, "
+      "Tensor? bias, int out_features, int chunk, int block, int activation, int isa) -> Tensor");
   m.def("isa_missing(int isa) -> int");
   m.def("best_isa() -> int");
 }
 STABLE_TORCH_LIBRARY_IMPL(sparsewright, CPU, m) {
   m.impl("csr_linear", TORCH_BOX(&sparsewright::csr_linear));
   m.impl("nm_linear", TORCH_BOX(&sparsewright::nm_linear));
+  m.impl("sell_linear", TORCH_BOX(&sparsewright::sell_linear));
+  m.impl("csb_linear", TORCH_BOX(&sparsewright::csb_linear));
 }
 STABLE_TORCH_LIBRARY_IMPL(sparsewright, CompositeExplicitAutograd, m) {
   m.impl("isa_missing", TORCH_BOX(&sparsewright::isa_missing));

@@ -141,48 +141,89 @@ inline Linear begin(const Tensor& x, const std::optional<Tensor>& bias, int64_t 
   return {std::move(input), std::move(output), data, bias_data, y, in, batch, then};
 }
 
-// body(tile, begin, end) over every row of the batch and block of rows of the weight; work counts
-// multiply-adds of one row of the batch.
+// A weight in layout csb, its sizes checked.
+inline Csb csb_of(const Tensor& starts, const Tensor& pairs, const Tensor& columns,
+                  const Tensor& values, int64_t in, int64_t out, int64_t chunk, int64_t block) {
+  check_tensor(starts, "starts", ScalarType::Int, "int32");
+  check_tensor(pairs, "pairs", ScalarType::Int, "int32");
+  check_tensor(columns, "columns", ScalarType::Byte, "uint8");
+  check_tensor(values, "values", ScalarType::Float, "float32");
+  SW_CHECK(values.dim() == 2 && columns.dim() == 2 && values.size(1) == 2 && columns.size(1) == 2 &&
+               values.size(0) == columns.size(0),
+           "values and columns must have shape (steps, 2)");
+  SW_CHECK(1 <= chunk && chunk < kPlaces, "chunk must be in [1, ", kPlaces - 1, "]; got ", chunk);
+  SW_CHECK(1 <= block && block <= kMaxBlock, "block must be in [1, ", kMaxBlock, "]; got ", block);
+  SW_CHECK(out >= 0, "out_features must not be negative; got ", out);
+  const int64_t chunks = ceil_div(in, chunk), blocks = ceil_div(out, block);
+  SW_CHECK(starts.dim() == 2 && starts.size(1) == 2 && starts.size(0) == blocks * chunks + 1,
+           "starts must have shape (", blocks * chunks + 1, ", 2) for ", in, " in_features and ",
+           out, " out_features; got ", starts.numel(), " entries");
+  SW_CHECK(pairs.dim() == 1, "pairs must have one dimension");
+  const Csb w = {static_cast<const float*>(values.const_data_ptr()),
+                 static_cast<const uint8_t*>(columns.const_data_ptr()),
+                 static_cast<const int32_t*>(pairs.const_data_ptr()),
+                 static_cast<const int32_t*>(starts.const_data_ptr()),
+                 in,
+                 out,
+                 chunk,
+                 chunks,
+                 block,
+                 blocks};
+  const int32_t* last = w.starts + 2 * blocks * chunks;
+  SW_CHECK(last[0] == pairs.size(0) && last[1] == values.size(0), "starts must end at ",
+           pairs.size(0), " pairs and ", values.size(0), " steps; got ", last[0], " and ", last[1]);
+  return w;
+}
+
+// How the columns of the activations lie in a tile: `piece` after `piece`, each `stride` columns
+// after the one before. Zeros lie at column `zero` of every piece, where it has one, and at `end`.
+struct Stored {
+  int64_t piece = 64, stride = 64;
+  int64_t zero = -1, end = -1;
+};
+
+// body(tile, item) for every tile of the batch and item of the weight; work counts multiply-adds
+// of one row of the batch.
 template <class Body>
-void over_tiles(const Kernels& k, const Linear& l, int64_t out, int64_t work, const Body& body) {
-  const int64_t in = std::max<int64_t>(l.in, 1);
-  const int64_t turn = std::max<int64_t>(kScratchFloats / in / k.tile, 1) * k.tile;
+void over_tiles(const Kernels& k, const Linear& l, int64_t out, const Stored& stored, int64_t items,
+                int64_t work, const Body& body) {
+  const int64_t pieces = ceil_div(l.in, stored.piece);
+  const int64_t columns = std::max<int64_t>(pieces * stored.stride + 1, 1);
+  const int64_t turn = std::max<int64_t>(kScratchFloats / columns / k.tile, 1) * k.tile;
   const int64_t padded = ceil_div(std::min(turn, l.batch), k.width) * k.width;
   // Room beyond the last column: a one-byte place of layout nm that nobody validated (x narrower
   // than the weight, inside its last chunk) still reads memory of ours.
-  float* xt = scratch(padded * in + 256 * k.tile);
-  const int64_t blocks = ceil_div(out, kRowBlock);
+  float* xt = scratch(padded * columns + 256 * k.tile);
   for (int64_t first = 0; first < l.batch; first += turn) {
     const int64_t batch = std::min(turn, l.batch - first), tiles = ceil_div(batch, k.tile);
     const auto tile_of = [&](int64_t t) {
       const int64_t n = std::min(k.tile, batch - t * k.tile);
-      return Tile{xt + t * k.tile * in,
+      return Tile{xt + t * k.tile * columns,
                   ceil_div(n, k.width) * k.width,
                   n,
                   l.y + (first + t * k.tile) * out,
                   l.bias,
                   l.activation};
     };
-    constexpr int64_t kColumns = 64;  // columns that one work item transposes
-    const int64_t parts = ceil_div(l.in, kColumns);
     const auto transpose = [&](int64_t from, int64_t to) {
       for (int64_t i = from; i < to; ++i) {
-        const Tile tile = tile_of(i / parts);
-        const int64_t column = i % parts * kColumns;
-        k.transpose_in(l.x + (first + i / parts * k.tile) * l.in, l.in, tile.batch,
-                       const_cast<float*>(tile.x), tile.width, column,
-                       std::min(l.in, column + kColumns));
+        const Tile tile = tile_of(i / pieces);
+        const int64_t piece = i % pieces, column = piece * stored.piece;
+        float* x = const_cast<float*>(tile.x) + piece * stored.stride * tile.width;
+        k.transpose_in(l.x + (first + i / pieces * k.tile) * l.in, l.in, tile.batch,
+                       x - column * tile.width, tile.width, column,
+                       std::min(l.in, column + stored.piece));
+        if (stored.zero >= 0) std::fill_n(x + stored.zero * tile.width, tile.width, 0.0f);
+        if (stored.end >= 0 && piece == pieces - 1)
+          std::fill_n(const_cast<float*>(tile.x) + stored.end * tile.width, tile.width, 0.0f);
       }
     };
-    torch::stable::parallel_for(0, tiles * parts, kGrain / kColumns, transpose);
-    const int64_t per_item = std::max<int64_t>(work * ceil_div(batch, k.width) / tiles / blocks, 1);
+    torch::stable::parallel_for(0, tiles * pieces, ceil_div(kGrain, stored.piece), transpose);
+    const int64_t per_item = std::max<int64_t>(work * ceil_div(batch, k.width) / tiles / items, 1);
     const auto multiply = [&](int64_t from, int64_t to) {
-      for (int64_t i = from; i < to; ++i) {
-        const int64_t row = i % blocks * kRowBlock;
-        body(tile_of(i / blocks), row, std::min(out, row + kRowBlock));
-      }
+      for (int64_t i = from; i < to; ++i) body(tile_of(i / items), i % items);
     };
-    torch::stable::parallel_for(0, tiles * blocks, ceil_div(kGrain, per_item), multiply);
+    torch::stable::parallel_for(0, tiles * items, ceil_div(kGrain, per_item), multiply);
   }
 }
 

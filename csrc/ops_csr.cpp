@@ -53,7 +53,9 @@ Tensor csr_linear(const Tensor& x, const Tensor& rows, const Tensor& columns, co
   if (l.batch <= k.csr_dot_batch) {
     csr_small(k, w, l, fits);
   } else {
-    over_tiles(k, l, out, w.nnz + out, [&](const Tile& tile, int64_t from, int64_t to) {
+    const int64_t blocks = ceil_div(out, kRowBlock);
+    over_tiles(k, l, out, Stored{}, blocks, w.nnz + out, [&](const Tile& tile, int64_t block) {
+      const int64_t from = block * kRowBlock, to = std::min(out, from + kRowBlock);
       if (!k.csr_tile(w, tile, from, to)) fits = false;
     });
   }

@@ -43,8 +43,11 @@ Tensor nm_linear(const Tensor& x, const Tensor& values, const Tensor& columns,
         k.activate(l.y + r * w.out + from, to - from, l.activation);
     });
   } else {
-    over_tiles(k, l, out_features, work,
-               [&](const Tile& tile, int64_t from, int64_t to) { k.nm_tile(w, tile, from, to); });
+    const int64_t blocks = ceil_div(out_features, kRowBlock);
+    over_tiles(k, l, out_features, Stored{}, blocks, work, [&](const Tile& tile, int64_t block) {
+      const int64_t from = block * kRowBlock;
+      k.nm_tile(w, tile, from, std::min(out_features, from + kRowBlock));
+    });
   }
   return std::move(l.output);
 }

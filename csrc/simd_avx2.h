@@ -6,18 +6,28 @@
 #include <immintrin.h>
 
 #include <cstdint>
+#include <cstring>
 
 namespace sparsewright::avx2 {
 
 struct Simd {
   static constexpr const char* kName = "avx2";
   static constexpr int kWidth = 8;
+  static constexpr int kSellDotBatch = 1;
   static constexpr int kCsrDotBatch = 1;
   static constexpr int kNmLookupBatch = 4;
   using Vec = __m256;
 
   static Vec zero() { return _mm256_setzero_ps(); }
   static Vec broadcast(float v) { return _mm256_set1_ps(v); }
+  // out[i] holds p[i] in every lane: one load, where four broadcasts from memory are four.
+  static void broadcast4(const float* p, Vec* out) {
+    const Vec four = _mm256_broadcast_ps(reinterpret_cast<const __m128*>(p));
+    out[0] = _mm256_permute_ps(four, 0x00);
+    out[1] = _mm256_permute_ps(four, 0x55);
+    out[2] = _mm256_permute_ps(four, 0xaa);
+    out[3] = _mm256_permute_ps(four, 0xff);
+  }
   static Vec load(const float* p) { return _mm256_loadu_ps(p); }
   static void store(float* p, Vec v) { _mm256_storeu_ps(p, v); }
   static Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
@@ -33,6 +43,31 @@ struct Simd {
   }
   static Vec gather(const float* x, const int32_t* i) {
     return _mm256_i32gather_ps(x, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(i)), 4);
+  }
+
+  // x at eight places. Single loads put together: on Zen 3 twice as fast as vgatherdps.
+  template <class Index>
+  static Vec pick(const float* x, const Index* i) {
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(pick4(x, i)), pick4(x, i + 4), 1);
+  }
+  static __m128 pick4(const float* x, const uint16_t* i) {
+    uint64_t four;
+    std::memcpy(&four, i, sizeof four);
+    const __m128 a = _mm_load_ss(x + (four & 0xffff));
+    const __m128 b = insert<0x10>(a, x + (four >> 16 & 0xffff));
+    const __m128 c = insert<0x20>(b, x + (four >> 32 & 0xffff));
+    return insert<0x30>(c, x + (four >> 48));
+  }
+  static __m128 pick4(const float* x, const int32_t* i) {
+    const __m128 a = insert<0x10>(_mm_load_ss(x + i[0]), x + i[1]);
+    return insert<0x30>(insert<0x20>(a, x + i[2]), x + i[3]);
+  }
+  // From memory in one instruction: GCC splits the intrinsic into a load and an insert.
+  template <int kPlace>
+  static __m128 insert(__m128 to, const float* p) {
+    __m128 out;
+    __asm__("vinsertps %3, %2, %1, %0" : "=x"(out) : "x"(to), "m"(*p), "i"(kPlace));
+    return out;
   }
 
   // Two 16-row tiles: v[k] holds rows 4k..4k+3 of the first, then of the second, because

@@ -22,12 +22,25 @@ using I16 = __m512i;
 struct Simd {
   static constexpr const char* kName = "avx512";
   static constexpr int kWidth = 16;
+  static constexpr int kSellDotBatch = 1;
   static constexpr int kCsrDotBatch = 1;
   static constexpr int kNmLookupBatch = 8;
   using Vec = F16;
 
   static Vec zero() { return _mm512_setzero_ps(); }
   static Vec broadcast(float v) { return _mm512_set1_ps(v); }
+  // out[i] holds p[i] in every lane.
+  static void broadcast4(const float* p, Vec* out) {
+#ifdef SPARSEWRIGHT_EMULATE_AVX512
+    for (int i = 0; i < 4; ++i) out[i] = _mm512_set1_ps(p[i]);
+#else
+    const Vec four = _mm512_broadcast_f32x4(_mm_loadu_ps(p));
+    out[0] = _mm512_permute_ps(four, 0x00);
+    out[1] = _mm512_permute_ps(four, 0x55);
+    out[2] = _mm512_permute_ps(four, 0xaa);
+    out[3] = _mm512_permute_ps(four, 0xff);
+#endif
+  }
   static Vec load(const float* p) { return _mm512_loadu_ps(p); }
   static void store(float* p, Vec v) { _mm512_storeu_ps(p, v); }
   static Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
@@ -54,6 +67,27 @@ struct Simd {
   }
   static __m256 gather8(const float* x, const int32_t* i) {
     return _mm256_i32gather_ps(x, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(i)), 4);
+  }
+
+  // x at sixteen places, by single loads: the gather takes 20 cycles on Zen 5.
+  template <class Index>
+  static Vec pick(const float* x, const Index* i) {
+#ifdef SPARSEWRIGHT_EMULATE_AVX512
+    alignas(64) float f[16];
+    for (int k = 0; k < 16; k += 8) _mm256_store_ps(f + k, pick8(x, i + k));
+    return _mm512_loadu_ps(f);
+#else
+    return _mm512_insertf32x8(_mm512_castps256_ps512(pick8(x, i)), pick8(x, i + 8), 1);
+#endif
+  }
+  template <class Index>
+  static __m256 pick8(const float* x, const Index* i) {
+    const auto four = [&](const Index* p) {
+      const __m128 a = _mm_insert_ps(_mm_load_ss(x + p[0]), _mm_load_ss(x + p[1]), 0x10);
+      const __m128 b = _mm_insert_ps(a, _mm_load_ss(x + p[2]), 0x20);
+      return _mm_insert_ps(b, _mm_load_ss(x + p[3]), 0x30);
+    };
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(four(i)), four(i + 4), 1);
   }
 
   // Two 16-row tiles, one vector each.

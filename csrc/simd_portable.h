@@ -8,12 +8,16 @@ namespace sparsewright::portable {
 struct Simd {
   static constexpr const char* kName = "portable";
   static constexpr int kWidth = 4;
+  static constexpr int kSellDotBatch = 1;
   static constexpr int kCsrDotBatch = 1;
   static constexpr int kNmLookupBatch = 1;
   typedef float Vec __attribute__((vector_size(16)));
 
   static Vec zero() { return Vec{0, 0, 0, 0}; }
   static Vec broadcast(float v) { return Vec{v, v, v, v}; }
+  static void broadcast4(const float* p, Vec* out) {
+    for (int i = 0; i < 4; ++i) out[i] = broadcast(p[i]);
+  }
   static Vec load(const float* p) {
     Vec v;
     std::memcpy(&v, p, sizeof v);
@@ -26,6 +30,11 @@ struct Simd {
   template <class Index>
   static Vec gather(const float* x, const Index* i) {
     return Vec{x[i[0]], x[i[1]], x[i[2]], x[i[3]]};
+  }
+
+  template <class Index>
+  static Vec pick(const float* x, const Index* i) {
+    return gather(x, i);
   }
 
   // Two 16-row tiles, one float per row.

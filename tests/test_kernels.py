@@ -25,6 +25,7 @@ from sparsewright.core import Packed
 from sparsewright.errors import KernelError
 from sparsewright.kernels import KERNELS, Kernel, kernel_info, library, reference
 from sparsewright.layouts import LAYOUTS, pack
+from sparsewright.layouts.csb import Csb
 from sparsewright.layouts.nm import NMLanes
 
 BATCHES = [0, 1, 2, 3, 5, 7, 8, 9, 16, 33, 64, 65]
@@ -63,6 +64,8 @@ def packings(layout: str, weight: Tensor) -> list[Packed]:
     """The weight in every form of the layout."""
     if layout == "nm":
         return [NMLanes().pack(weight, chunk) for chunk in (32, 7, 100)]
+    if layout == "csb":
+        return [Csb().pack(weight, *sizes) for sizes in ((), (7, 5), (254, 128), (32, 16))]
     packed = pack(layout, weight)
     wide = {**packed.tensors, "columns": packed.tensors["columns"].to(torch.int32)}
     return [packed, Packed(layout, packed.shape, wide)]
@@ -139,7 +142,8 @@ def test_equals_the_specification_anywhere(
 ) -> None:
     torch.manual_seed(seed)
     weight, x, bias = random_weight(out, width, density), torch.randn(batch, width), None
-    forms = {"csr": pack("csr", weight), "nm": NMLanes().pack(weight, chunk)}
+    sized = {"nm": NMLanes().pack(weight, chunk), "csb": Csb().pack(weight, chunk, 1 + seed % 128)}
+    forms = {name: sized.get(name) or pack(name, weight) for name in LAYOUTS}
     for name in SPARSE:
         if KERNELS[name].refuses() is None:
             check(KERNELS[name], forms[KERNELS[name].layout], weight, x, bias)
@@ -428,7 +432,7 @@ def test_environment_s_wrong_instruction_set_is_an_error(value: str) -> None:
 import torch
 from sparsewright.kernels import kernel_info, library
 from sparsewright.errors import KernelError
-from sparsewright.layouts import pack
+from sparsewright.layouts import LAYOUTS, pack
 for call in (kernel_info, lambda: library.csr_linear(
         torch.ones(1, 2), *pack("csr", torch.eye(2)).tensors.values(), None, 0, 0)):
     try:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..core import Packed
 from . import library, reference
-from .cpu import NO_ACTIVATION, RESERVE
+from ._ops import NO_ACTIVATION, RESERVE, isa_number
 from .operation import Conv2d
 from .table import KERNELS, Kernel, Prepared, as_packed, never
 
@@ -19,7 +19,7 @@ NO_RESIDUAL = None
 def _prepare(isa: str, weight: Packed | Tensor, shape: tuple[int, ...], conv: Conv2d) -> Prepared:
     tensors = as_packed(weight).tensors
     names = ("rows", "columns", "values")
-    numbers = (NO_RESIDUAL, *conv.numbers, NO_ACTIVATION, library.isa_number(isa))
+    numbers = (NO_RESIDUAL, *conv.numbers, NO_ACTIVATION, isa_number(isa))
     return Prepared({name: tensors[name] for name in names}, numbers)
 
 

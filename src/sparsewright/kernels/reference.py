@@ -42,7 +42,7 @@ def csr_linear(
     """
     out = rows.shape[0] - 1
     row_of = torch.repeat_interleave(torch.arange(out), rows.long().diff())
-    return _product(x, row_of, columns.long(), values, bias, out, activation)
+    return product(x, row_of, columns.long(), values, bias, out, activation)
 
 
 def nm_linear(
@@ -59,7 +59,7 @@ def nm_linear(
     places = columns[tile, at, slot, lane].long()
     rows, present = tile * LANES + lane, values[tile, at, slot, lane]
     columns_of = at * chunk + places
-    return _product(x, rows, columns_of, present, bias, out_features, activation)
+    return product(x, rows, columns_of, present, bias, out_features, activation)
 
 
 def csr_conv2d(
@@ -141,7 +141,7 @@ def conv_size(
     return (height - 1) // stride_h + 1, (width - 1) // stride_w + 1
 
 
-def _product(
+def product(
     x: Tensor,
     rows: Tensor,
     columns: Tensor,

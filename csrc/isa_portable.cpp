@@ -1,4 +1,4 @@
 // The kernels for one instruction set, compiled with its own flags (CMakeLists.txt).
-#include "simd_avx2.h"
-#define SPARSEWRIGHT_ISA avx2
-#include "linear.inl.h"
+#include "simd_portable.h"
+#define SPARSEWRIGHT_ISA portable
+#include "kernels.inl.h"

@@ -1,4 +1,4 @@
 // The kernels for one instruction set, compiled with its own flags (CMakeLists.txt).
-#include "simd_portable.h"
-#define SPARSEWRIGHT_ISA portable
-#include "linear.inl.h"
+#include "simd_avx512.h"
+#define SPARSEWRIGHT_ISA avx512
+#include "kernels.inl.h"

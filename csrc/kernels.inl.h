@@ -1,0 +1,29 @@
+// Every kernel of one instruction set, over its Simd struct. A translation unit per instruction set
+// defines SPARSEWRIGHT_ISA (the namespace that holds Simd) and includes this file.
+#include "csb.inl.h"
+#include "csr.inl.h"
+#include "nm.inl.h"
+#include "sell.inl.h"
+
+namespace sparsewright::SPARSEWRIGHT_ISA {
+
+const Kernels kKernels = {
+    .name = Simd::kName,
+    .width = kW,
+    .tile = kTileWidth,
+    .csr_dot_batch = Simd::kCsrDotBatch,
+    .nm_lookup_batch = Simd::kNmLookupBatch,
+    .sell_dot_batch = Simd::kSellDotBatch,
+    .csr_dot = csr_dot,
+    .csr_tile = csr_tile,
+    .nm_tile = nm_tile,
+    .nm_tables = nm_tables,
+    .nm_lookup = nm_lookup,
+    .sell_dot = sell_dot,
+    .sell_tile = sell_tile,
+    .csb_tile = csb_tile,
+    .activate = activate,
+    .transpose_in = transpose_in,
+};
+
+}  // namespace sparsewright::SPARSEWRIGHT_ISA

@@ -1,0 +1,79 @@
+// Products with weights in layout sell.
+#include "ops.h"
+
+namespace sparsewright {
+namespace {
+
+// First slice at or after which `target` steps lie before.
+int64_t slice_at(const Sell& w, int64_t target) {
+  return std::lower_bound(w.starts, w.starts + w.slices, target,
+                          [](int32_t a, int64_t b) { return a < b; }) -
+         w.starts;
+}
+
+// Slices shared out by their steps, not by their number.
+void sell_small(const Kernels& k, const Sell& w, const Linear& l, int64_t steps) {
+  float* x = scratch(l.batch * w.x_step);
+  for (int64_t r = 0; r < l.batch; ++r) {
+    std::copy_n(l.x + r * l.in, l.in, x + r * w.x_step);
+    x[r * w.x_step + l.in] = 0.0f;
+  }
+  const int64_t work = (steps + w.slices) * kLanes * l.batch;
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t parts = std::clamp<int64_t>(work / kGrain, 1, std::max<int64_t>(threads, 1));
+  torch::stable::parallel_for(0, parts, 1, [&](int64_t from, int64_t to) {
+    const int64_t a = from == 0 ? 0 : slice_at(w, steps * from / parts);
+    const int64_t b = to == parts ? w.slices : slice_at(w, steps * to / parts);
+    if (a < b) k.sell_dot(w, x, l.batch, l.bias, l.y, a, b);
+  });
+  // After all slices: their rows lie anywhere in y.
+  k.activate(l.y, l.batch * w.out, l.activation);
+}
+
+}  // namespace
+
+Tensor sell_linear(const Tensor& x, const Tensor& starts, const Tensor& order,
+                   const Tensor& columns, const Tensor& values, const std::optional<Tensor>& bias,
+                   int64_t out_features, int64_t activation, int64_t isa) {
+  const Kernels& k = kernels_for(isa);
+  check_tensor(starts, "starts", ScalarType::Int, "int32");
+  check_tensor(order, "order", ScalarType::Int, "int32");
+  check_tensor(values, "values", ScalarType::Float, "float32");
+  const bool wide = columns.scalar_type() == ScalarType::Int;
+  check_tensor(columns, "columns", wide ? ScalarType::Int : ScalarType::UInt16, "uint16 or int32");
+  SW_CHECK(values.dim() == 2 && columns.dim() == 2 && values.size(1) == kLanes &&
+               columns.size(1) == kLanes && values.size(0) == columns.size(0),
+           "values and columns must have shape (steps, 16)");
+  SW_CHECK(starts.dim() == 1 && starts.size(0) == order.size(0) + 1 && order.dim() == 2 &&
+               order.size(1) == kLanes,
+           "starts must have shape (slices + 1,) and order (slices, 16)");
+  const int64_t slices = order.size(0), steps = values.size(0);
+  SW_CHECK(out_features >= 0 && slices == ceil_div(out_features, kLanes),
+           "order must have one slice for every 16 of the ", out_features, " out_features; got ",
+           slices);
+  Linear l = begin(x, bias, out_features, activation);
+  SW_CHECK(wide || l.in < 65536, "16-bit columns serve fewer than 65536 in_features; got ", l.in);
+  const Sell w = {static_cast<const int32_t*>(starts.const_data_ptr()),
+                  static_cast<const int32_t*>(order.const_data_ptr()),
+                  columns.const_data_ptr(),
+                  wide,
+                  static_cast<const float*>(values.const_data_ptr()),
+                  l.in,
+                  out_features,
+                  slices,
+                  l.in + 1};
+  SW_CHECK(w.starts[0] == 0 && w.starts[slices] == steps, "starts must run from 0 to ", steps,
+           "; got ", w.starts[0], " to ", w.starts[slices]);
+  if (l.batch == 0 || out_features == 0) return std::move(l.output);
+  if (l.batch <= k.sell_dot_batch) {
+    sell_small(k, w, l, steps);
+  } else {
+    Stored stored;
+    stored.end = l.in;
+    over_tiles(k, l, out_features, stored, slices, steps * kLanes + out_features,
+               [&](const Tile& tile, int64_t slice) { k.sell_tile(w, tile, slice); });
+  }
+  return std::move(l.output);
+}
+
+}  // namespace sparsewright

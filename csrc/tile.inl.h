@@ -1,0 +1,79 @@
+// What the kernels share that put the batch along the vector: a value is broadcast and multiplies
+// one transposed column of the activations (Elsen et al. 2020).
+#pragma once
+#include <cstdint>
+
+#include "activation.inl.h"
+#include "kernels.h"
+
+namespace sparsewright::SPARSEWRIGHT_ISA {
+namespace {
+
+constexpr int kVectors = 4;  // vectors of the batch in a tile: two sets of sums fit the registers
+constexpr int kW = Simd::kWidth;
+constexpr int64_t kTileWidth = kVectors * kW;
+using Vec = Simd::Vec;
+
+int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// y[c * y_step + r] = x[r * x_step + c]
+void transpose(const float* x, int64_t x_step, int64_t rows, int64_t columns, float* y,
+               int64_t y_step) {
+  int64_t r = 0;
+  for (; r + 8 <= rows; r += 8) {
+    int64_t c = 0;
+    for (; c + 8 <= columns; c += 8)
+      Simd::transpose8x8(x + r * x_step + c, x_step, y + c * y_step + r, y_step);
+    for (; c < columns; ++c)
+      for (int64_t i = r; i < r + 8; ++i) y[c * y_step + i] = x[i * x_step + c];
+  }
+  for (int64_t c = 0; c < columns; ++c)
+    for (int64_t i = r; i < rows; ++i) y[c * y_step + i] = x[i * x_step + c];
+}
+
+void transpose_in(const float* x, int64_t in, int64_t batch, float* out, int64_t width,
+                  int64_t begin, int64_t end) {
+  transpose(x + begin, in, batch, end - begin, out + begin * width, width);
+  for (int64_t c = begin; c < end; ++c)
+    for (int64_t r = batch; r < width; ++r) out[c * width + r] = 0.0f;
+}
+
+// Sums of two rows (or of the even and odd weights of one): enough chains to hide fma's latency.
+template <int V>
+struct Sums {
+  Vec a[V], b[V];
+  void load(const float* p) {
+    for (int v = 0; v < V; ++v) {
+      a[v] = Simd::load(p + v * kW);
+      b[v] = Simd::zero();
+    }
+  }
+  void to_a(float value, const float* x) {
+    const Vec w = Simd::broadcast(value);
+    for (int v = 0; v < V; ++v) a[v] = Simd::fma(w, Simd::load(x + v * kW), a[v]);
+  }
+  void to_b(float value, const float* x) {
+    const Vec w = Simd::broadcast(value);
+    for (int v = 0; v < V; ++v) b[v] = Simd::fma(w, Simd::load(x + v * kW), b[v]);
+  }
+  void store_total(float* p) const {
+    for (int v = 0; v < V; ++v) Simd::store(p + v * kW, Simd::add(a[v], b[v]));
+  }
+};
+
+void begin_block(float* sums, const Tile& tile, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    const Vec start = Simd::broadcast(tile.bias ? tile.bias[row] : 0.0f);
+    for (int64_t i = 0; i < tile.width; i += kW)
+      Simd::store(sums + (row - begin) * tile.width + i, start);
+  }
+}
+
+// Bias added by the start, activation, and back to rows of the batch.
+void finish_block(float* sums, const Tile& tile, int64_t begin, int64_t end, int64_t out) {
+  activate(sums, (end - begin) * tile.width, tile.activation);
+  transpose(sums, tile.width, end - begin, tile.batch, tile.y + begin, out);
+}
+
+}  // namespace
+}  // namespace sparsewright::SPARSEWRIGHT_ISA

@@ -1,0 +1,221 @@
+"""csb: blocks of rows by chunks of columns (compressed sparse blocks, after Buluç, Fineman, Frigo,
+Gilbert and Leiserson, 2009), one byte for the place inside a chunk, rows in pairs.
+
+A kernel for batches keeps the activations of one chunk in the nearest cache while a block's rows
+pass over them. Inside a block and chunk the rows are sorted by their counts and joined two by two,
+so the ends of their loops can be foreseen. Padding has value 0 and place 255, where the kernel
+keeps a zero, so that no activation of an absent weight is read.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..core import Packed
+from ..errors import LayoutError
+from . import LAYOUTS, check, check_form, not_a_matrix
+
+MAX_CHUNK = 248
+"""Columns of a chunk; below 255, the place of padding, and a multiple of 8."""
+EMPTY = 255
+BLOCK, SMALL_BLOCK = 128, 64
+"""Rows of a block; the small one where few blocks would leave threads without work."""
+FEW_ROWS = 1024
+WASTE = 0.5
+"""Largest part of the places that may be padding."""
+DTYPES = {
+    "starts": (torch.int32,),
+    "pairs": (torch.int32,),
+    "columns": (torch.uint8,),
+    "values": (torch.float32,),
+}
+
+
+class Csb:
+    """starts (blocks * chunks + 1, 2) int32: first pair, first step of every block and chunk;
+    pairs int32: row of the block, its partner << 8, steps << 16; columns (steps, 2) uint8; values
+    (steps, 2) float32; meta: chunk, block. A partner of `block` rows stands for none."""
+
+    name = "csb"
+
+    def refuses(self, weight: Tensor) -> str | None:
+        reason = not_a_matrix(weight)
+        if reason:
+            return reason
+        present = weight.detach().cpu() != 0
+        total, room = int(present.sum()), int(_Pairs(present, *_sizes(weight)).steps.sum()) * 2
+        if room * (1 - WASTE) <= total:
+            return None
+        return f"{1 - total / room:.0%} of the places would be padding; at most {WASTE:.0%} may be"
+
+    def pack(self, weight: Tensor, chunk: int | None = None, block: int | None = None) -> Packed:
+        """
+        chunk: columns, in [1, 254]; block: rows, in [1, 128]; by default what fits the weight.
+
+        >>> packed = Csb().pack(torch.eye(4))  # one step of padding beside each weight
+        >>> packed.tensors["columns"][:2].tolist()
+        [[0, 1], [255, 255]]
+        """
+        reason = not_a_matrix(weight)
+        if reason:
+            raise LayoutError(f"layout csb: {reason}")
+        sizes = _sizes(weight)
+        chunk, block = sizes[0] if chunk is None else chunk, sizes[1] if block is None else block
+        if not (1 <= chunk < EMPTY and 1 <= block <= BLOCK):
+            raise LayoutError(
+                f"layout csb: needs chunk in [1, {EMPTY - 1}] and block in [1, {BLOCK}]; got "
+                f"{chunk} and {block}"
+            )
+        return _fill(weight.detach().cpu(), chunk, block)
+
+    def unpack(self, packed: Packed) -> Tensor:
+        self.validate(packed)
+        rows, chunks = _places_of(packed)
+        values, columns = packed.tensors["values"], packed.tensors["columns"].long()
+        present = values != 0
+        weight = torch.zeros(packed.shape)
+        column = chunks[:, None] * packed.meta["chunk"] + columns
+        weight[rows[present], column[present]] = values[present]
+        return weight
+
+    def validate(self, packed: Packed) -> None:
+        check_form(packed, self.name, DTYPES)
+        wanted = sorted(packed.meta) == ["block", "chunk"]
+        check(wanted, packed, f"needs meta block and chunk; got {packed.meta!r}")
+        chunk, block = packed.meta["chunk"], packed.meta["block"]
+        good = type(chunk) is int and 1 <= chunk < EMPTY
+        check(good, packed, f"chunk must be in [1, {EMPTY - 1}]; got {chunk!r}")
+        good = type(block) is int and 1 <= block <= BLOCK
+        check(good, packed, f"block must be in [1, {BLOCK}]; got {block!r}")
+        starts, pairs, columns, values = (packed.tensors[n] for n in DTYPES)
+        cells = -(-packed.shape[0] // block) * -(-packed.shape[1] // chunk)
+        check(starts.shape == (cells + 1, 2), packed, f"starts must be ({cells + 1}, 2)")
+        check(pairs.dim() == 1, packed, "pairs must have one dimension")
+        right = values.dim() == 2 and values.shape[1] == 2 and columns.shape == values.shape
+        check(right, packed, "values and columns must both be (steps, 2)")
+        ends = starts[0].tolist() == [0, 0]
+        ends = ends and starts[-1].tolist() == [pairs.shape[0], values.shape[0]]
+        rule = f"starts must run from 0, 0 to {pairs.shape[0]}, {values.shape[0]}"
+        check(ends, packed, rule)
+        check(bool((starts[1:] >= starts[:-1]).all()), packed, "starts must not descend")
+        _check_pairs(packed)
+        _check_places(packed)
+
+
+def _check_pairs(packed: Packed) -> None:
+    block = packed.meta["block"]
+    starts, pairs = packed.tensors["starts"].long(), packed.tensors["pairs"].long()
+    steps, rows = pairs >> 16, torch.stack([pairs & 255, pairs >> 8 & 255])
+    check(bool((pairs >= 0).all()), packed, "pairs must not be negative")
+    check(bool((rows <= block).all()), packed, f"rows of a pair must lie in [0, {block}]")
+    check(bool((steps % 2 == 0).all()), packed, "the steps of a pair must be even")
+    # Every cell's pairs have the steps that its start says.
+    total = torch.zeros(len(pairs) + 1, dtype=torch.int64)
+    torch.cumsum(steps, 0, out=total[1:])
+    check(bool((total[starts[:, 0]] == starts[:, 1]).all()), packed, "steps must fit the starts")
+    cell = torch.repeat_interleave(torch.arange(len(starts) - 1), starts[:, 0].diff())
+    key = (cell * (block + 1) + rows)[rows < block]
+    once = key.unique().numel() == key.numel()
+    check(once, packed, "a block's chunk must name a row once")
+
+
+def _check_places(packed: Packed) -> None:
+    (out, width), chunk = packed.shape, packed.meta["chunk"]
+    values, places = packed.tensors["values"], packed.tensors["columns"].to(torch.int16)
+    if not values.numel():
+        return
+    present = values != 0
+    rows, chunks = _places_of(packed)
+    widths = (width - chunks * chunk).clamp(max=chunk)[:, None]
+    inside = torch.where(present, places < widths, places == EMPTY)
+    rule = f"a place must lie inside its chunk, and padding at {EMPTY}"
+    check(bool(inside.all()), packed, rule)
+    block = packed.meta["block"]
+    nowhere = (rows >= out) | (rows < 0)
+    check(not bool((present & nowhere).any()), packed, f"rows of a block of {block} beyond {out}")
+    first = torch.zeros(len(values) + 1, dtype=torch.bool)
+    steps = packed.tensors["pairs"].long() >> 16
+    first[steps.cumsum(0)] = True
+    later = torch.where(present[1:], present[:-1] & (places[1:] > places[:-1]), True)
+    later |= first[1:-1, None]
+    check(bool(later.all()), packed, "the places of a row must ascend within a chunk")
+
+
+def _places_of(packed: Packed) -> tuple[Tensor, Tensor]:
+    """The row of every place (steps, 2), -1 for none, and the chunk of every step."""
+    block = packed.meta["block"]
+    starts, pairs = packed.tensors["starts"].long(), packed.tensors["pairs"].long()
+    chunks = -(-packed.shape[1] // packed.meta["chunk"])
+    cell = torch.repeat_interleave(torch.arange(len(starts) - 1), starts[:, 0].diff())
+    local = torch.stack([pairs & 255, pairs >> 8 & 255], dim=1)
+    rows = torch.where(local < block, cell[:, None] // max(1, chunks) * block + local, -1)
+    pair = torch.repeat_interleave(torch.arange(len(pairs)), pairs >> 16)
+    return rows[pair], (cell % max(1, chunks))[pair]
+
+
+def _sizes(weight: Tensor) -> tuple[int, int]:
+    """Columns of a chunk, equal parts as far as multiples of 8 allow; rows of a block."""
+    out, width = weight.shape
+    parts = max(1, -(-width // MAX_CHUNK))
+    chunk = -(-width // parts)
+    return max(8, -(-chunk // 8) * 8), BLOCK if out >= FEW_ROWS else SMALL_BLOCK
+
+
+class _Pairs:
+    """What is joined: rows (blocks, chunks, pairs, 2) of a block, steps (blocks, chunks, pairs)."""
+
+    def __init__(self, present: Tensor, chunk: int, block: int):
+        out, width = present.shape
+        blocks, chunks = -(-out // block), -(-width // chunk)
+        even = block + block % 2
+        grid = torch.zeros(blocks * block, chunks * chunk, dtype=torch.bool)
+        grid[:out, :width] = present
+        counts = grid.view(blocks, block, chunks, chunk).sum(dim=3).transpose(1, 2)
+        if even != block:
+            counts = torch.nn.functional.pad(counts, (0, 1))
+        ranked = counts.sort(dim=2, stable=True)
+        self.counts = counts
+        self.rows = ranked.indices.view(blocks, chunks, even // 2, 2)
+        most = ranked.values.view(blocks, chunks, even // 2, 2).amax(dim=3)
+        self.steps = most + most % 2
+
+
+def _fill(weight: Tensor, chunk: int, block: int) -> Packed:
+    out, width = weight.shape
+    present = weight != 0
+    pairs = _Pairs(present, chunk, block)
+    blocks, chunks = pairs.steps.shape[:2]
+    used = pairs.steps > 0
+    total = int(pairs.steps.sum())
+    if total > torch.iinfo(torch.int32).max:
+        raise LayoutError(f"layout csb: needs fewer than 2**31 steps; got {total}")
+    starts = torch.zeros(blocks * chunks + 1, 2, dtype=torch.int64)
+    starts[1:, 0] = used.sum(dim=2).flatten().cumsum(0)
+    starts[1:, 1] = pairs.steps.sum(dim=2).flatten().cumsum(0)
+    coded = pairs.rows[..., 0] | pairs.rows[..., 1] << 8 | pairs.steps << 16
+    # Where every row's weights of every chunk begin: (blocks, chunks, rows of a block).
+    first = (pairs.steps.flatten().cumsum(0) - pairs.steps.flatten()).view(pairs.steps.shape)
+    begin = torch.empty_like(pairs.counts)
+    places = first[..., None] * 2 + torch.arange(2)
+    begin.scatter_(2, pairs.rows.flatten(2), places.flatten(2))
+    row, column = present.nonzero(as_tuple=True)
+    at = row * chunks + column // chunk  # ascends: a weight's rank is its distance to the first
+    new = torch.ones(len(row), dtype=torch.bool)
+    new[1:] = at[1:] != at[:-1]
+    heads = new.nonzero()[:, 0]
+    rank = torch.arange(len(row)) - heads[new.cumsum(0) - 1] if len(row) else row
+    slot = begin[row // block, column // chunk, row % block] + 2 * rank
+    values = torch.zeros(total * 2)
+    columns = torch.full((total * 2,), EMPTY, dtype=torch.uint8)
+    values[slot], columns[slot] = weight[present], (column % chunk).to(torch.uint8)
+    tensors = {
+        "starts": starts.to(torch.int32),
+        "pairs": coded[used].to(torch.int32),
+        "columns": columns.view(total, 2),
+        "values": values.view(total, 2),
+    }
+    return Packed("csb", (out, width), tensors, {"block": block, "chunk": chunk})
+
+
+LAYOUTS.register("csb")(Csb())
