@@ -611,7 +611,7 @@ def test_activations_are_checked(saved, tmp_path, activation):
 def small_graph(nodes, output, shape=("batch", 4)):
     return {
         "format": "sparsewright", "version": 1, "tensors": {}, "layers": [], "provenance": {},
-        "plan": {"threads": 1, "batch": 1, "layers": []},
+        "plan": {"threads": 1, "batch": 1, "layers": [], "notes": []},
         "graph": {
             "inputs": [{"name": "x", "dtype": "float32", "shape": list(shape)}],
             "batch": {"min": 1, "max": None}, "nodes": nodes, "output": output,

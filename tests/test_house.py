@@ -144,6 +144,9 @@ FLOORS = {
     **dict.fromkeys(
         (
             "serve",
+            "fold",
+            "fuse",
+            "plan_cache",
             "calls",
             "held",
             "deploy",

@@ -20,9 +20,7 @@ def _why_not(isa: str, weight: Tensor | None = None) -> str | None:
 def _csr(isa: str, weight: Packed | Tensor, rows: int) -> Prepared:
     tensors = as_packed(weight).tensors
     names = ("rows", "columns", "values")
-    return Prepared(
-        {name: tensors[name] for name in names}, (NO_ACTIVATION, isa_number(isa))
-    )
+    return Prepared({name: tensors[name] for name in names}, (NO_ACTIVATION, isa_number(isa)))
 
 
 def _nm(isa: str, weight: Packed | Tensor, rows: int) -> Prepared:
