@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -14,6 +17,8 @@ from rich.text import Text
 from torch import Tensor
 
 from .core import Shape
+from .errors import ArtifactError
+from .files import write_text
 
 
 @dataclass(frozen=True)
@@ -137,6 +142,25 @@ class Plan:
         if not all(isinstance(note, str) for note in notes):
             raise TypeError("a plan's notes must be texts")
         return cls(_count(entry["threads"]), _count(entry["batch"]), layers, tuple(notes))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan as JSON, for `load` and for people."""
+        write_text(Path(path), json.dumps(self.to_dict(), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Plan:
+        """The plan that `save` wrote; ArtifactError if the file holds none.
+
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "plan.json"
+        >>> Plan(2, 1, ()).save(path)
+        >>> Plan.load(path)
+        Plan(threads=2, batch=1, layers=(), notes=())
+        """
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise ArtifactError(f"{os.fspath(path)} holds no plan: {error}") from error
 
     def __str__(self) -> str:
         out = Console(file=io.StringIO(), width=110, no_color=True, highlight=False)
