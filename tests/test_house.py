@@ -147,6 +147,7 @@ FLOORS = {
             "fold",
             "fuse",
             "plan_cache",
+            "plan_text",
             "calls",
             "held",
             "deploy",
