@@ -25,7 +25,7 @@ def test_every_kernel_is_timed_or_gives_its_reason() -> None:
     weight = three_of_32(64, 128)
     choice = choose(weight, torch.randn(64), torch.randn(2, 128), seconds=0)
     timed, refused = {t.kernel for t in choice.timings}, dict(choice.refusals)
-    assert timed | set(refused) == set(KERNELS)
+    assert timed | set(refused) == {n for n, k in KERNELS.items() if k.operation == "linear"}
     assert not timed & set(refused)
     assert all(refused.values())
     assert {"dense.eager", "csr.portable", "nm.portable"} <= timed or not kernel_info().native

@@ -142,7 +142,18 @@ FLOORS = {
     **dict.fromkeys(("methods", "prune", "sparsifier", "measure"), 3),
     **dict.fromkeys(("selection", "summary", "optimizer_state", "sparse_state"), 3),
     **dict.fromkeys(
-        ("deploy", "artifact", "plan", "graph", "operations", "rebuild", "declared", "program"), 4
+        (
+            "serve",
+            "deploy",
+            "artifact",
+            "plan",
+            "graph",
+            "operations",
+            "rebuild",
+            "declared",
+            "program",
+        ),
+        4,
     ),
     "lab": 5,
     "report": 6,

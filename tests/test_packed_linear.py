@@ -130,7 +130,9 @@ def test_construction_checks_everything() -> None:
         PackedLinear(packed, torch.zeros(3))
     with pytest.raises(KernelError, match="bias must be float32"):
         PackedLinear(packed, torch.zeros(24).double())
-    with pytest.raises(KernelError, match=r"kernel nm\.portable serves layout nm; this weight is"):
+    with pytest.raises(
+        KernelError, match=r"kernel nm\.portable serves linear in layout nm; this weight is"
+    ):
         PackedLinear(packed, kernel="nm.portable")
     broken = {
         **packed.tensors,

@@ -204,4 +204,4 @@ def _isa(kernel: str, packed: Packed) -> int:
         return 0
     if KERNELS[kernel].refuses() is not None:
         return 0
-    return KERNELS[kernel].prepare(packed, 0).numbers[-1]
+    return KERNELS[kernel].prepare(packed, 0).numbers[-1] or 0

@@ -1,7 +1,7 @@
-"""Every Linear of a model is given the fastest kernel for its zeros, on this machine, by timing.
+"""Every Linear and convolution of a model is given the fastest kernel for its zeros, by timing.
 
-Dense stays wherever dense wins. The plan says which kernel serves which layer, and why others
-do not.
+It is timed on this machine. Dense stays wherever dense wins. The plan says which kernel serves
+which layer, and why others do not.
 """
 
 from __future__ import annotations
@@ -9,27 +9,23 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from .core import Weight, find_weights
+from .core import find_weights
 from .errors import KernelError, StateError
 from .graph import Graph
-from .kernels import Choice, choose
 from .measure.dense import relative_error
-from .nn import build_linear
-from .plan import Candidate, LayerPlan, Plan, pattern_of
+from .plan import Plan
 from .program import MISS, Program, program_of
+from .serve import Wishes, record, serve
 
 TOLERANCE = 1e-3
 """Of the model's largest output, between the deployed model and the original: float32 sums in
 another order, through all layers."""
-LAYER_TOLERANCE = 1e-4
-"""The same for one layer on the input that the original model gives it."""
 
 
 class Deployed(nn.Module):
@@ -116,7 +112,8 @@ def deploy(
     kernels: Sequence[str] | None = None,
     seconds: float = 0.3,
 ) -> Deployed:
-    """A copy of `model` in eval mode whose Linear layers run on the kernels that are fastest here.
+    """A copy of `model` in eval mode whose Linear and Conv1d/2d layers run on the kernels that are
+    fastest here.
 
     example: an input, or a sequence of its positional inputs, of the batch to plan for, CPU
     float32. kernels: names to choose among (all by default). seconds: to spend on timing each
@@ -135,16 +132,13 @@ def deploy(
     _refuse(model, inputs)
     fast = copy.deepcopy(model).eval().requires_grad_(False)
     with torch.no_grad(), plain_attention():
-        seen, expected = _record(fast, inputs)
+        seen, output = record(fast, inputs)
+        expected = [x.clone() for x in _leaves(output)]
         rows, served = [], {}
         for weight in find_weights(fast):
-            reason = _why_dense(fast, weight, seen)
-            if reason is None:
-                row, modules = _serve(fast, weight, seen[id(weight.module)], kernels, seconds)
-                rows.append(row)
-                served.update(modules)
-            else:
-                rows.append(_dense_row(weight, reason))
+            row, modules = serve(fast, weight, seen, Wishes(kernels, seconds))
+            rows.append(row)
+            served.update(modules)
         fast = _replaced(fast, served)
     batch = inputs[0].shape[0] if inputs and inputs[0].dim() else 1
     plan = Plan(torch.get_num_threads(), batch, tuple(rows))
@@ -184,67 +178,6 @@ def _refuse(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             )
 
 
-def _record(
-    model: nn.Module, inputs: tuple[Tensor, ...]
-) -> tuple[dict[int, tuple[Tensor, Tensor]], list[Tensor]]:
-    """id of each Linear -> (input, output) of its first call, and the model's outputs."""
-    seen: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def record(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        if args and isinstance(args[0], Tensor):
-            seen.setdefault(id(module), (args[0].detach().clone(), output.detach().clone()))
-
-    hooks = [m.register_forward_hook(record) for m in model.modules() if isinstance(m, nn.Linear)]
-    try:
-        outputs = _leaves(model(*inputs))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return seen, [x.clone() for x in outputs]
-
-
-def _why_dense(model: nn.Module, weight: Weight, seen: Mapping[int, Any]) -> str | None:
-    """Why the weight stays dense without a look at any kernel, or None."""
-    module = weight.module
-    if isinstance(module, nn.MultiheadAttention) or _inside_attention(model, module):
-        return "MultiheadAttention reads its weights itself: they stay dense"
-    if not isinstance(module, nn.Linear):
-        return f"no sparse kernel for {type(module).__name__} yet"
-    if type(module) is not nn.Linear:
-        return f"{type(module).__name__} is no plain Linear: it may compute something else"
-    if id(module) not in seen:
-        return "the example does not call it"
-    return None
-
-
-def _inside_attention(model: nn.Module, module: nn.Module) -> bool:
-    parents = (m for m in model.modules() if isinstance(m, nn.MultiheadAttention))
-    return any(child is module for parent in parents for child in parent.modules())
-
-
-def _serve(
-    model: nn.Module,
-    weight: Weight,
-    seen: tuple[Tensor, Tensor],
-    kernels: Sequence[str] | None,
-    seconds: float,
-) -> tuple[LayerPlan, dict[nn.Module, nn.Module]]:
-    """Choose for one weight: its row of the plan, and what replaces each module that uses it."""
-    linear = weight.module
-    assert isinstance(linear, nn.Linear)
-    x, expected = seen
-    try:
-        choice = choose(linear.weight, linear.bias, x, kernels=kernels, seconds=seconds)
-    except KernelError as error:
-        raise KernelError(f"layer {weight.name!r}: {error}") from error
-    modules: dict[nn.Module, nn.Module] = {}
-    for user in model.modules():  # tied layers share what is packed
-        if type(user) is nn.Linear and user.weight is weight.parameter:
-            modules[user] = build_linear(choice, user.weight, user.bias)
-    _check_layer(weight.name, choice.kernel, modules[linear](x), expected)
-    return _row(weight, choice, expected), modules
-
-
 def _replaced(model: nn.Module, modules: Mapping[nn.Module, nn.Module]) -> nn.Module:
     """The model with each module replaced wherever it occurs."""
     for parent in list(model.modules()):
@@ -252,15 +185,6 @@ def _replaced(model: nn.Module, modules: Mapping[nn.Module, nn.Module]) -> nn.Mo
             if child is not None and child in modules:
                 parent._modules[key] = modules[child]
     return modules.get(model, model)
-
-
-def _check_layer(name: str, kernel: str, got: Tensor, expected: Tensor) -> None:
-    error = relative_error(got, expected)
-    if not error <= LAYER_TOLERANCE:
-        raise KernelError(
-            f"layer {name!r}: kernel {kernel} must equal the dense layer within "
-            f"{LAYER_TOLERANCE} of its largest output; it is off by {error:.3g}"
-        )
 
 
 def _check_outputs(deployed: Deployed, expected: list[Tensor]) -> None:
@@ -274,43 +198,6 @@ def _check_outputs(deployed: Deployed, expected: list[Tensor]) -> None:
             f"it is off by {max(errors):.3g}. Each layer alone is right, so the model turns small "
             f"differences into large ones; sparse layers: {served or 'none'}"
         )
-
-
-def _row(weight: Weight, choice: Choice, output: Tensor) -> LayerPlan:
-    scale = max(float(output.abs().max()), 1e-30) if output.numel() else 1.0
-    timed = [
-        Candidate(t.kernel, 1e3 * t.median, 1e3 * t.low, 1e3 * t.high, t.error / scale)
-        for t in choice.timings
-    ]
-    refused = [Candidate(kernel, refused=reason) for kernel, reason in choice.refusals]
-    row = _dense_row(weight, None)
-    return replace(
-        row,
-        kernel=choice.kernel,
-        layout=choice.layout,
-        bytes=row.bytes if choice.packed is None else choice.packed.nbytes,
-        speedup=choice.speedup,
-        candidates=(*timed, *refused),
-    )
-
-
-def _dense_row(weight: Weight, reason: str | None) -> LayerPlan:
-    parameter = weight.parameter.detach()
-    present = int(torch.count_nonzero(parameter))
-    size = parameter.numel() * parameter.element_size()
-    return LayerPlan(
-        layer=weight.name,
-        shape=tuple(parameter.shape),
-        present=present,
-        sparsity=1 - present / max(1, parameter.numel()),
-        pattern=pattern_of(parameter),
-        kernel="dense.eager",
-        layout="dense",
-        bytes=size,
-        dense_bytes=size,
-        speedup=None,
-        candidates=() if reason is None else (Candidate("any sparse kernel", refused=reason),),
-    )
 
 
 def _leaves(output: Any) -> list[Tensor]:

@@ -54,12 +54,14 @@ class Candidate:
 class LayerPlan:
     """What serves one layer.
 
-    shape: the weight's. present: weights that are not zero. layout: "dense" or a packed one.
-    bytes: as deployed, without the bias; dense_bytes: as float32. speedup: the best dense median
-    by the chosen one, 1.0 where dense was chosen, None where nothing was timed.
+    operation: what it computes, with a convolution's geometry. shape: the weight's. present:
+    weights that are not zero. layout: "dense" or a packed one. bytes: as deployed, without the
+    bias; dense_bytes: as float32. speedup: the best dense median by the chosen one, 1.0 where
+    dense was chosen, None where nothing was timed.
     """
 
     layer: str
+    operation: str
     shape: Shape
     present: int
     sparsity: float
@@ -78,6 +80,7 @@ class LayerPlan:
     def to_dict(self) -> dict[str, Any]:
         return {
             "layer": self.layer,
+            "operation": self.operation,
             "shape": list(self.shape),
             "present": self.present,
             "sparsity": self.sparsity,
@@ -94,6 +97,7 @@ class LayerPlan:
     def from_dict(cls, entry: Any) -> LayerPlan:
         return cls(
             layer=_text(entry, "layer"),
+            operation=_text(entry, "operation"),
             shape=tuple(_count(s) for s in _list(entry, "shape")),
             present=_count(entry["present"]),
             sparsity=_number(entry, "sparsity") or 0.0,

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from .choose import Choice, Timing, choose, explain
 from .info import KernelInfo, kernel_info
+from .operation import Conv2d, Linear, Operation
 from .table import KERNELS, Kernel, Prepared
 
 __all__ = [
     "KERNELS",
     "Choice",
+    "Conv2d",
     "Kernel",
     "KernelInfo",
+    "Linear",
+    "Operation",
     "Prepared",
     "Timing",
     "choose",

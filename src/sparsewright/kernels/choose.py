@@ -7,21 +7,23 @@ Stability of Numerical Algorithms", 2002, section 3.1): a kernel beyond that rai
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..core import Packed
 from ..errors import KernelError
 from ..layouts import LAYOUTS
 from . import library
-from .table import KERNELS, Kernel
+from .operation import Linear, Operation
+from .table import KERNELS
 
 DENSE = "dense"
+LINEAR = Linear()
 SAMPLE = 500e-6  # seconds that a sample lasts at least
 MIN_ROUNDS = 5
 TRIAL = 3  # rounds that every candidate gets: one may meet an interruption
@@ -46,7 +48,8 @@ class Choice:
     """The kernel taken for a layer, and why.
 
     packed: the weight in the kernel's layout, None where dense won. timings: fastest first.
-    refusals: (kernel, reason). batch: rows of the example. tolerance: largest error allowed.
+    refusals: (kernel, reason). batch: rows of the example, or its images. tolerance: largest
+    error allowed. operation: what the layer computes. shape: of the example.
     """
 
     kernel: str
@@ -57,6 +60,8 @@ class Choice:
     batch: int
     threads: int
     tolerance: float
+    operation: Operation = LINEAR
+    shape: tuple[int, ...] = ()
 
     @property
     def timing(self) -> Timing:
@@ -80,14 +85,17 @@ def choose(
     bias: Tensor | None,
     example: Tensor,
     *,
+    operation: Operation = LINEAR,
     kernels: Iterable[str] | None = None,
     seconds: float = 0.2,
 ) -> Choice:
     """Time every kernel that serves, on the example's shape and torch's threads; keep the fastest.
 
-    weight: (out, in) float32, absent weights exactly 0. example: (..., in), finite. kernels: names
-    of the candidates, by default all. seconds: spent on timing, at least. Raises KernelError if a
-    kernel disagrees with the dense product, or none serves.
+    weight: (out, in) float32, absent weights exactly 0. example: (..., in), finite. operation:
+    what the layer computes; with a Conv2d the weight is (out, C / groups, height, width) and the
+    example (N, C, H, W). kernels: names of the candidates, by default all of the operation.
+    seconds: spent on timing, at least. Raises KernelError if a kernel disagrees with the dense
+    product, or none serves.
 
     >>> weight = torch.eye(64)
     >>> choice = choose(weight, None, torch.ones(1, 64), seconds=0.01)
@@ -95,13 +103,13 @@ def choose(
     True
     """
     library.warn_if_missing()
-    _check_example(weight, example)
+    _check_example(operation, weight, example)
     with torch.no_grad():
-        runs, packed, refusals = _candidates(weight, bias, example, kernels)
+        runs, packed, refusals = _candidates(operation, weight, bias, example, kernels)
         if not runs:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in refusals)
             raise KernelError(f"no kernel serves this layer. {reasons}")
-        errors, tolerance = _check(runs, weight, bias, example)
+        errors, tolerance = _check(operation, runs, weight, bias, example)
         samples = _time(runs, seconds)
     timings = sorted((_summary(n, s, errors[n]) for n, s in samples.items()), key=_median)
     best = KERNELS[timings[0].kernel]
@@ -111,9 +119,11 @@ def choose(
         packed=packed.get(best.layout),
         timings=tuple(timings),
         refusals=tuple(refusals),
-        batch=example.shape[:-1].numel(),
+        batch=operation.batch(tuple(example.shape)),
         threads=torch.get_num_threads(),
         tolerance=tolerance,
+        operation=operation,
+        shape=tuple(example.shape),
     )
 
 
@@ -145,12 +155,10 @@ def is_dense(kernel: str) -> bool:
     return KERNELS[kernel].layout == DENSE
 
 
-def _check_example(weight: Tensor, example: Tensor) -> None:
-    if weight.dim() != 2 or example.dim() < 1 or example.shape[-1] != weight.shape[1]:
-        raise KernelError(
-            "needs a weight (out, in) and an example (..., in); got "
-            f"{tuple(weight.shape)} and {tuple(example.shape)}"
-        )
+def _check_example(operation: Operation, weight: Tensor, example: Tensor) -> None:
+    misfit = operation.misfit(weight, example)
+    if misfit is not None:
+        raise KernelError(misfit)
     for what, tensor in (("weight", weight), ("example", example)):
         if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
             raise KernelError(
@@ -161,47 +169,61 @@ def _check_example(weight: Tensor, example: Tensor) -> None:
 
 
 def _candidates(
-    weight: Tensor, bias: Tensor | None, example: Tensor, kernels: Iterable[str] | None
+    operation: Operation,
+    weight: Tensor,
+    bias: Tensor | None,
+    example: Tensor,
+    kernels: Iterable[str] | None,
 ) -> tuple[Runs, dict[str, Packed], list[tuple[str, str]]]:
     runs: Runs = {}
     packed: dict[str, Packed] = {}
     refusals: list[tuple[str, str]] = []
     weight, bias = weight.detach(), None if bias is None else bias.detach()
+    matrix = operation.matrix(weight)
     reasons: dict[str, str | None] = {DENSE: None}
-    for name in KERNELS if kernels is None else list(kernels):
+    for name in kernels_of(operation) if kernels is None else list(kernels):
         kernel = KERNELS[name]
         reason = kernel.refuses(weight) or (kernel.reserve if kernels is None else None)
+        if kernel.operation != operation.name:
+            reason = f"it serves {kernel.operation}, not {operation.name}"
+        reason = reason or kernel.cannot(operation)
         if reason is None and kernel.layout not in reasons:
             layout = LAYOUTS[kernel.layout]
-            reasons[layout.name] = layout.refuses(weight)
+            reasons[layout.name] = layout.refuses(matrix)
             if reasons[layout.name] is None:
-                packed[layout.name] = layout.pack(weight)
+                packed[layout.name] = layout.pack(matrix)
         reason = reason or reasons.get(kernel.layout)
         if reason is not None:
             refusals.append((name, reason))
             continue
-        runs[name] = _bound(kernel, packed.get(kernel.layout, weight), bias, example)
+        prepared = operation.prepare(
+            kernel, packed.get(kernel.layout, weight), tuple(example.shape)
+        )
+        arguments = (example, *prepared.tensors.values(), bias, *prepared.numbers)
+        runs[name] = functools.partial(kernel.op, *arguments)
     return runs, packed, refusals
 
 
-def _bound(
-    kernel: Kernel, weight: Packed | Tensor, bias: Tensor | None, example: Tensor
-) -> Callable[[], Tensor]:
-    prepared = kernel.prepare(weight, example.shape[:-1].numel())
-    op, tensors, numbers = kernel.op, tuple(prepared.tensors.values()), prepared.numbers
-    return lambda: op(example, *tensors, bias, *numbers)
+def kernels_of(operation: Operation) -> list[str]:
+    """Names of all kernels that compute an operation, sorted.
+
+    >>> kernels_of(LINEAR) == [n for n, k in KERNELS.items() if k.operation == "linear"]
+    True
+    """
+    return [name for name, kernel in KERNELS.items() if kernel.operation == operation.name]
 
 
 def _check(
-    runs: Runs, weight: Tensor, bias: Tensor | None, example: Tensor
+    operation: Operation, runs: Runs, weight: Tensor, bias: Tensor | None, example: Tensor
 ) -> tuple[dict[str, float], float]:
     """Largest error of every candidate, and the largest that was allowed anywhere."""
     start = None if bias is None else bias.double()
-    expected = F.linear(example.double(), weight.double(), start)
-    size = F.linear(
+    expected = operation.dense(example.double(), weight.double(), start)
+    size = operation.dense(
         example.double().abs(), weight.double().abs(), None if start is None else start.abs()
     )
-    fan_in = int((weight != 0).sum(dim=1).max()) if weight.numel() else 0
+    matrix = operation.matrix(weight)
+    fan_in = int((matrix != 0).sum(dim=1).max()) if matrix.numel() else 0
     allowed = (fan_in + MARGIN) * torch.finfo(torch.float32).eps * size
     errors = {}
     for name, run in runs.items():

@@ -16,11 +16,6 @@ RESERVE = "it is the specification: timed only where the compiled kernels are mi
 NO_ACTIVATION = 0
 
 
-def _isa_number(isa: str) -> int:
-    """0, whatever CPU comes, for the best one: an exported graph runs on other CPUs too."""
-    return library.BEST if isa == library.best_isa() else library.ISAS[isa]
-
-
 def _why_not(isa: str, weight: Tensor | None = None) -> str | None:
     return library.why_no_isa(isa)
 
@@ -28,12 +23,14 @@ def _why_not(isa: str, weight: Tensor | None = None) -> str | None:
 def _csr(isa: str, weight: Packed | Tensor, rows: int) -> Prepared:
     tensors = as_packed(weight).tensors
     names = ("rows", "columns", "values")
-    return Prepared({name: tensors[name] for name in names}, (NO_ACTIVATION, _isa_number(isa)))
+    return Prepared(
+        {name: tensors[name] for name in names}, (NO_ACTIVATION, library.isa_number(isa))
+    )
 
 
 def _nm(isa: str, weight: Packed | Tensor, rows: int) -> Prepared:
     packed = as_packed(weight)
-    numbers = (packed.shape[0], packed.meta["chunk"], NO_ACTIVATION, _isa_number(isa))
+    numbers = (packed.shape[0], packed.meta["chunk"], NO_ACTIVATION, library.isa_number(isa))
     return Prepared({name: packed.tensors[name] for name in ("values", "columns")}, numbers)
 
 

@@ -4,7 +4,13 @@
         int activation, int isa) -> Tensor
     sparsewright::nm_linear(Tensor x, Tensor values, Tensor columns, Tensor? bias,
         int out_features, int chunk, int activation, int isa) -> Tensor
+    sparsewright::csr_conv2d(Tensor x, Tensor rows, Tensor columns, Tensor values, Tensor? bias,
+        Tensor? residual, int kernel_h, int kernel_w, int stride_h, int stride_w, int padding_h,
+        int padding_w, int dilation_h, int dilation_w, int groups, int activation, int isa)
+        -> Tensor
 
+An op that the compiled library lacks is defined here alone. csr_conv2d: x (N, C, H, W) of any
+strides, residual of the output's shape, added before the activation; the output is contiguous.
 activation: of the output, a place in reference.ACTIVATIONS (0 none, 1 relu, 2 gelu, 3 silu).
 isa: 0 the best that this CPU has, 1 portable, 2 avx2, 3 avx512. The ops check types and sizes;
 indices were checked by layouts.validate. nm_linear cannot tell widths of x apart within the last
@@ -19,6 +25,7 @@ import json
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,23 +105,59 @@ def _nm_linear(
     return reference.nm_linear(x, values, columns, bias, out_features, chunk, activation)
 
 
-def _define() -> torch.library.Library:
-    library = torch.library.Library("sparsewright", "DEF")
-    library.define(
-        "csr_linear(Tensor x, Tensor rows, Tensor columns, Tensor values, Tensor? bias, "
-        "int activation, int isa) -> Tensor"
-    )
-    library.define(
-        "nm_linear(Tensor x, Tensor values, Tensor columns, Tensor? bias, int out_features, "
-        "int chunk, int activation, int isa) -> Tensor"
-    )
-    library.impl("csr_linear", _csr_linear, "CPU")
-    library.impl("nm_linear", _nm_linear, "CPU")
+def _csr_conv2d(
+    x: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    *numbers: int,
+) -> Tensor:
+    refuse_gradient(x)
+    return reference.csr_conv2d(x, rows, columns, values, bias, residual, *numbers[:-1])
+
+
+SCHEMAS: dict[str, tuple[str, Callable[..., Tensor]]] = {
+    "csr_linear": (
+        "(Tensor x, Tensor rows, Tensor columns, Tensor values, Tensor? bias, int activation, "
+        "int isa) -> Tensor",
+        _csr_linear,
+    ),
+    "nm_linear": (
+        "(Tensor x, Tensor values, Tensor columns, Tensor? bias, int out_features, int chunk, "
+        "int activation, int isa) -> Tensor",
+        _nm_linear,
+    ),
+    "csr_conv2d": (
+        "(Tensor x, Tensor rows, Tensor columns, Tensor values, Tensor? bias, Tensor? residual, "
+        "int kernel_h, int kernel_w, int stride_h, int stride_w, int padding_h, int padding_w, "
+        "int dilation_h, int dilation_w, int groups, int activation, int isa) -> Tensor",
+        _csr_conv2d,
+    ),
+}
+"""Op -> its arguments and results, and what computes it where it is not compiled."""
+
+
+def _missing() -> frozenset[str]:
+    """The ops that the compiled library does not have."""
+    if LIBRARY.path is None:
+        return frozenset(SCHEMAS)
+    return frozenset(op for op in SCHEMAS if not hasattr(torch.ops.sparsewright, op))
+
+
+def _define(ops: frozenset[str]) -> torch.library.Library:
+    library = torch.library.Library("sparsewright", "FRAGMENT")
+    for op in sorted(ops):
+        schema, plain = SCHEMAS[op]
+        library.define(f"{op}{schema}")
+        library.impl(op, plain, "CPU")
     return library
 
 
 LIBRARY = _find()
-_defined = None if LIBRARY.path else _define()  # ops live as long as their Library object
+MISSING = _missing()
+_defined = _define(MISSING)  # ops live as long as their Library object
 
 
 @torch.library.register_fake("sparsewright::csr_linear")
@@ -144,8 +187,25 @@ def _nm_fake(
     return x.new_empty((*x.shape[:-1], out_features))
 
 
+@torch.library.register_fake("sparsewright::csr_conv2d")
+def _conv_fake(
+    x: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    *numbers: int,
+) -> Tensor:
+    shape = (x.shape[0], rows.shape[0] - 1, *reference.conv_size(x, *numbers[:8]))
+    if residual is not None and tuple(residual.shape) != shape:
+        raise RuntimeError(f"residual must have shape {shape}; got {tuple(residual.shape)}")
+    return x.new_empty(shape)
+
+
 csr_linear = torch.ops.sparsewright.csr_linear.default
 nm_linear = torch.ops.sparsewright.nm_linear.default
+csr_conv2d = torch.ops.sparsewright.csr_conv2d.default
 
 
 def best_isa() -> str:
@@ -163,14 +223,37 @@ def best_isa() -> str:
     return next(name for name, i in ISAS.items() if i == number)
 
 
-def why_no_isa(isa: str) -> str | None:
-    """Why the compiled kernels of an instruction set cannot serve here, or None.
+def isa_number(isa: str) -> int:
+    """0, whatever CPU comes, for the best one: an exported graph runs on other CPUs too.
 
-    >>> why_no_isa("portable") in (None, f"no compiled kernels: {LIBRARY.why_not}")
+    >>> isa_number(best_isa())
+    0
+    """
+    return BEST if isa == best_isa() else ISAS[isa]
+
+
+def why_not_compiled(op: str) -> str | None:
+    """Why the compiled library does not serve an op, or None.
+
+    >>> why_not_compiled("csr_linear") in (None, f"no compiled kernels: {LIBRARY.why_not}")
     True
     """
     if LIBRARY.path is None:
         return f"no compiled kernels: {LIBRARY.why_not}"
+    if op in MISSING:
+        return f"the compiled library has no {op}: it is older than this package; build it anew"
+    return None
+
+
+def why_no_isa(isa: str, op: str = "csr_linear") -> str | None:
+    """Why the compiled kernels of an instruction set cannot serve an op here, or None.
+
+    >>> why_no_isa("portable") in (None, f"no compiled kernels: {LIBRARY.why_not}")
+    True
+    """
+    reason = why_not_compiled(op)
+    if reason is not None:
+        return reason
     if torch.ops.sparsewright.isa_missing(ISAS[isa]):
         return f"this CPU or its operating system has no {NEEDS[isa]}"
     if ISAS[isa] > ISAS[best_isa()]:

@@ -62,6 +62,83 @@ def nm_linear(
     return product(x, rows, columns_of, present, bias, out_features, activation)
 
 
+def csr_conv2d(
+    x: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    kernel_h: int,
+    kernel_w: int,
+    stride_h: int,
+    stride_w: int,
+    padding_h: int,
+    padding_w: int,
+    dilation_h: int,
+    dilation_w: int,
+    groups: int,
+    activation: int = 0,
+) -> Tensor:
+    """x (N, C, H, W) -> y (N, out, H', W') = activation(x * W + bias + residual), as F.conv2d.
+
+    W (out, C / groups, kernel_h, kernel_w) as layout csr of its (out, C / groups * kernel_h *
+    kernel_w) matrix. The patches of x stand side by side, and a group is a csr_linear of them.
+
+    >>> rows, columns = torch.tensor([0, 1]), torch.tensor([3])
+    >>> x = torch.arange(9.0).reshape(1, 1, 3, 3)
+    >>> csr_conv2d(x, rows, columns, torch.ones(1), None, None, 2, 2, 1, 1, 0, 0, 1, 1, 1)
+    tensor([[[[4., 5.],
+              [7., 8.]]]])
+    """
+    kernel, stride = (kernel_h, kernel_w), (stride_h, stride_w)
+    padding, dilation = (padding_h, padding_w), (dilation_h, dilation_w)
+    size = conv_size(x, *kernel, *stride, *padding, *dilation)
+    out = rows.shape[0] - 1
+    y = x.new_zeros(x.shape[0], out, *size)
+    ends = rows.long()[:: max(1, out // groups)].tolist() if out else [0] * (groups + 1)
+    if x.shape[0]:  # unfold takes no empty batch
+        for g, part in enumerate(x.chunk(groups, dim=1)):
+            begin, end = ends[g], ends[g + 1]
+            own = slice(g * out // groups, (g + 1) * out // groups)
+            patches = F.unfold(part, kernel, dilation, padding, stride).transpose(1, 2)
+            starts = rows[own.start : own.stop + 1].long() - begin
+            z = csr_linear(patches, starts, columns[begin:end], values[begin:end], None)
+            y[:, own] = z.transpose(1, 2).reshape(x.shape[0], -1, *size)
+    if bias is not None:
+        y += bias[:, None, None]
+    if residual is not None:
+        y += residual
+    return ACTIVATIONS[activation][1](y)
+
+
+def conv_size(
+    x: Tensor,
+    kernel_h: int,
+    kernel_w: int,
+    stride_h: int,
+    stride_w: int,
+    padding_h: int,
+    padding_w: int,
+    dilation_h: int,
+    dilation_w: int,
+) -> tuple[int, int]:
+    """(height, width) of the output of a convolution; RuntimeError if the kernel exceeds x.
+
+    >>> conv_size(torch.ones(1, 1, 7, 5), 3, 3, 2, 2, 1, 1, 1, 1)
+    (4, 3)
+    """
+    if x.dim() != 4:
+        raise RuntimeError(f"x must have shape (N, C, H, W); got {x.dim()} dimensions")
+    height = x.shape[2] + 2 * padding_h - dilation_h * (kernel_h - 1)
+    width = x.shape[3] + 2 * padding_w - dilation_w * (kernel_w - 1)
+    if height < 1 or width < 1:
+        raise RuntimeError(
+            f"a kernel of {kernel_h} x {kernel_w} does not fit into x of {tuple(x.shape[2:])}"
+        )
+    return (height - 1) // stride_h + 1, (width - 1) // stride_w + 1
+
+
 def product(
     x: Tensor,
     rows: Tensor,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -13,37 +14,49 @@ from ..registry import Table
 
 @dataclass(frozen=True)
 class Prepared:
-    """A weight as one kernel wants it: tensors by name and numbers, in the op's own order."""
+    """A weight as one kernel wants it: tensors by name and numbers, in the op's own order.
+
+    numbers: what follows the bias; None stands for a residual that is not there.
+    """
 
     tensors: Mapping[str, Tensor]
-    numbers: tuple[int, ...] = ()
+    numbers: tuple[int | None, ...] = ()
+
+
+def always(operation: Any) -> None:
+    """A kernel that serves its operation whatever its numbers."""
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One implementation of y = x W^T + bias on one layout.
+    """One implementation of one operation on one layout, by default of y = x W^T + bias.
 
     layout: a name of LAYOUTS, or "dense". refuses: () -> why it cannot serve on this
     machine, or None; (weight) -> also for this dense weight.
-    prepare: (packed weight; for layout "dense" the weight, and the rows of x) -> Prepared.
+    prepare: (packed weight; for layout "dense" the weight, and the rows of x) -> Prepared; for a
+    convolution (weight, the shape of x, the Conv2d).
     op: (x, *tensors, bias, *numbers) -> y. reserve: why `choose` leaves it out unless it is named.
+    operation: the name of what it computes (operation.py); cannot: that operation, with its
+    numbers -> why it cannot serve it, or None.
     """
 
     name: str
     layout: str
     device: str
     refuses: Callable[..., str | None]
-    prepare: Callable[[Packed | Tensor, int], Prepared]
+    prepare: Callable[..., Prepared]
     op: Callable[..., Tensor]
     reserve: str | None = None
+    operation: str = "linear"
+    cannot: Callable[[Any], str | None] = always
 
     @property
     def about(self) -> str:
         """What the lists of parts say."""
-        return f"y = x W^T + bias with W in layout {self.layout}, on {self.device}"
+        return f"{self.operation} with the weight in layout {self.layout}, on {self.device}"
 
     def run(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
-        """x (..., in) float32 -> y (..., out)."""
+        """x float32 -> y: (..., in) -> (..., out), or (N, C, H, W) -> (N, out, H', W')."""
         return self.op(x, *prepared.tensors.values(), bias, *prepared.numbers)
 
 

@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
-from .build import build_linear
+from .build import KINDS, Task, build_conv, build_linear, task_of
+from .packed import PackedLayer
+from .packed_conv import PackedConv1d, PackedConv2d
 from .packed_linear import PackedLinear
+from .prepacked_conv import PrepackedConv1d, PrepackedConv2d
 from .prepacked_linear import PrepackedLinear
 
-__all__ = ["PackedLinear", "PrepackedLinear", "build_linear"]
+__all__ = [
+    "KINDS",
+    "PackedConv1d",
+    "PackedConv2d",
+    "PackedLayer",
+    "PackedLinear",
+    "PrepackedConv1d",
+    "PrepackedConv2d",
+    "PrepackedLinear",
+    "Task",
+    "build_conv",
+    "build_linear",
+    "task_of",
+]

@@ -1,0 +1,167 @@
+"""One layer of a model is given the fastest kernel: what it computes is recorded, a kernel chosen,
+its module built and checked on the layer's own input."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from .core import Weight
+from .errors import KernelError
+from .kernels import KERNELS, Choice, choose
+from .measure.dense import relative_error
+from .nn import KINDS, Task, task_of
+from .plan import Candidate, LayerPlan, pattern_of
+
+LAYER_TOLERANCE = 1e-4
+"""Of a layer's largest output, on the input that the model gives it, between the module that
+serves it and the dense one: float32 sums in another order."""
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """How `deploy` was asked to choose: among which kernels, in how many seconds for a layer."""
+
+    kernels: Sequence[str] | None
+    seconds: float
+
+
+Seen = Mapping[int, tuple[Tensor, Tensor]]
+"""id of a module -> (input, output) of its first call."""
+
+
+def record(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[dict[int, Any], Any]:
+    """What every layer that kernels can serve is given and gives, and the model's output."""
+    seen: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if args and isinstance(args[0], Tensor):
+            seen.setdefault(id(module), (args[0].detach().clone(), output.detach().clone()))
+
+    served = [m for m in model.modules() if type(m) in KINDS]
+    hooks = [m.register_forward_hook(hook) for m in served]
+    try:
+        output = model(*inputs)
+    finally:
+        for handle in hooks:
+            handle.remove()
+    return seen, output
+
+
+def serve(
+    model: nn.Module, weight: Weight, seen: Seen, wishes: Wishes
+) -> tuple[LayerPlan, dict[nn.Module, nn.Module]]:
+    """The row of one weight in the plan, and what replaces each module that uses it.
+
+    KernelError, with the layer's name, where a kernel is wrong.
+    """
+    task = _task(model, weight, seen)
+    if isinstance(task, str):
+        return dense_row(weight, task), {}
+    kernels, operation = wishes.kernels, task.operation
+    if kernels is not None:
+        kernels = [name for name in kernels if KERNELS[name].operation == operation.name]
+        if not kernels:
+            row = dense_row(weight, f"none of the kernels asked for computes {operation.name}")
+            return replace(row, operation=str(operation)), {}
+    try:
+        choice = choose(
+            task.weight,
+            task.bias,
+            task.x,
+            operation=operation,
+            kernels=kernels,
+            seconds=wishes.seconds,
+        )
+    except KernelError as error:
+        raise KernelError(f"layer {weight.name!r}: {error}") from error
+    modules = _modules(model, weight, task, choice)
+    x, expected = seen[id(weight.module)]
+    _check(weight.name, choice.kernel, modules[weight.module](x), expected)
+    return _row(weight, task, choice, expected), modules
+
+
+def _task(model: nn.Module, weight: Weight, seen: Seen) -> Task | str:
+    """What the weight's layer computes, or why it stays dense without a look at any kernel."""
+    module = weight.module
+    if isinstance(module, nn.MultiheadAttention) or _inside_attention(model, module):
+        return "MultiheadAttention reads its weights itself: they stay dense"
+    plain = next((kind for kind in KINDS if isinstance(module, kind)), type(module))
+    if type(module) is not plain:
+        return f"{type(module).__name__} is no plain {plain.__name__}: it may compute another thing"
+    if plain in KINDS and id(module) not in seen:
+        return "the example does not call it"
+    return task_of(module, seen[id(module)][0] if id(module) in seen else weight.parameter)
+
+
+def _inside_attention(model: nn.Module, module: nn.Module) -> bool:
+    parents = (m for m in model.modules() if isinstance(m, nn.MultiheadAttention))
+    return any(child is module for parent in parents for child in parent.modules())
+
+
+def _modules(
+    model: nn.Module, weight: Weight, task: Task, choice: Choice
+) -> dict[nn.Module, nn.Module]:
+    """What replaces every layer that has this weight and the operation: tied ones share it."""
+    kind = type(weight.module)
+    users = [m for m in model.modules() if type(m) is kind and m.weight is weight.parameter]
+    alike = [m for m in users if _computes(m, task)]
+    return {user: KINDS[kind].build(choice, user) for user in alike}
+
+
+def _computes(module: nn.Module, task: Task) -> bool:
+    other = task_of(module, task.x)
+    return not isinstance(other, str) and other.operation == task.operation
+
+
+def _check(name: str, kernel: str, got: Tensor, expected: Tensor) -> None:
+    error = relative_error(got, expected)
+    if not error <= LAYER_TOLERANCE:
+        raise KernelError(
+            f"layer {name!r}: kernel {kernel} must equal the dense layer within "
+            f"{LAYER_TOLERANCE} of its largest output; it is off by {error:.3g}"
+        )
+
+
+def _row(weight: Weight, task: Task, choice: Choice, output: Tensor) -> LayerPlan:
+    scale = max(float(output.abs().max()), 1e-30) if output.numel() else 1.0
+    timed = [
+        Candidate(t.kernel, 1e3 * t.median, 1e3 * t.low, 1e3 * t.high, t.error / scale)
+        for t in choice.timings
+    ]
+    refused = [Candidate(kernel, refused=reason) for kernel, reason in choice.refusals]
+    row = dense_row(weight, None)
+    return replace(
+        row,
+        operation=str(task.operation),
+        pattern=pattern_of(task.operation.matrix(weight.parameter)),
+        kernel=choice.kernel,
+        layout=choice.layout,
+        bytes=row.bytes if choice.packed is None else choice.packed.nbytes,
+        speedup=choice.speedup,
+        candidates=(*timed, *refused),
+    )
+
+
+def dense_row(weight: Weight, reason: str | None) -> LayerPlan:
+    """The plan of a weight that stays as it is, for a reason."""
+    parameter = weight.parameter.detach()
+    present = int((parameter != 0).sum())
+    size = parameter.numel() * parameter.element_size()
+    return LayerPlan(
+        layer=weight.name,
+        operation=type(weight.module).__name__.lower(),
+        shape=tuple(parameter.shape),
+        present=present,
+        sparsity=1 - present / max(1, parameter.numel()),
+        pattern=pattern_of(parameter),
+        kernel="dense.eager",
+        layout="dense",
+        bytes=size,
+        dense_bytes=size,
+        speedup=None,
+        candidates=() if reason is None else (Candidate("any sparse kernel", refused=reason),),
+    )
