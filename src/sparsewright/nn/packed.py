@@ -94,4 +94,5 @@ def best_kernel(layout: str, operation: Operation) -> Kernel:
         if (k.layout, k.operation) == (layout, operation.name) and not k.cannot(operation)
     ]
     compiled = [k for k in ours if k.name.endswith(f".{library.best_isa()}") and not k.refuses()]
-    return (compiled or [k for k in ours if not k.refuses() and k.reserve is None])[0]
+    serve = sorted((k for k in ours if not k.refuses()), key=lambda k: k.reserve is not None)
+    return (compiled or serve)[0]
