@@ -42,7 +42,7 @@ class Tied(nn.Module):
         self.head = nn.Linear(32, 4)
 
     def forward(self, x):
-        hidden = torch.relu(self.second(torch.relu(self.first(x.flatten(1)))))
+        hidden = torch.relu(self.second(torch.relu(self.first(torch.relu(x.flatten(1))))))
         return {"logits": self.head(hidden), "hidden": (hidden, [x * float("inf")])}
 
 
@@ -96,7 +96,8 @@ def saved(tmp_path_factory):
             sparsity = None if name == "cnn" else 0.9
             pattern = "3:32" if name == "cnn" else "unstructured"
             sw.prune(model, sparsity, pattern, allocate="uniform_all", on_misfit="skip")
-            fast = sw.deploy(model, torch.randn(shape), kernels=kernels, seconds=0)
+            given = {"kernels": kernels, "seconds": 0, "fold": False}
+            fast = sw.deploy(model, torch.randn(shape), **given)
             path = tmp_path_factory.mktemp("artifact") / f"{name}.safetensors"
             sw.save(fast, path)
             made[name] = (fast, path)
@@ -611,7 +612,7 @@ def test_activations_are_checked(saved, tmp_path, activation):
 def small_graph(nodes, output, shape=("batch", 4)):
     return {
         "format": "sparsewright", "version": 1, "tensors": {}, "layers": [], "provenance": {},
-        "plan": {"threads": 1, "batch": 1, "layers": []},
+        "plan": {"threads": 1, "batch": 1, "layers": [], "notes": []},
         "graph": {
             "inputs": [{"name": "x", "dtype": "float32", "shape": list(shape)}],
             "batch": {"min": 1, "max": None}, "nodes": nodes, "output": output,

@@ -151,11 +151,11 @@ def test_the_op_passes_torch_s_own_checks() -> None:
 
 
 def test_a_missing_op_has_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "MISSING", frozenset(["csr_conv2d"]))
+    monkeypatch.setattr(library, "MISSING", frozenset(["csr_linear"]))
     if library.LIBRARY.path is None:
         pytest.skip(f"no compiled kernels: {library.LIBRARY.why_not}")
-    assert "the compiled library has no csr_conv2d" in str(KERNELS["csr.conv2d.portable"].refuses())
-    assert KERNELS["csr.portable"].refuses() is None
+    assert "the compiled library has no csr_linear" in str(KERNELS["csr.portable"].refuses())
+    assert KERNELS["csb.conv2d.portable"].refuses() is None
 
 
 # ---- the choice and the modules -------------------------------------------------------------

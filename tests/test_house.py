@@ -144,6 +144,11 @@ FLOORS = {
     **dict.fromkeys(
         (
             "serve",
+            "fold",
+            "fuse",
+            "plan_cache",
+            "calls",
+            "held",
             "deploy",
             "artifact",
             "plan",

@@ -12,18 +12,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .calls import RULES, Rule
 from .core import Packed
 from .errors import ArtifactError, LayoutError
 from .graph import Document, Graph, is_same
+from .held import Held
 from .kernels import KERNELS
+from .kernels import Operation as Product
 from .kernels.reference import ACTIVATIONS
 from .layouts import LAYOUTS, count_present, unpack, validate
-from .nn import PackedLinear, PrepackedLinear
-from .operations import OWN, PRODUCT, Operation, own_operation
+from .nn import PackedLayer, Prepacked
+from .operations import Operation, own_operation, own_parts
 from .plan import pattern_of
 from .rebuild import MAX_TEXT, field, tensor_name
 
 DENSE = "dense"
+HINTS = {2: ("rows",), 4: ("batch", "height", "width")}
+"""Axes of a dense weight -> what its meta say of the input that the layer is likely to get."""
 Key = tuple[str, frozenset[tuple[str, str]]]
 """The layout, and the layout's name of each tensor with its name in the file."""
 
@@ -32,7 +37,7 @@ def describe(model: nn.Module, graph: Graph) -> list[Document]:
     """One entry for every packed or prepacked layer of a model that its graph uses."""
     entries = []
     for name, module in model.named_modules():
-        if not isinstance(module, (PackedLinear, PrepackedLinear)):
+        if not isinstance(module, (PackedLayer, Prepacked)):
             continue
         packed = _packed(module)
         refs = {key: _find(graph, f"{name}.{key}", t) for key, t in packed.tensors.items()}
@@ -52,15 +57,18 @@ def describe(model: nn.Module, graph: Graph) -> list[Document]:
     return entries
 
 
-def _packed(module: PackedLinear | PrepackedLinear) -> Packed:
-    if isinstance(module, PackedLinear):
+def _packed(module: PackedLayer | Prepacked) -> Packed:
+    if isinstance(module, PackedLayer):
         return module.packed
-    shape = (module.out_features, module.in_features)
-    return Packed(DENSE, shape, {"weight": module.weight}, {"rows": module.rows})
+    names = HINTS[module.weight.dim()]
+    sizes = (module.shape[0], *module.shape[2:])  # the weight tells the channels
+    hints = {name: max(1, size) for name, size in zip(names, sizes, strict=True)}
+    return Packed(DENSE, tuple(module.weight.shape), {"weight": module.weight}, hints)
 
 
 def _dense(packed: Packed) -> Tensor:
-    return packed.tensors["weight"] if packed.layout == DENSE else unpack(packed)
+    """The (out, fan-in) weight."""
+    return packed.tensors["weight"].flatten(1) if packed.layout == DENSE else unpack(packed)
 
 
 def _count(packed: Packed) -> int:
@@ -97,14 +105,14 @@ def _argument_names(name: str) -> list[str]:
 class Declared:
     """The layers of a document, each validated; `own` checks calls against them.
 
-    prepacked: name of a dense weight that oneDNN reorders -> rows of the input it is to expect.
+    prepacked: name of a dense weight that its kernel holds in an order of its own -> how.
     """
 
     def __init__(self, entries: list[Any], tensors: Mapping[str, Tensor]):
         self.tensors = tensors
         self.layers: dict[Key, Packed] = {}
         self.kernels: dict[Key, str] = {}
-        self.prepacked: dict[str, int] = {}
+        self.prepacked: dict[str, Held] = {}
         for place, entry in enumerate(entries):
             self._add(entry, f"layer {place}")
 
@@ -131,31 +139,33 @@ class Declared:
         self.kernels.setdefault(key, kernel)
         if packed.layout == DENSE:
             ((_, ref),) = key[1]
-            if KERNELS["dense.onednn"].refuses(packed.tensors["weight"]) is None:
-                self.prepacked[ref] = packed.meta["rows"]
+            product = "linear" if len(packed.shape) == 2 else "conv2d"
+            if _serves(kernel, DENSE, product, packed.tensors["weight"]):
+                self.prepacked[ref] = Held(
+                    kernel, tuple(packed.meta[n] for n in HINTS[len(packed.shape)])
+                )
 
     def own(
         self, name: str, args: list[Any], kwargs: dict[str, Any]
-    ) -> tuple[Operation, list[Any], tuple[int, int]]:
-        """What to call for a sparsewright operation, its arguments, and its weight's (out, in).
+    ) -> tuple[Operation, list[Any], Rule]:
+        """What to call for a sparsewright operation, its arguments, and what holds for it.
 
-        ArtifactError unless its tensors, sizes and bias are those of one declared layer.
+        ArtifactError unless its tensors, numbers and bias are those of one declared layer.
         """
-        operation, names = own_operation(name), _argument_names(name)
-        if operation is None or kwargs or len(args) != len(names):
+        operation, parts, names = own_operation(name), own_parts(name), _argument_names(name)
+        if operation is None or parts is None or kwargs or len(args) != len(names):
             raise ArtifactError(f"no operation {name[:MAX_TEXT]!r} takes {len(args)} arguments")
         given = dict(zip(names, args, strict=True))
-        x, bias, isa, activation = (given.pop(n) for n in ("x", "bias", "isa", "activation"))
+        free: Document = {k: given.pop(k) for k in ("x", "residual") if k in given}
+        bias, isa, activation = (given.pop(n) for n in ("bias", "isa", "activation"))
         refs = {key: ref for key, v in given.items() if (ref := tensor_name(v)) is not None}
-        layout = name.removeprefix(OWN).removesuffix(PRODUCT)
-        key = (layout, frozenset(refs.items()))
+        key = (parts[0], frozenset(refs.items()))
         if key not in self.layers:
             raise ArtifactError(f"{name}: its tensors are those of no declared layer")
         packed = self.layers[key]
-        numbers = {**packed.meta, "out_features": packed.shape[0]}
-        expected = {k: numbers[k] for k in given if k not in refs and k in numbers}
-        if {k: v for k, v in given.items() if k not in refs} != expected or isa != 0:
-            raise ArtifactError(f"{name} must be called with isa 0 and {expected}, as declared")
+        numbers = {k: v for k, v in given.items() if k not in refs}
+        if isa != 0 or type(isa) is not int:
+            raise ArtifactError(f"{name} must be called with isa 0")
         if bias is not None and not self._is_bias(tensor_name(bias), packed.shape[0]):
             raise ArtifactError(f"{name}: bias must be null or {packed.shape[0]} F32 of the file")
         if type(activation) is not int or not 0 <= activation < len(ACTIVATIONS):
@@ -163,16 +173,13 @@ class Declared:
             raise ArtifactError(
                 f"{name}: activation must be one of {known}; got {str(activation)[:MAX_TEXT]}"
             )
-        own = {
-            "x": x,
-            "bias": bias,
-            "activation": activation,
-            "isa": _isa(self.kernels[key], packed),
-            **given,
-            **expected,
-        }
-        out, width = packed.shape
-        return operation, [own[n] for n in names], (out, width)
+        try:
+            rule = RULES[parts[1]](packed, numbers)
+        except ArtifactError as error:
+            raise ArtifactError(f"{name} {error}") from error
+        best = _isa(self.kernels[key], packed, rule.product)
+        own: Document = {**free, **given, "bias": bias, "activation": activation, "isa": best}
+        return operation, [own[n] for n in names], rule
 
     def _is_bias(self, ref: str | None, out: int) -> bool:
         tensor = None if ref is None else self.tensors.get(ref)
@@ -181,11 +188,15 @@ class Declared:
 
 def _validate(packed: Packed, place: str) -> None:
     if packed.layout == DENSE:
-        weight, rows = packed.tensors.get("weight"), packed.meta.get("rows")
-        is_plain = weight is not None and weight.dim() == 2 and tuple(weight.shape) == packed.shape
-        is_hint = type(rows) is int and 0 < rows < 2**31
-        if not is_plain or not is_hint or len(packed.tensors) + len(packed.meta) != 2:
-            raise ArtifactError(f"{place}: a dense layer has a weight of its shape, and meta rows")
+        weight, hints = packed.tensors.get("weight"), HINTS.get(len(packed.shape), ())
+        is_plain = weight is not None and tuple(weight.shape) == packed.shape
+        is_hint = all(type(n) is int and 0 < n < 2**31 for n in packed.meta.values())
+        named = (sorted(packed.tensors), sorted(packed.meta)) == (["weight"], sorted(hints))
+        if not (is_plain and is_hint and named and hints):
+            raise ArtifactError(
+                f"{place}: a dense layer has a weight of its shape, and meta "
+                + " or ".join(", ".join(names) for names in HINTS.values())
+            )
         if packed.tensors["weight"].dtype != torch.float32:
             raise ArtifactError(f"{place}: a dense layer's weight must be F32")
     elif packed.layout not in LAYOUTS:
@@ -198,10 +209,16 @@ def _validate(packed: Packed, place: str) -> None:
             raise ArtifactError(f"{place}: {error}") from error
 
 
-def _isa(kernel: str, packed: Packed) -> int:
+def _isa(kernel: str, packed: Packed, product: Product) -> int:
     """The instruction set of the kernel that was chosen, if it serves here; else the best one."""
-    if kernel not in KERNELS or KERNELS[kernel].layout != packed.layout:
+    if not _serves(kernel, packed.layout, product.name):
         return 0
-    if KERNELS[kernel].refuses() is not None:
-        return 0
-    return KERNELS[kernel].prepare(packed, 0).numbers[-1] or 0
+    return product.prepare(KERNELS[kernel], packed, ()).numbers[-1] or 0
+
+
+def _serves(kernel: str, layout: str, product: str, *weight: Tensor) -> bool:
+    """Whether a file's hint names a kernel that can compute the product here."""
+    if kernel not in KERNELS:
+        return False
+    found = KERNELS[kernel]
+    return (found.layout, found.operation) == (layout, product) and found.refuses(*weight) is None

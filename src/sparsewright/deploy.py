@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from .core import find_weights
 from .errors import KernelError, StateError
+from .fold import Folded, fold_norms
 from .graph import Graph
 from .measure.dense import relative_error
 from .plan import Plan
@@ -111,15 +112,17 @@ def deploy(
     *,
     kernels: Sequence[str] | None = None,
     seconds: float = 0.3,
+    fold: bool = True,
 ) -> Deployed:
     """A copy of `model` in eval mode whose Linear and Conv1d/2d layers run on the kernels that are
     fastest here.
 
     example: an input, or a sequence of its positional inputs, of the batch to plan for, CPU
     float32. kernels: names to choose among (all by default). seconds: to spend on timing each
-    layer. `model` is left as it was. The output on the example equals the original's within
-    TOLERANCE of its largest magnitude; KernelError names the layer where it does not. Models on
-    a GPU or in another float type are refused with KernelError.
+    layer. fold: whether a BatchNorm becomes part of the layer before it. `model` is left as it was.
+    The output on the example equals the original's within TOLERANCE of its largest magnitude;
+    KernelError names the layer where it does not. Models on a GPU or in another float type are
+    refused with KernelError.
 
     >>> import sparsewright as sw
     >>> model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
@@ -132,8 +135,9 @@ def deploy(
     _refuse(model, inputs)
     fast = copy.deepcopy(model).eval().requires_grad_(False)
     with torch.no_grad(), plain_attention():
-        seen, output = record(fast, inputs)
-        expected = [x.clone() for x in _leaves(output)]
+        expected = [x.clone() for x in _leaves(fast(*inputs))]
+        fast, folded = _folded(fast, inputs, expected) if fold else (fast, Folded())
+        seen = record(fast, inputs)
         rows, served = [], {}
         for weight in find_weights(fast):
             row, modules = serve(fast, weight, seen, Wishes(kernels, seconds))
@@ -141,11 +145,33 @@ def deploy(
             served.update(modules)
         fast = _replaced(fast, served)
     batch = inputs[0].shape[0] if inputs and inputs[0].dim() else 1
-    plan = Plan(torch.get_num_threads(), batch, tuple(rows))
+    plan = Plan(torch.get_num_threads(), batch, tuple(rows), folded.notes())
     program, graph = _traced(fast, inputs, plan)
     deployed = Deployed(fast, plan, example=inputs, program=program, graph=graph)
     _check_outputs(deployed, expected)
     return deployed
+
+
+def _folded(
+    model: nn.Module, inputs: tuple[Tensor, ...], expected: list[Tensor]
+) -> tuple[nn.Module, Folded]:
+    """A copy of the model with its norms folded, or the model itself where that went wrong."""
+    made = copy.deepcopy(model)
+    folded = fold_norms(made, inputs)
+    if not folded.layers:
+        return model, folded
+    try:
+        error = _error(_leaves(made(*inputs)), expected)
+    except Exception as raised:  # a forward that asks its norms for more than to be called
+        return model, Folded(why_not=f"the model then raises {type(raised).__name__}: {raised}")
+    if not error <= TOLERANCE:
+        return model, Folded(why_not=f"outputs would then be off by {error:.3g} of the largest")
+    return made, folded
+
+
+def _error(got: list[Tensor], expected: list[Tensor]) -> float:
+    pairs = zip(got, expected, strict=True)
+    return max((relative_error(a.float(), b.float()) for a, b in pairs), default=0.0)
 
 
 def _traced(
@@ -190,12 +216,12 @@ def _replaced(model: nn.Module, modules: Mapping[nn.Module, nn.Module]) -> nn.Mo
 def _check_outputs(deployed: Deployed, expected: list[Tensor]) -> None:
     with torch.no_grad():
         got = _leaves(deployed(*deployed.example))
-    errors = [relative_error(a.float(), b.float()) for a, b in zip(got, expected, strict=True)]
-    if not max(errors, default=0.0) <= TOLERANCE:
+    error = _error(got, expected)
+    if not error <= TOLERANCE:
         served = ", ".join(f"{r.layer!r} ({r.kernel})" for r in deployed.plan.layers if r.is_sparse)
         raise KernelError(
             f"the deployed model must equal the original within {TOLERANCE} of its largest output; "
-            f"it is off by {max(errors):.3g}. Each layer alone is right, so the model turns small "
+            f"it is off by {error:.3g}. Each layer alone is right, so the model turns small "
             f"differences into large ones; sparse layers: {served or 'none'}"
         )
 

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 
 from .errors import ArtifactError
+from .fuse import fuse
 from .operations import name_of
 
 Document = dict[str, Any]
@@ -37,10 +38,14 @@ ASSERTIONS = ("aten._assert", "aten.sym_constrain", "aten._assert_tensor_metadat
 
 @dataclass(frozen=True)
 class Graph:
-    """A traced model: the JSON document, and the tensors that it refers to by name."""
+    """A traced model: the JSON document, and the tensors that it refers to by name.
+
+    exact: whether it gives the model's own bits, or sums in another order (fuse.py).
+    """
 
     document: Document
     tensors: Mapping[str, Tensor]
+    exact: bool = True
 
 
 def trace(model: nn.Module, example: tuple[Tensor, ...]) -> Graph:
@@ -108,6 +113,7 @@ class _Writer:
     def graph(self) -> Graph:
         self._refuse_mutations()
         _tidy(self.program.graph_module.graph)
+        exact = fuse(self.program.graph_module.graph)
         nodes: list[Document] = []
         output: Any = None
         for node in self.program.graph_module.graph.nodes:
@@ -126,7 +132,7 @@ class _Writer:
             "nodes": nodes,
             "output": output,
         }
-        return Graph(document, self.tensors)
+        return Graph(document, self.tensors, exact)
 
     def _refuse_mutations(self) -> None:
         for spec in self.program.graph_signature.output_specs:

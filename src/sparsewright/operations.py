@@ -23,7 +23,8 @@ Operation = Callable[..., Any]
 
 SIZE_LIMIT = 2**62
 OWN = "sparsewright."
-PRODUCT = "_linear.default"
+PRODUCTS = ("linear", "conv2d")
+"""What sparsewright's own operations compute, each on a layout: csr_linear, csr_conv2d, ..."""
 
 # Core, but not for files: they read memory that nothing has written, draw random numbers, look
 # at storage, make complex numbers or sizes that depend on data, or trust sizes that they are told.
@@ -185,12 +186,24 @@ def operations() -> Mapping[str, Operation]:
     return table
 
 
-def own_operation(name: str) -> Operation | None:
-    """The sparsewright operation of that name in a file, where it is the product of a layout."""
-    layout = name.removeprefix(OWN).removesuffix(PRODUCT)
-    if name != f"{OWN}{layout}{PRODUCT}" or layout not in LAYOUTS:
+def own_parts(name: str) -> tuple[str, str] | None:
+    """The layout and the product of a sparsewright operation, or None if there is none.
+
+    >>> own_parts("sparsewright.csr_conv2d.default")
+    ('csr', 'conv2d')
+    """
+    layout, _, product = name.removeprefix(OWN).removesuffix(".default").rpartition("_")
+    if name != f"{OWN}{layout}_{product}.default" or layout not in LAYOUTS:
         return None
-    return _overload(torch.ops.sparsewright, f"{layout}_linear.default")
+    return (layout, product) if product in PRODUCTS else None
+
+
+def own_operation(name: str) -> Operation | None:
+    """The sparsewright operation of that name in a file, where it is a product of a layout."""
+    parts = own_parts(name)
+    return (
+        None if parts is None else _overload(torch.ops.sparsewright, "_".join(parts) + ".default")
+    )
 
 
 def name_of(target: object) -> str | None:
@@ -250,6 +263,19 @@ def expect_width(x: Tensor, width: int) -> Tensor:
     refuse_gradient(x)
     if x.shape[-1] != width:
         raise KernelError(f"a packed layer takes inputs of width {width}; got {x.shape[-1]}")
+    return x
+
+
+def expect_channels(x: Tensor, channels: int) -> Tensor:
+    """x (N, channels, H, W), after making sure of that: a kernel's indices rely on it.
+
+    KernelError if it is not, or if x wants a gradient, as PackedConv2d has it.
+    """
+    refuse_gradient(x)
+    if x.dim() != 4 or x.shape[1] != channels:
+        raise KernelError(
+            f"a packed convolution takes inputs (N, {channels}, H, W); got {tuple(x.shape)}"
+        )
     return x
 
 

@@ -113,22 +113,30 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which kernel serves which layer at a number of threads and a batch; str() is a table."""
+    """Which kernel serves which layer at a number of threads and a batch; str() is a table.
+
+    notes: what else was done to the model, or could not be.
+    """
 
     threads: int
     batch: int
     layers: tuple[LayerPlan, ...]
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that JSON takes."""
         layers = [row.to_dict() for row in self.layers]
-        return {"threads": self.threads, "batch": self.batch, "layers": layers}
+        notes = list(self.notes)
+        return {"threads": self.threads, "batch": self.batch, "layers": layers, "notes": notes}
 
     @classmethod
     def from_dict(cls, entry: Any) -> Plan:
         """The plan that `to_dict` wrote; KeyError, TypeError or ValueError if it is none."""
         layers = tuple(LayerPlan.from_dict(row) for row in _list(entry, "layers"))
-        return cls(_count(entry["threads"]), _count(entry["batch"]), layers)
+        notes = _list(entry, "notes")
+        if not all(isinstance(note, str) for note in notes):
+            raise TypeError("a plan's notes must be texts")
+        return cls(_count(entry["threads"]), _count(entry["batch"]), layers, tuple(notes))
 
     def __str__(self) -> str:
         out = Console(file=io.StringIO(), width=110, no_color=True, highlight=False)
@@ -151,6 +159,7 @@ class Plan:
     def _remarks(self) -> list[str]:
         lines = [] if any(row.is_sparse for row in self.layers) else ["No layer is served sparse."]
         lines.append("Speed-up: over the best dense candidate of the same layer, timed in turn.")
+        lines += self.notes
         layers: dict[tuple[str, str], list[str]] = {}
         for row in self.layers:
             for candidate in row.candidates:

@@ -18,8 +18,10 @@ from torch.utils._pytree import tree_leaves
 
 from .declared import Declared, describe, with_best_isa
 from .errors import ArtifactError
+from .fuse import TOLERANCE
 from .graph import BATCH, Document, Graph, is_same, trace
-from .nn import PrepackedLinear
+from .measure.dense import relative_error
+from .nn import Prepacked
 from .operations import expect_width
 from .rebuild import Signature, build, field
 
@@ -83,8 +85,8 @@ def program_of(
 ) -> tuple[Program | None, Graph | None]:
     """A model's program and its trace; None for what it has not.
 
-    A program gives the model's outputs bit for bit on the example, and at batches of 1 and 3
-    where any batch is served.
+    A program gives the model's outputs on the example, and at batches of 1 and 3 where any batch
+    is served: bit for bit, or within fuse.TOLERANCE where something was fused that rounds.
     """
     if any(hooks_of(model)):
         return None, None  # a trace has no place for them
@@ -103,7 +105,8 @@ def program_of(
             trials.append(tuple(rows(x, 1) for x in example))
         if (batch["max"] or 3) >= 3:
             trials.append(tuple(rows(x, 3) for x in example))
-    return (program if all(_agree(model, program, t) for t in trials) else None), graph
+    same = _equal if graph.exact else _close
+    return (program if all(_agree(model, program, t, same) for t in trials) else None), graph
 
 
 def rows(x: Tensor, count: int) -> Tensor:
@@ -111,14 +114,19 @@ def rows(x: Tensor, count: int) -> Tensor:
     return x[torch.arange(count) % x.shape[0]]
 
 
-def _agree(model: nn.Module, program: Program, inputs: tuple[Tensor, ...]) -> bool:
-    """Whether both give the same bits."""
+def _agree(
+    model: nn.Module,
+    program: Program,
+    inputs: tuple[Tensor, ...],
+    same: Callable[[Tensor, Tensor], bool],
+) -> bool:
+    """Whether both give the same outputs."""
     try:
         expected, got = model(*inputs), program.run(*inputs)
     except Exception:  # whatever a user's forward may raise at another batch: the modules serve
         return False
     a, b = ([x for x in tree_leaves(v) if isinstance(x, Tensor)] for v in (got, expected))
-    return got is not MISS and len(a) == len(b) and all(map(_equal, a, b))
+    return got is not MISS and len(a) == len(b) and all(map(same, a, b))
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
@@ -127,13 +135,21 @@ def _equal(a: Tensor, b: Tensor) -> bool:
     return bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
+def _close(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and relative_error(a.float(), b.float()) <= TOLERANCE
+
+
 def _share_reordered(module: fx.GraphModule, model: nn.Module) -> None:
     """Let the program use the model's own prepacked layers: one reordered copy of each weight."""
-    known = [m for m in model.modules() if isinstance(m, PrepackedLinear)]
+    known = [m for m in model.modules() if isinstance(m, Prepacked)]
     for made in module.children():
         for layer in known:
-            if isinstance(made, PrepackedLinear) and is_same(layer.weight, made.weight):
-                made._reordered, made.rows = layer._reordered, layer.rows
+            if isinstance(made, Prepacked) and _alike(made, layer):
+                made.share(layer)
+
+
+def _alike(a: Prepacked, b: Prepacked) -> bool:
+    return (a.kernel, a.operation) == (b.kernel, b.operation) and is_same(a.weight, b.weight)
 
 
 # --- the function ----------------------------------------------------------------------------
@@ -206,10 +222,7 @@ class _Writer:
     def _learn(self, node: fx.Node) -> None:
         """Note the node's last size where the graph alone tells it."""
         first, second = (*map(self._real, node.args[:2]), None, None)[:2]
-        if node.op == "call_module":
-            layer: Any = self.module.get_submodule(str(node.target))
-            self.widths[node] = layer.out_features
-        elif "width" in node.meta:
+        if "width" in node.meta:
             self.widths[node] = node.meta["width"]
         elif node.target is expect_width and self.widths.get(first) == second:
             self.same[node] = first

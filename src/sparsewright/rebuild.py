@@ -17,15 +17,16 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from .calls import Rule
 from .errors import ArtifactError, KernelError
 from .graph import BATCH, DTYPES, FLOATS, FORMATS, LAYOUTS
-from .nn import PrepackedLinear
-from .operations import OWN, Operation, expect_width, operations
+from .held import HOLD, Held, Make
+from .operations import OWN, Operation, operations
 
-Own = Callable[[str, list[Any], dict[str, Any]], tuple[Operation, list[Any], tuple[int, int]]]
-"""(operation, args, kwargs as written) -> what to call, its arguments as written, (out, in)."""
+Own = Callable[[str, list[Any], dict[str, Any]], tuple[Operation, list[Any], Rule]]
+"""(operation, args, kwargs as written) -> what to call, its arguments as written, what holds."""
 
-LINEAR = "aten.linear.default"
+
 MAX_NODES = 100_000
 MAX_INPUTS = 256
 MAX_DEPTH = 8  # of lists in lists
@@ -42,12 +43,12 @@ WORDS: dict[str, Mapping[str, Any]] = {
 
 
 def build(
-    document: Any, tensors: Mapping[str, Tensor], own: Own, prepacked: Mapping[str, int]
+    document: Any, tensors: Mapping[str, Tensor], own: Own, prepacked: Mapping[str, Held]
 ) -> fx.GraphModule:
     """The module of a graph document, or ArtifactError naming the node that breaks a rule.
 
     tensors: the file's, by name. own: checks the call of one of sparsewright's operations.
-    prepacked: name of a dense weight that oneDNN reorders -> rows of the input it is to expect.
+    prepacked: name of a dense weight that its kernel holds in an order of its own -> how.
     """
     with FakeTensorMode() as mode:
         fakes = {name: mode.from_tensor(t) for name, t in tensors.items()}
@@ -73,11 +74,11 @@ def field(document: Any, key: str, kind: type | tuple[type, ...], place: str) ->
 class _Reader:
     """One document on its way into an fx graph; `fakes` is what every node gives on trial."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], own: Own, prepacked: Mapping[str, int]):
+    def __init__(self, tensors: Mapping[str, Tensor], own: Own, prepacked: Mapping[str, Held]):
         self.tensors = tensors
         self.own = own
         self.prepacked = prepacked
-        self.linears: dict[str, tuple[str, str | None]] = {}  # module -> its weight and bias
+        self.held: dict[str, Make] = {}  # name -> module
         self.graph = fx.Graph()
         self.nodes: dict[str, fx.Node] = {}
         self.attributes: dict[str, fx.Node] = {}  # tensor name -> its node
@@ -102,10 +103,8 @@ class _Reader:
         root = nn.Module()
         for name, node in self.attributes.items():
             root.register_buffer(str(node.target), tensors[name])
-        for module, (weight, bias) in self.linears.items():
-            rows = self.prepacked[weight]
-            held = None if bias is None else tensors[bias]
-            root.add_module(module, PrepackedLinear(tensors[weight], held, rows))
+        for module, make in self.held.items():
+            root.add_module(module, make(tensors))
         return fx.GraphModule(root, self.graph).eval()
 
     def _name(self, name: str, place: str, node: fx.Node) -> None:
@@ -125,18 +124,20 @@ class _Reader:
         args = field(entry, "args", list, place)
         kwargs = field(entry, "kwargs", dict, place)
         if name.startswith(OWN):
-            target, args, (out, width) = self.own(name, args, kwargs)
-            first = self._call(expect_width, (self._value(args[0], place), width), {}, place)
+            target, args, rule = self.own(name, args, kwargs)
+            x = self._value(args[0], place)
+            first = self._call(rule.guard, (x, rule.size), {}, place)
             values = [first, *(self._value(a, place) for a in args[1:])]
             node = self._call(target, tuple(values), {}, place)
-            node.meta["width"] = out  # of its output, whatever x is: program.py relies on it
+            if rule.width is not None:  # of its output, whatever x is: program.py relies on it
+                node.meta["width"] = rule.width
         elif name in operations():
             positional = tuple(self._value(a, place) for a in args)
             named = {k: self._value(v, place) for k, v in kwargs.items()}
             _refuse_special(name, positional, named, place)
             node = self._call(operations()[name], positional, named, place)
-            if name == LINEAR and tensor_name(args[1]) in self.prepacked and not kwargs:
-                node = self._prepacked(node, args)
+            if name in HOLD and not kwargs:
+                node = self._prepacked(name, node, args)
         else:
             raise ArtifactError(
                 f"{place}: a file may not use the operation {name[:MAX_TEXT]!r}; "
@@ -159,16 +160,22 @@ class _Reader:
         self.fakes[node] = result
         return node
 
-    def _prepacked(self, plain: fx.Node, args: list[Any]) -> fx.Node:
-        """The same product by the module that holds the weight as oneDNN wants it."""
-        bias = args[2] if len(args) > 2 else None
-        weight = tensor_name(args[1])
-        if weight is None or (bias is not None and tensor_name(bias) is None):
+    def _prepacked(self, name: str, plain: fx.Node, args: list[Any]) -> fx.Node:
+        """The same product by the module that holds the weight as its kernel wants it."""
+        weight, bias = tensor_name(args[1]), args[2] if len(args) > 2 else None
+        if weight is None or weight not in self.prepacked:
             return plain
-        name = f"linear_{len(self.linears)}"
-        self.linears[name] = (weight, tensor_name(bias))
-        node = self.graph.create_node("call_module", name, (plain.args[0],))
+        if bias is not None and tensor_name(bias) is None:
+            return plain
+        make = HOLD[name](weight, tensor_name(bias), self.prepacked[weight], plain.args)
+        if make is None:
+            return plain
+        module = f"held_{len(self.held)}"
+        self.held[module] = make
+        node = self.graph.create_node("call_module", module, (plain.args[0],))
         self.fakes[node] = self.fakes.pop(plain)
+        if self.tensors[weight].dim() == 2:
+            node.meta["width"] = self.tensors[weight].shape[0]
         self.graph.erase_node(plain)
         return node
 

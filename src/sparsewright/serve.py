@@ -33,8 +33,8 @@ Seen = Mapping[int, tuple[Tensor, Tensor]]
 """id of a module -> (input, output) of its first call."""
 
 
-def record(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[dict[int, Any], Any]:
-    """What every layer that kernels can serve is given and gives, and the model's output."""
+def record(model: nn.Module, inputs: tuple[Tensor, ...]) -> Seen:
+    """What every layer that kernels can serve is given and gives, on its first call."""
     seen: dict[int, tuple[Tensor, Tensor]] = {}
 
     def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -44,11 +44,11 @@ def record(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[dict[int, Any]
     served = [m for m in model.modules() if type(m) in KINDS]
     hooks = [m.register_forward_hook(hook) for m in served]
     try:
-        output = model(*inputs)
+        model(*inputs)
     finally:
         for handle in hooks:
             handle.remove()
-    return seen, output
+    return seen
 
 
 def serve(

@@ -45,6 +45,11 @@ def define(schema: str, plain: Callable[..., Tensor], shape: Callable[..., Seque
     return getattr(torch.ops.sparsewright, name).default
 
 
+def isa_number(isa: str) -> int:
+    """0, whatever CPU comes, for the best one: an exported graph runs on other CPUs too."""
+    return library.BEST if isa == library.best_isa() else library.ISAS[isa]
+
+
 def register(
     layout: str,
     op: Callable[..., Tensor],
@@ -58,7 +63,7 @@ def register(
     def prepare(isa: str, weight: Packed | Tensor, rows: int) -> Prepared:
         packed = as_packed(weight)
         held = {name: packed.tensors[name] for name in tensors}
-        return Prepared(held, (*numbers(packed), NO_ACTIVATION, library.isa_number(isa)))
+        return Prepared(held, (*numbers(packed), NO_ACTIVATION, isa_number(isa)))
 
     _register(Kernel(layout, layout, "cpu", never, prepare, op, operation=Linear.name), plain)
 
@@ -78,7 +83,7 @@ def register_conv(
         packed = as_packed(weight)
         held = {name: packed.tensors[name] for name in tensors}
         own = (*numbers(packed), *conv.numbers)
-        return Prepared(held, (NO_RESIDUAL, *own, NO_ACTIVATION, library.isa_number(isa)))
+        return Prepared(held, (NO_RESIDUAL, *own, NO_ACTIVATION, isa_number(isa)))
 
     name = f"{layout}.{Conv2d.name}"
     whole = Kernel(name, layout, "cpu", never, prepare, op, operation=Conv2d.name, cannot=cannot)

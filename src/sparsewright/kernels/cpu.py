@@ -9,11 +9,8 @@ from torch import Tensor
 
 from ..core import Packed
 from . import library, reference
+from ._ops import NO_ACTIVATION, RESERVE, isa_number
 from .table import KERNELS, Kernel, Prepared, as_packed, never
-
-RESERVE = "it is the specification: timed only where the compiled kernels are missing, or if named"
-
-NO_ACTIVATION = 0
 
 
 def _why_not(isa: str, weight: Tensor | None = None) -> str | None:
@@ -23,14 +20,12 @@ def _why_not(isa: str, weight: Tensor | None = None) -> str | None:
 def _csr(isa: str, weight: Packed | Tensor, rows: int) -> Prepared:
     tensors = as_packed(weight).tensors
     names = ("rows", "columns", "values")
-    return Prepared(
-        {name: tensors[name] for name in names}, (NO_ACTIVATION, library.isa_number(isa))
-    )
+    return Prepared({name: tensors[name] for name in names}, (NO_ACTIVATION, isa_number(isa)))
 
 
 def _nm(isa: str, weight: Packed | Tensor, rows: int) -> Prepared:
     packed = as_packed(weight)
-    numbers = (packed.shape[0], packed.meta["chunk"], NO_ACTIVATION, library.isa_number(isa))
+    numbers = (packed.shape[0], packed.meta["chunk"], NO_ACTIVATION, isa_number(isa))
     return Prepared({name: packed.tensors[name] for name in ("values", "columns")}, numbers)
 
 

@@ -223,15 +223,6 @@ def best_isa() -> str:
     return next(name for name, i in ISAS.items() if i == number)
 
 
-def isa_number(isa: str) -> int:
-    """0, whatever CPU comes, for the best one: an exported graph runs on other CPUs too.
-
-    >>> isa_number(best_isa())
-    0
-    """
-    return BEST if isa == best_isa() else ISAS[isa]
-
-
 def why_not_compiled(op: str) -> str | None:
     """Why the compiled library does not serve an op, or None.
 

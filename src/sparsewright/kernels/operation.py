@@ -8,6 +8,7 @@ processing", 2006), so packed weights are matrices here and there.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from itertools import chain
 from typing import ClassVar, Protocol
@@ -108,6 +109,16 @@ class Conv2d:
             _pair(module.dilation, flat, 1),
             module.groups,
         )
+
+    @classmethod
+    def from_numbers(cls, numbers: Sequence[int]) -> Conv2d:
+        """The operation of which these are the `numbers`.
+
+        >>> Conv2d.from_numbers(Conv2d((3, 5), groups=2).numbers) == Conv2d((3, 5), groups=2)
+        True
+        """
+        a, b, c, d, e, f, g, h, groups = numbers
+        return cls((a, b), (c, d), (e, f), (g, h), groups)
 
     @property
     def numbers(self) -> tuple[int, ...]:

@@ -108,6 +108,8 @@ def csr_conv2d(
     if bias is not None:
         y += bias[:, None, None]
     if residual is not None:
+        if residual.shape != y.shape:
+            raise RuntimeError(f"residual must be {tuple(y.shape)}; got {tuple(residual.shape)}")
         y += residual
     return ACTIVATIONS[activation][1](y)
 
