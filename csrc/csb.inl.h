@@ -20,7 +20,7 @@ struct Columns {
 // The same by a table of distances: rows of an image, shifted (convolution).
 struct Shifts {
   const float* x;
-  const int32_t* shifts;
+  const int64_t* shifts;
   Shifts chunk(int64_t c) const { return {x, shifts + c * kPlaces}; }
   const float* at(uint8_t place) const { return x + shifts[place]; }
 };
@@ -95,14 +95,43 @@ void csb_block_of(const Csb& w, int64_t block, const Where& where, int64_t width
 // One more row of sums than a block has: the partner of an odd last row.
 constexpr int64_t kCsbSums = (kMaxBlock + 1) * kTileWidth;
 
+// The bias in the rows [begin, end) of the weight, zeros in those that only fill pairs.
+void begin_csb(float* sums, const Csb& w, const float* bias, int64_t width, int64_t begin,
+               int64_t end) {
+  begin_block(sums, bias, width, begin, end);
+  for (int64_t i = (end - begin) * width; i < (w.block + 1) * width; ++i) sums[i] = 0.0f;
+}
+
 void csb_tile(const Csb& w, const Tile& tile, int64_t block) {
   alignas(64) float sums[kCsbSums];
   const int64_t begin = block * w.block, end = least(w.out, begin + w.block);
-  begin_block(sums, tile, begin, end);
-  float* beyond = sums + (end - begin) * tile.width;  // rows that only fill pairs
-  for (int64_t i = 0; i < (w.block + 1 - end + begin) * tile.width; ++i) beyond[i] = 0.0f;
+  begin_csb(sums, w, tile.bias, tile.width, begin, end);
   csb_block_of(w, block, Columns{tile.x, tile.width}, tile.width, sums);
   finish_block(sums, tile, begin, end, w.out);
+}
+
+void csb_pixels(const Csb& w, const Pixels& tile, int64_t block) {
+  alignas(64) float sums[kCsbSums];
+  const int64_t begin = block * w.block, end = least(w.out, begin + w.block);
+  begin_csb(sums, w, tile.bias, tile.width, begin, end);
+  csb_block_of(w, block, Shifts{tile.x, tile.shifts}, tile.width, sums);
+  for (const Segment* s = tile.segments; tile.residual && s < tile.segments + tile.segment_count;
+       ++s) {
+    for (int64_t row = begin; row < end; ++row) {
+      float* to = sums + (row - begin) * tile.width + s->at;
+      const float* from = tile.residual + row * tile.plane + s->to;
+      for (int64_t i = 0; i < s->count; ++i) to[i] += from[i];
+    }
+  }
+  activate(sums, (end - begin) * tile.width, tile.activation);
+  for (int64_t row = begin; row < end; ++row) {
+    for (int64_t k = 0; k < tile.segment_count; ++k) {
+      const Segment& s = tile.segments[k];
+      const float* from = sums + (row - begin) * tile.width + s.at;
+      float* to = tile.y + row * tile.plane + s.to;
+      for (int64_t i = 0; i < s.count; ++i) to[i] = from[i];
+    }
+  }
 }
 
 }  // namespace

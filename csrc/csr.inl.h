@@ -92,7 +92,7 @@ bool csr_tile(const Csr& w, const Tile& tile, int64_t begin, int64_t end) {
   alignas(64) float sums[kRowBlock * kTileWidth];
   for (int64_t from = begin; from < end; from += kRowBlock) {
     const int64_t to = least(end, from + kRowBlock);
-    begin_block(sums, tile, from, to);
+    begin_block(sums, tile.bias, tile.width, from, to);
     const bool fits = w.wide ? csr_block_of<int32_t>(w, tile, sums, from, to)
                              : csr_block_of<uint16_t>(w, tile, sums, from, to);
     if (!fits) return false;

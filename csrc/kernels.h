@@ -58,6 +58,26 @@ struct Tile {
   Activation activation;
 };
 
+// Positions of one image that lie together in a tile and in the output.
+struct Segment {
+  int64_t at, count, to;  // place in the tile, length, place in an output plane
+};
+
+// A tile of positions of one image's output: the activation of column c's weight at a position is
+// `shifts` further on (layout csb: kPlaces of them for every chunk, the last leads to zeros).
+struct Pixels {
+  const float* x;
+  const int64_t* shifts;
+  int64_t width;  // a multiple of the vector width, at most kernels.tile
+  const Segment* segments;
+  int64_t segment_count;
+  float* y;  // the image's output, one plane after the other; and what is added to it, or null
+  const float* residual;
+  int64_t plane;
+  const float* bias;
+  Activation activation;
+};
+
 constexpr int kLanes = 16;     // rows side by side in layout nm
 constexpr int kTable = 32;     // columns that the register look-up can hold
 constexpr int kRowBlock = 64;  // output rows that one work item of the tiled kernels computes
@@ -88,6 +108,7 @@ struct Kernels {
                    int64_t begin, int64_t end);
   void (*sell_tile)(const Sell&, const Tile&, int64_t slice);
   void (*csb_tile)(const Csb&, const Tile&, int64_t block);
+  void (*csb_pixels)(const Csb&, const Pixels&, int64_t block);
   void (*activate)(float* y, int64_t n, Activation);
   // Rows [0, batch) of x, columns [begin, end) -> column-major (in, width), zeros beyond batch.
   void (*transpose_in)(const float* x, int64_t in, int64_t batch, float* out, int64_t width,

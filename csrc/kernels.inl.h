@@ -22,6 +22,7 @@ const Kernels kKernels = {
     .sell_dot = sell_dot,
     .sell_tile = sell_tile,
     .csb_tile = csb_tile,
+    .csb_pixels = csb_pixels,
     .activate = activate,
     .transpose_in = transpose_in,
 };

@@ -50,7 +50,7 @@ void nm_tile(const Nm& w, const Tile& tile, int64_t begin, int64_t end) {
     if ((to - from) % 2) {
       for (int64_t i = 0; i < tile.width; ++i) sums[(to - from) * tile.width + i] = 0.0f;
     }
-    begin_block(sums, tile, from, to);
+    begin_block(sums, tile.bias, tile.width, from, to);
     switch (tile.width / kW) {
       case 1:
         nm_block<1>(w, tile, sums, from, to);

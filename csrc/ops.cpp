@@ -18,6 +18,13 @@ Tensor csb_linear(const Tensor& x, const Tensor& starts, const Tensor& pairs, co
                   const Tensor& values, const std::optional<Tensor>& bias, int64_t out_features,
                   int64_t chunk, int64_t block, int64_t activation, int64_t isa);
 
+Tensor csb_conv2d(const Tensor& x, const Tensor& starts, const Tensor& pairs, const Tensor& columns,
+                  const Tensor& values, const std::optional<Tensor>& bias,
+                  const std::optional<Tensor>& residual, int64_t out_features, int64_t chunk,
+                  int64_t block, int64_t kernel_h, int64_t kernel_w, int64_t stride_h,
+                  int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h,
+                  int64_t dilation_w, int64_t groups, int64_t activation, int64_t isa);
+
 namespace {
 
 // What `doctor` and the kernel table ask: 0 where the instruction set serves, else a reason's code.
@@ -39,6 +46,11 @@ STABLE_TORCH_LIBRARY(sparsewright, m) {
   m.def(
       "csb_linear(Tensor x, Tensor starts, Tensor pairs, Tensor columns, Tensor values, "
       "Tensor? bias, int out_features, int chunk, int block, int activation, int isa) -> Tensor");
+  m.def(
+      "csb_conv2d(Tensor x, Tensor starts, Tensor pairs, Tensor columns, Tensor values, "
+      "Tensor? bias, Tensor? residual, int out_features, int chunk, int block, int kernel_h, "
+      "int kernel_w, int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h, "
+      "int dilation_w, int groups, int activation, int isa) -> Tensor");
   m.def("isa_missing(int isa) -> int");
   m.def("best_isa() -> int");
 }
@@ -47,6 +59,7 @@ STABLE_TORCH_LIBRARY_IMPL(sparsewright, CPU, m) {
   m.impl("nm_linear", TORCH_BOX(&sparsewright::nm_linear));
   m.impl("sell_linear", TORCH_BOX(&sparsewright::sell_linear));
   m.impl("csb_linear", TORCH_BOX(&sparsewright::csb_linear));
+  m.impl("csb_conv2d", TORCH_BOX(&sparsewright::csb_conv2d));
 }
 STABLE_TORCH_LIBRARY_IMPL(sparsewright, CompositeExplicitAutograd, m) {
   m.impl("isa_missing", TORCH_BOX(&sparsewright::isa_missing));

@@ -24,6 +24,11 @@ void transpose(const float* x, int64_t x_step, int64_t rows, int64_t columns, fl
     int64_t c = 0;
     for (; c + 8 <= columns; c += 8)
       Simd::transpose8x8(x + r * x_step + c, x_step, y + c * y_step + r, y_step);
+    if (c < columns && columns >= 8) {  // the last eight again, some of them for the second time
+      c = columns - 8;
+      Simd::transpose8x8(x + r * x_step + c, x_step, y + c * y_step + r, y_step);
+      continue;
+    }
     for (; c < columns; ++c)
       for (int64_t i = r; i < r + 8; ++i) y[c * y_step + i] = x[i * x_step + c];
   }
@@ -61,11 +66,10 @@ struct Sums {
   }
 };
 
-void begin_block(float* sums, const Tile& tile, int64_t begin, int64_t end) {
+void begin_block(float* sums, const float* bias, int64_t width, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
-    const Vec start = Simd::broadcast(tile.bias ? tile.bias[row] : 0.0f);
-    for (int64_t i = 0; i < tile.width; i += kW)
-      Simd::store(sums + (row - begin) * tile.width + i, start);
+    const Vec start = Simd::broadcast(bias ? bias[row] : 0.0f);
+    for (int64_t i = 0; i < width; i += kW) Simd::store(sums + (row - begin) * width + i, start);
   }
 }
 

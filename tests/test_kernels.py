@@ -65,7 +65,7 @@ def packings(layout: str, weight: Tensor) -> list[Packed]:
     if layout == "nm":
         return [NMLanes().pack(weight, chunk) for chunk in (32, 7, 100)]
     if layout == "csb":
-        return [Csb().pack(weight, *sizes) for sizes in ((), (7, 5), (254, 128), (32, 16))]
+        return [Csb().pack(weight, *sizes) for sizes in ((), (7, 5), (255, 128), (32, 16))]
     packed = pack(layout, weight)
     wide = {**packed.tensors, "columns": packed.tensors["columns"].to(torch.int32)}
     return [packed, Packed(layout, packed.shape, wide)]

@@ -64,7 +64,7 @@ def test_any_chunk_gives_the_weight_back(
     weight = random_weight(out, width, density)
     for packed in (
         NMLanes().pack(weight, chunk),
-        Csb().pack(weight, min(chunk, 254), 1 + chunk % 128),
+        Csb().pack(weight, min(chunk, 255), 1 + chunk % 128),
     ):
         validate(packed)
         assert torch.equal(unpack(packed), weight)
@@ -367,7 +367,7 @@ def test_csb_rejects_rows_beyond_the_weight() -> None:
 
 
 @pytest.mark.parametrize(
-    "meta", [{}, {"chunk": 8}, {"chunk": 0, "block": 64}, {"chunk": 255, "block": 64},
+    "meta", [{}, {"chunk": 8}, {"chunk": 0, "block": 64}, {"chunk": 256, "block": 64},
              {"chunk": 8, "block": 129}, {"chunk": 8, "block": 0}, {"chunk": True, "block": 64},
              {"chunk": 8, "block": 2.0}, {"chunk": 8, "block": 64, "more": 1}],
 )  # fmt: skip
@@ -378,7 +378,7 @@ def test_csb_rejects_hostile_meta(meta: Any) -> None:
 
 
 def test_csb_s_sizes_are_checked() -> None:
-    for sizes in ((0, 4), (255, 4), (8, 0), (8, 129)):
+    for sizes in ((0, 4), (256, 4), (8, 0), (8, 129)):
         with pytest.raises(LayoutError, match="needs chunk in"):
             Csb().pack(torch.eye(2), *sizes)
 

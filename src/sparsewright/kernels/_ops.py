@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core import Packed
+from ..core import Packed, Shape
 from . import library
+from .operation import Conv2d, Linear
 from .table import KERNELS, Kernel, Prepared, as_packed, never
 
 NO_ACTIVATION = 0
+NO_RESIDUAL = None
 RESERVE = "it is the specification: timed only where the compiled kernels are missing, or if named"
 _kept: list[torch.library.Library] = []  # ops live as long as their Library object
 
 
-def define(schema: str, plain: Callable[..., Tensor], out_features: Callable[..., int]) -> Any:
-    """The op of a schema "name(Tensor x, ..., int isa) -> Tensor" of x (..., in) -> (..., out).
+def define(schema: str, plain: Callable[..., Tensor], shape: Callable[..., Sequence[int]]) -> Any:
+    """The op of a schema "name(Tensor x, ..., int isa) -> Tensor".
 
     plain: the reference, which takes all arguments but isa; the op itself where the compiled
-    library has none. out_features: the op's arguments -> its output's last size.
+    library has none. shape: the op's arguments -> its output's shape.
     """
     name = schema.partition("(")[0]
 
@@ -30,7 +34,7 @@ def define(schema: str, plain: Callable[..., Tensor], out_features: Callable[...
         return plain(x, *rest[:-1])
 
     def fake(x: Tensor, *rest: Any) -> Tensor:
-        return x.new_empty((*x.shape[:-1], out_features(x, *rest)))
+        return x.new_empty(shape(x, *rest))
 
     if not hasattr(torch.ops.sparsewright, name):
         made = torch.library.Library("sparsewright", "FRAGMENT")
@@ -53,37 +57,58 @@ def register(
     tensors: Sequence[str],
     numbers: Callable[[Packed], tuple[int, ...]],
 ) -> None:
-    """A kernel per instruction set, and the reference, of an op that takes a layout's `tensors`,
-    the bias, its `numbers`, the activation and the instruction set."""
+    """A kernel per instruction set, and the reference, of a Linear's op: it takes a layout's
+    `tensors`, the bias, its `numbers`, the activation and the instruction set."""
 
     def prepare(isa: str, weight: Packed | Tensor, rows: int) -> Prepared:
         packed = as_packed(weight)
         held = {name: packed.tensors[name] for name in tensors}
         return Prepared(held, (*numbers(packed), NO_ACTIVATION, isa_number(isa)))
 
+    _register(Kernel(layout, layout, "cpu", never, prepare, op, operation=Linear.name), plain)
+
+
+def register_conv(
+    layout: str,
+    op: Callable[..., Tensor],
+    plain: Callable[..., Tensor],
+    tensors: Sequence[str],
+    numbers: Callable[[Packed], tuple[int, ...]],
+    cannot: Callable[[Any], str | None],
+) -> None:
+    """The same for a convolution's op: after the bias it takes a residual, the layout's `numbers`,
+    those of the convolution, the activation and the instruction set."""
+
+    def prepare(isa: str, weight: Packed | Tensor, shape: Shape, conv: Conv2d) -> Prepared:
+        packed = as_packed(weight)
+        held = {name: packed.tensors[name] for name in tensors}
+        own = (*numbers(packed), *conv.numbers)
+        return Prepared(held, (NO_RESIDUAL, *own, NO_ACTIVATION, isa_number(isa)))
+
+    name = f"{layout}.{Conv2d.name}"
+    whole = Kernel(name, layout, "cpu", never, prepare, op, operation=Conv2d.name, cannot=cannot)
+    _register(whole, plain)
+
+
+def _register(kernel: Kernel, plain: Callable[..., Tensor]) -> None:
+    """`kernel` for every instruction set, which its `prepare` takes first; and the reference."""
+    op = kernel.op.__name__.partition(".")[0]
     for isa in library.ISAS:
-        KERNELS.register(f"{layout}.{isa}")(
-            Kernel(f"{layout}.{isa}", layout, "cpu", _refuses(isa), _ready(prepare, isa), op)
-        )
-    # Without the library the op is the reference, and as an op it can be exported.
-    compiled = library.LIBRARY.path is not None
-    spec = (lambda *args: plain(*args[:-1])) if compiled else op
-    name, reserve = f"{layout}.reference", RESERVE if compiled else None
-    ready = _ready(prepare, "portable")
-    KERNELS.register(name)(Kernel(name, layout, "cpu", never, ready, spec, reserve))
+        name = f"{kernel.name}.{isa}"
+        ready = functools.partial(kernel.prepare, isa)
+        refuses = functools.partial(_why_not, op, isa)
+        KERNELS.register(name)(replace(kernel, name=name, refuses=refuses, prepare=ready))
+    # Where the op is not compiled it is the reference, and as an op it can be exported.
+    name, ready = f"{kernel.name}.reference", functools.partial(kernel.prepare, "portable")
+    spec = replace(kernel, name=name, prepare=ready)
+    if library.why_not_compiled(op) is None:
+        spec = replace(spec, op=functools.partial(_without_isa, plain), reserve=RESERVE)
+    KERNELS.register(name)(spec)
 
 
-def _refuses(isa: str) -> Callable[..., str | None]:
-    def refuses(weight: Tensor | None = None) -> str | None:
-        return library.why_no_isa(isa)
-
-    return refuses
+def _without_isa(plain: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    return plain(*arguments[:-1])
 
 
-def _ready(
-    prepare: Callable[[str, Packed | Tensor, int], Prepared], isa: str
-) -> Callable[[Packed | Tensor, int], Prepared]:
-    def ready(weight: Packed | Tensor, rows: int) -> Prepared:
-        return prepare(isa, weight, rows)
-
-    return ready
+def _why_not(op: str, isa: str, weight: Tensor | None = None) -> str | None:
+    return library.why_no_isa(isa, op)

@@ -33,15 +33,15 @@ def csb_reference(
     return reference.product(x, rows, at, values[step, lane], bias, out_features, activation)
 
 
-def _out(x: Tensor, *rest: Any) -> int:
-    return int(rest[5])
+def _shape(x: Tensor, *rest: Any) -> tuple[int, ...]:
+    return (*x.shape[:-1], rest[5])
 
 
 csb_linear = define(
     "csb_linear(Tensor x, Tensor starts, Tensor pairs, Tensor columns, Tensor values, "
     "Tensor? bias, int out_features, int chunk, int block, int activation, int isa) -> Tensor",
     csb_reference,
-    _out,
+    _shape,
 )
 register(
     "csb",

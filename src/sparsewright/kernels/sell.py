@@ -29,15 +29,15 @@ def sell_reference(
     return reference.product(x, rows, at, present, bias, out_features, activation)
 
 
-def _out(x: Tensor, *rest: Any) -> int:
-    return int(rest[5])
+def _shape(x: Tensor, *rest: Any) -> tuple[int, ...]:
+    return (*x.shape[:-1], rest[5])
 
 
 sell_linear = define(
     "sell_linear(Tensor x, Tensor starts, Tensor order, Tensor columns, Tensor values, "
     "Tensor? bias, int out_features, int activation, int isa) -> Tensor",
     sell_reference,
-    _out,
+    _shape,
 )
 register(
     "sell",

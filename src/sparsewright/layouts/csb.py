@@ -16,9 +16,8 @@ from ..core import Packed
 from ..errors import LayoutError
 from . import LAYOUTS, check, check_form, not_a_matrix
 
-MAX_CHUNK = 248
-"""Columns of a chunk; below 255, the place of padding, and a multiple of 8."""
 EMPTY = 255
+"""The place of padding, so a chunk has at most as many columns."""
 BLOCK, SMALL_BLOCK = 128, 64
 """Rows of a block; the small one where few blocks would leave threads without work."""
 FEW_ROWS = 1024
@@ -51,7 +50,7 @@ class Csb:
 
     def pack(self, weight: Tensor, chunk: int | None = None, block: int | None = None) -> Packed:
         """
-        chunk: columns, in [1, 254]; block: rows, in [1, 128]; by default what fits the weight.
+        chunk: columns, in [1, 255]; block: rows, in [1, 128]; by default what fits the weight.
 
         >>> packed = Csb().pack(torch.eye(4))  # one step of padding beside each weight
         >>> packed.tensors["columns"][:2].tolist()
@@ -62,9 +61,9 @@ class Csb:
             raise LayoutError(f"layout csb: {reason}")
         sizes = _sizes(weight)
         chunk, block = sizes[0] if chunk is None else chunk, sizes[1] if block is None else block
-        if not (1 <= chunk < EMPTY and 1 <= block <= BLOCK):
+        if not (1 <= chunk <= EMPTY and 1 <= block <= BLOCK):
             raise LayoutError(
-                f"layout csb: needs chunk in [1, {EMPTY - 1}] and block in [1, {BLOCK}]; got "
+                f"layout csb: needs chunk in [1, {EMPTY}] and block in [1, {BLOCK}]; got "
                 f"{chunk} and {block}"
             )
         return _fill(weight.detach().cpu(), chunk, block)
@@ -84,8 +83,8 @@ class Csb:
         wanted = sorted(packed.meta) == ["block", "chunk"]
         check(wanted, packed, f"needs meta block and chunk; got {packed.meta!r}")
         chunk, block = packed.meta["chunk"], packed.meta["block"]
-        good = type(chunk) is int and 1 <= chunk < EMPTY
-        check(good, packed, f"chunk must be in [1, {EMPTY - 1}]; got {chunk!r}")
+        good = type(chunk) is int and 1 <= chunk <= EMPTY
+        check(good, packed, f"chunk must be in [1, {EMPTY}]; got {chunk!r}")
         good = type(block) is int and 1 <= block <= BLOCK
         check(good, packed, f"block must be in [1, {BLOCK}]; got {block!r}")
         starts, pairs, columns, values = (packed.tensors[n] for n in DTYPES)
@@ -155,11 +154,12 @@ def _places_of(packed: Packed) -> tuple[Tensor, Tensor]:
 
 
 def _sizes(weight: Tensor) -> tuple[int, int]:
-    """Columns of a chunk, equal parts as far as multiples of 8 allow; rows of a block."""
+    """Columns of a chunk, rows of a block.
+
+    The last chunk may be short: rows without a weight in it cost nothing there.
+    """
     out, width = weight.shape
-    parts = max(1, -(-width // MAX_CHUNK))
-    chunk = -(-width // parts)
-    return max(8, -(-chunk // 8) * 8), BLOCK if out >= FEW_ROWS else SMALL_BLOCK
+    return min(max(1, width), EMPTY), BLOCK if out >= FEW_ROWS else SMALL_BLOCK
 
 
 class _Pairs:

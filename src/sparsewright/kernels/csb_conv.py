@@ -1,0 +1,72 @@
+"""The CPU kernels of convolutions over layout csb: shifted rows of the image, no im2col.
+
+Every weight multiplies a whole row of positions of the padded image (Park et al. 2017; Elsen et
+al. 2020), a chunk of the weight's columns after the other, as csb's products do.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..core import Packed
+from ..layouts import LAYOUTS, unpack
+from . import reference
+from ._ops import define, register_conv
+from .operation import Conv2d
+
+TENSORS = ("starts", "pairs", "columns", "values")
+
+
+def csb_conv2d_reference(
+    x: Tensor,
+    starts: Tensor,
+    pairs: Tensor,
+    columns: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    out_features: int,
+    chunk: int,
+    block: int,
+    *numbers: int,
+) -> Tensor:
+    """As reference.csr_conv2d, with W in layout csb."""
+    width = x.shape[1] * numbers[0] * numbers[1]
+    tensors = dict(zip(TENSORS, (starts, pairs, columns, values), strict=True))
+    packed = Packed("csb", (out_features, width), tensors, {"chunk": chunk, "block": block})
+    rows, at, present = LAYOUTS["csr"].pack(unpack(packed)).tensors.values()
+    return reference.csr_conv2d(x, rows, at, present, bias, residual, *numbers)
+
+
+def _shape(x: Tensor, *rest: Any) -> tuple[int, ...]:
+    residual, out, numbers = rest[5], rest[6], rest[9:17]
+    shape = (x.shape[0], out, *reference.conv_size(x, *numbers))
+    if residual is not None and tuple(residual.shape) != shape:
+        raise RuntimeError(f"residual must have shape {shape}; got {tuple(residual.shape)}")
+    return shape
+
+
+def _cannot(operation: Conv2d) -> str | None:
+    if operation.groups > 1:
+        return f"layout csb has no convolution in groups; got {operation.groups}"
+    return None
+
+
+csb_conv2d = define(
+    "csb_conv2d(Tensor x, Tensor starts, Tensor pairs, Tensor columns, Tensor values, "
+    "Tensor? bias, Tensor? residual, int out_features, int chunk, int block, int kernel_h, "
+    "int kernel_w, int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h, "
+    "int dilation_w, int groups, int activation, int isa) -> Tensor",
+    csb_conv2d_reference,
+    _shape,
+)
+register_conv(
+    "csb",
+    csb_conv2d,
+    csb_conv2d_reference,
+    TENSORS,
+    lambda packed: (packed.shape[0], packed.meta["chunk"], packed.meta["block"]),
+    _cannot,
+)
