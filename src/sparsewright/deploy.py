@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -277,15 +278,40 @@ def _fuses_attention(module: nn.Module) -> bool:
     return isinstance(module, kinds)
 
 
+class _FastPath:
+    """torch's switch for its fused encoder: off while anybody needs it to be, then as it was."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.users = 0
+        self.was_on = True
+
+    def hold_off(self) -> None:
+        with self.lock:
+            if self.users == 0:
+                self.was_on = torch.backends.mha.get_fastpath_enabled()
+                torch.backends.mha.set_fastpath_enabled(False)
+            self.users += 1
+
+    def let_go(self) -> None:
+        with self.lock:
+            self.users -= 1
+            if self.users == 0:
+                torch.backends.mha.set_fastpath_enabled(self.was_on)
+
+
+_fast_path = _FastPath()
+
+
 @contextlib.contextmanager
 def plain_attention() -> Iterator[None]:
     """Switch torch's fused encoder off: it reads the weights of layers that are packed now.
 
-    A trace never takes it, so this also keeps a loaded model equal to the one that was saved.
+    A trace never takes it, so this also keeps a loaded model equal to the one that was saved. The
+    switch is the process's: it is off until the last of several threads has left.
     """
-    was_on = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
+    _fast_path.hold_off()
     try:
         yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(was_on)
+        _fast_path.let_go()
