@@ -10,6 +10,7 @@ from torch import nn
 
 from sparsewright.errors import KernelError
 from sparsewright.measure import dense, environment, timing
+from sparsewright.measure.chain import chain
 
 
 def test_percentiles_by_hand():
@@ -108,11 +109,11 @@ def test_numpy_refuses_what_is_not_a_chain(mlp):
             return x + self.fc(x)
 
     x = torch.randn(2, 8)
-    assert "not that of the last module" in dense._chain(Residual(), x)
+    assert "not that of the last module" in chain(Residual(), x)
     hidden = nn.Sequential(Residual(), nn.Linear(8, 2))
-    assert "does not follow" in dense._chain(hidden, x)
-    assert "is a Conv2d" in dense._chain(nn.Sequential(nn.Conv2d(1, 1, 1)), torch.ones(1, 1, 2, 2))
-    assert len(dense._chain(mlp, torch.randn(2, 1, 8, 8))) == 3
+    assert "does not follow" in chain(hidden, x)
+    assert "is a Conv2d" in chain(nn.Sequential(nn.Conv2d(1, 1, 1)), torch.ones(1, 1, 2, 2))
+    assert len(chain(mlp, torch.randn(2, 1, 8, 8))) == 3
 
 
 def test_a_way_that_disagrees_with_eager_raises(mlp, monkeypatch):
@@ -146,6 +147,6 @@ def test_the_model_is_not_changed():
 
 def test_exports_make_no_noise(mlp, capfd):
     pytest.importorskip("onnxscript", reason="the ONNX way needs it")
-    dense._export_onnx(mlp, torch.randn(3, 1, 8, 8))
+    dense.export_onnx(mlp, torch.randn(3, 1, 8, 8))
     out, err = capfd.readouterr()
     assert out + err == ""

@@ -1,0 +1,187 @@
+"""A run of the bench: cells one after another, printed as they come, kept in one JSON file.
+
+Figures of peers that may not be published are printed and left out of the file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..kernels import kernel_info
+from ..measure.environment import cores, environment
+from ..measure.peers import Case
+from ..measure.roofline import measure_roofline
+from .bench_cell import LAYER_TOLERANCE, ROUNDS, Candidate, measure_cell, peers
+from .bench_table import cell_lines, summary
+from .tables import show
+from .train import threads as using_threads
+
+FORMAT, VERSION = "sparsewright bench", 1
+PACKAGES = ("numpy", "onnxruntime", "openvino", "mkl", "scipy", "sparseprop")
+FLAGS = re.compile(r"avx|fma|amx|f16c|bmi2|vnni|bf16|asimd|sve")
+
+
+class Cell(Protocol):
+    """One thing to measure, whatever the threads."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def pattern(self) -> str: ...
+    @property
+    def sparsity(self) -> float: ...
+    @property
+    def batch(self) -> int: ...
+    def make(self) -> tuple[nn.Module, Tensor]:
+        """The sparse model in eval mode, and its example."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure. seconds: of timing for each cell, at least. threads: 0 means all cores."""
+
+    threads: Sequence[int] = (1, 0)
+    seconds: float = 0.0
+    rounds: int = ROUNDS
+    peers: Sequence[str] | None = None
+    only: Sequence[str] = ()
+    compiled: bool = False
+    deepsparse: str | None = None
+    tolerance: float = LAYER_TOLERANCE
+    plan_seconds: float = 0.1  # that `deploy` may take for each layer
+
+    def __post_init__(self) -> None:
+        if self.seconds < 0 or self.rounds < 1:
+            raise ConfigError(
+                f"needs seconds >= 0 and rounds >= 1; got {self.seconds} and {self.rounds}"
+            )
+        for count in self.threads:
+            if not 0 <= count <= cores():
+                raise ConfigError(f"threads must be in 1..{cores()} or all; got {count}")
+
+
+def run_bench(
+    kind: str,
+    cells: Iterable[Cell],
+    ours: Callable[[Case, float], list[Candidate]],
+    settings: Settings,
+    out: Path | None,
+) -> Path | None:
+    """Measure all cells, print them, and write OUT/KIND-CPU.json; returns its path."""
+    others = peers(settings.peers)
+    chosen = [cell for cell in cells if _wanted(cell, settings.only)]
+    if not chosen:
+        raise ConfigError(f"--only {' '.join(settings.only)} leaves no cell to measure")
+    about = {**machine(), "load_start": os.getloadavg()[0]}
+    found, roofs = [], []
+    for count in dict.fromkeys(count or cores() for count in settings.threads):
+        with using_threads(count):
+            roof = measure_roofline()
+            roofs.append(roof.to_dict())
+            for cell in chosen:
+                model, example = cell.make()
+                case = Case(
+                    model, example, compiled=settings.compiled, deepsparse=settings.deepsparse
+                )
+                result = {
+                    "workload": cell.name,
+                    "pattern": cell.pattern,
+                    "sparsity": cell.sparsity,
+                    **measure_cell(
+                        case,
+                        [*ours(case, settings.plan_seconds), *others],
+                        roof,
+                        tolerance=settings.tolerance,
+                        seconds=settings.seconds,
+                        rounds=settings.rounds,
+                    ),
+                }
+                found.append(result)
+                print("\n".join(cell_lines(result)), flush=True)
+    about["load_end"] = os.getloadavg()[0]
+    show(summary(found))
+    data = {
+        "format": FORMAT,
+        "version": VERSION,
+        "kind": kind,
+        "command": " ".join(["sparsewright", *sys.argv[1:]]),
+        "environment": about,
+        "roofline": roofs,
+        "cells": found,
+    }
+    return None if out is None else write(data, out)
+
+
+def _wanted(cell: Cell, only: Sequence[str]) -> bool:
+    name = f"{cell.name} batch {cell.batch}"
+    return not only or any(part in name for part in only)
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on, as JSON takes it."""
+    return {
+        **environment(),
+        "cpu_flags": cpu_flags(),
+        "kernels_isa": kernel_info().isa,
+        "versions": {name: _version(name) for name in PACKAGES},
+    }
+
+
+def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
+    """The processor's flags that numeric kernels care about, where Linux tells them."""
+    if not cpuinfo.is_file():
+        return []
+    found = re.search(r"^(?:flags|Features)\s*:(.*)$", cpuinfo.read_text(), re.MULTILINE)
+    return sorted(flag for flag in (found[1].split() if found else []) if FLAGS.search(flag))
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def publishable(data: dict[str, Any]) -> dict[str, Any]:
+    """The same without the rows whose figures may only be printed."""
+    kept = [
+        {**cell, "rows": [row for row in cell["rows"] if not row.get("printed_only")]}
+        for cell in data["cells"]
+    ]
+    return {**data, "cells": kept}
+
+
+def write(data: dict[str, Any], folder: Path) -> Path:
+    """Put what may be published into FOLDER/KIND-CPU.json, beside first and then renamed."""
+    cpu = re.sub(r"[^a-z0-9]+", "-", str(data["environment"]["cpu"]).lower()).strip("-")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{data['kind']}-{cpu}.json"
+    draft = path.with_suffix(".tmp")
+    text = json.dumps(publishable(data), indent=1, allow_nan=False)
+    draft.write_text(text + "\n", encoding="utf-8")
+    os.replace(draft, path)
+    return path
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A file of the bench; ConfigError, naming the file, if it is none."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read as JSON: {error}") from None
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise ConfigError(f"{path}: must be a file of `sparsewright bench`")
+    if data.get("version") != VERSION:
+        raise ConfigError(f"{path}: must have version {VERSION}; got {data.get('version')!r}")
+    return data
