@@ -73,16 +73,23 @@ def measure_cell(
             if not candidate.published:
                 row["printed_only"] = True
             rows[candidate.name] = row
-            built = candidate.build(case)
-            if isinstance(built, str):
-                row["refused"] = built
+            try:
+                built = candidate.build(case)
+                if isinstance(built, str):
+                    row["refused"] = built
+                    continue
+                ready[candidate.name] = built
+                row.update({"note": built.note} if built.note else {})
+                error = _error(built.output(), case.expected)
+            except Exception as broken:  # another library's: one of them must not end the run
+                row["failed"] = f"{type(broken).__name__}: {(str(broken).splitlines() or [''])[0]}"
                 continue
-            ready[candidate.name] = built
-            row.update({"note": built.note} if built.note else {})
-            row["error"] = error = _error(built.output(), case.expected)
-            if not error <= tolerance:
-                row["wrong"] = f"its output is off by {error:.3g} of the largest"
-        right = {name: r.run for name, r in ready.items() if "wrong" not in rows[name]}
+            if error <= tolerance:
+                row["error"] = error
+            else:
+                off = f"off by {error:.3g} of the largest, where {tolerance:g} is allowed"
+                row["failed"] = f"wrong output: {off}"
+        right = {name: r.run for name, r in ready.items() if "failed" not in rows[name]}
         with torch.inference_mode():
             times = interleave(right, seconds=seconds, min_rounds=rounds, hopeless=HOPELESS)
     finally:
@@ -93,7 +100,10 @@ def measure_cell(
     floor = roofline.floor(size, flop)
     for name, time in times.items():
         rows[name].update({f"{k}_ms": 1e3 * getattr(time, k) for k in ("median", "low", "high")})
-        rows[name].update({"rounds": time.rounds, "of_floor": floor / time.median})
+        rate = case.example.shape[0] / time.median
+        rows[name].update(
+            {"rounds": time.rounds, "of_floor": floor / time.median, "per_second": rate}
+        )
     found = sorted(rows.values(), key=lambda row: row.get("median_ms", math.inf))
     return {
         "threads": case.threads,

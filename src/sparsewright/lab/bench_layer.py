@@ -10,6 +10,7 @@ import functools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -75,6 +76,7 @@ class LayerCell:
     pattern: str
     sparsity: float
     batch: int
+    unit: ClassVar[str] = "rows"
 
     @property
     def name(self) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -43,6 +42,10 @@ class Cell(Protocol):
     def sparsity(self) -> float: ...
     @property
     def batch(self) -> int: ...
+    @property
+    def unit(self) -> str:
+        """What one example of a batch is, for rates: "rows", "images", "tokens"."""
+
     def make(self) -> tuple[nn.Module, Tensor]:
         """The sparse model in eval mode, and its example."""
 
@@ -60,6 +63,7 @@ class Settings:
     deepsparse: str | None = None
     tolerance: float = LAYER_TOLERANCE
     plan_seconds: float = 0.1  # that `deploy` may take for each layer
+    command: str = ""  # what repeats the run
 
     def __post_init__(self) -> None:
         if self.seconds < 0 or self.rounds < 1:
@@ -98,6 +102,7 @@ def run_bench(
                     "workload": cell.name,
                     "pattern": cell.pattern,
                     "sparsity": cell.sparsity,
+                    "unit": cell.unit,
                     **measure_cell(
                         case,
                         [*ours(case, settings.plan_seconds), *others],
@@ -115,7 +120,7 @@ def run_bench(
         "format": FORMAT,
         "version": VERSION,
         "kind": kind,
-        "command": " ".join(["sparsewright", *sys.argv[1:]]),
+        "command": settings.command,
         "environment": about,
         "roofline": roofs,
         "cells": found,
@@ -174,14 +179,24 @@ def write(data: dict[str, Any], folder: Path) -> Path:
     return path
 
 
+def is_bench(path: Path) -> bool:
+    """Whether a JSON file says that it is of the bench; ConfigError if it is no JSON."""
+    data = _parsed(path)
+    return isinstance(data, dict) and data.get("format") == FORMAT
+
+
 def read(path: Path) -> dict[str, Any]:
     """A file of the bench; ConfigError, naming the file, if it is none."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read as JSON: {error}") from None
+    data = _parsed(path)
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise ConfigError(f"{path}: must be a file of `sparsewright bench`")
     if data.get("version") != VERSION:
         raise ConfigError(f"{path}: must have version {VERSION}; got {data.get('version')!r}")
     return data
+
+
+def _parsed(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read as JSON: {error}") from None

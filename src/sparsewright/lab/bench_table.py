@@ -16,7 +16,11 @@ def cell_lines(cell: Mapping[str, Any]) -> list[str]:
         f"{title(cell)}: at least {1e3 * cell['floor_ms']:.1f} us "
         f"({cell['bytes']:,} bytes, {cell['flop'] / 1e6:,.1f} Mflop)"
     ]
-    lines += [f"  {row['name']:25} {_row(row)}" for row in cell["rows"] if "refused" not in row]
+    lines += [
+        f"  {row['name']:25} {_row(row, cell['unit'])}"
+        for row in cell["rows"]
+        if "refused" not in row
+    ]
     refused: dict[str, list[str]] = {}
     for row in cell["rows"]:
         if "refused" in row:
@@ -25,14 +29,14 @@ def cell_lines(cell: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _row(row: Mapping[str, Any]) -> str:
-    if "wrong" in row:
-        return f"WRONG: {row['wrong']}"
+def _row(row: Mapping[str, Any], unit: str) -> str:
+    if "failed" in row:
+        return f"FAILED: {row['failed']}"
     low, median, high = (1e3 * row[f"{k}_ms"] for k in ("low", "median", "high"))
     note = f"  ({row['note']})" if "note" in row else ""
     return (
-        f"{median:10.1f} us [{low:.1f} - {high:.1f}], {row['of_floor']:4.0%} of the floor's speed, "
-        f"error {row['error']:.1e}{note}"
+        f"{median:10.1f} us [{low:.1f} - {high:.1f}], {row['per_second']:,.0f} {unit}/s, "
+        f"{row['of_floor']:.0%} of the floor's speed, error {row['error']:.1e}{note}"
     )
 
 
