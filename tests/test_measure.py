@@ -45,6 +45,35 @@ def test_repeats_make_a_sample_longer_than_the_clock_needs(monkeypatch):
     assert timing._repeats(call) * 1e-6 >= timing.SAMPLE
 
 
+def test_a_call_with_its_own_clock_is_timed_by_it(monkeypatch):
+    monkeypatch.setattr(timing, "PAUSE", 0)
+
+    class Elsewhere:
+        asked = 0
+
+        def __call__(self):
+            pass
+
+        def seconds(self, repeats):
+            self.asked += repeats
+            return 0.25 * repeats
+
+    elsewhere = Elsewhere()
+    times = timing.interleave({"there": elsewhere}, seconds=0, min_rounds=2)
+    assert times["there"] == timing.Timing(0.25, 0.25, 0.25, 2)
+    assert elsewhere.asked == 5  # once to find the repeats, then a warm and a timed call per round
+
+
+def test_hopeless_candidates_are_timed_for_some_rounds_only(monkeypatch):
+    monkeypatch.setattr(timing, "_repeats", lambda call: 1)
+    monkeypatch.setattr(timing, "_sample", lambda call, repeats: call())
+    calls = {"fast": lambda: 1.0, "near": lambda: 4.0, "far": lambda: 4.1}
+    times = timing.interleave(calls, seconds=0, min_rounds=6, hopeless=4.0)
+    assert {name: t.rounds for name, t in times.items()} == {"fast": 6, "near": 6, "far": 3}
+    times = timing.interleave(calls, seconds=0, min_rounds=6)
+    assert {t.rounds for t in times.values()} == {6}
+
+
 def test_no_candidates_and_wrong_settings():
     assert timing.interleave({}, seconds=0) == {}
     with pytest.raises(ValueError, match="min_rounds >= 1; got 1 and 0"):

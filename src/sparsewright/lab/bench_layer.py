@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import nn
 
+from ..core import find_weights
 from ..deploy import deploy
 from ..errors import ConfigError
 from ..kernels import KERNELS
@@ -82,6 +83,10 @@ class LayerCell:
     def name(self) -> str:
         return str(self.shape)
 
+    def misfit(self) -> str | None:
+        with torch.device("meta"):
+            return misfit(self.shape.layer(), self.pattern)
+
     def make(self) -> tuple[nn.Module, torch.Tensor]:
         """The layer with random weights, the zeros at random places, and an example."""
         torch.manual_seed(0)
@@ -90,14 +95,29 @@ class LayerCell:
         return layer, self.shape.example(self.batch)
 
 
+def misfit(
+    model: nn.Module, pattern: str, dense: Callable[[nn.Module], bool] = lambda module: False
+) -> str | None:
+    """Why a weight of the model that is to be sparse cannot hold the pattern, or None.
+
+    >>> misfit(nn.Linear(9, 8), "2:4")
+    'weight: pattern 2:4 needs in_features divisible by 4; got 9'
+    """
+    held = as_pattern(pattern)
+    for weight in find_weights(model):
+        reason = held.misfit(tuple(weight.parameter.shape))
+        if reason is not None and not dense(weight.module):
+            return f"{weight.name}: pattern {held} {reason}"
+    return None
+
+
 def layer_cells(
     shapes: Sequence[str] = SHAPES,
     patterns: Sequence[str] = ("unstructured",),
     sparsities: Sequence[float] = (0.9,),
     batches: Sequence[int] | None = None,
 ) -> Iterator[LayerCell]:
-    """All cells asked for; patterns that fix their own sparsity come once, those that a shape
-    cannot hold raise when the cell is made."""
+    """All cells asked for; patterns that fix their own sparsity come once."""
     for shape in [Shape.parse(text) for text in shapes]:
         for pattern in patterns:
             own = as_pattern(pattern).sparsity

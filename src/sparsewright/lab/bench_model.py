@@ -6,12 +6,13 @@ import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from ..measure.peers import Case
 from ..patterns import as_pattern
 from .bench_cell import OURS, Candidate
-from .bench_layer import deployed
+from .bench_layer import deployed, misfit
 from .bench_models import MODELS
 
 
@@ -27,6 +28,11 @@ class ModelCell:
     @property
     def unit(self) -> str:
         return MODELS[self.name].unit
+
+    def misfit(self) -> str | None:
+        model = MODELS[self.name]
+        with torch.device("meta"):
+            return misfit(model.build(1), self.pattern, model.dense)
 
     def make(self) -> tuple[nn.Module, Tensor]:
         return MODELS[self.name].make(self.batch, self.sparsity, self.pattern)

@@ -78,7 +78,7 @@ def page_text(runs: Sequence[Data], notes: Sequence[Note]) -> str:
 def _run_text(run: Data, notes: Sequence[Note]) -> str:
     about = run["environment"]
     heading = {"layer": "Layers", "model": "Models"}.get(run["kind"], run["kind"])
-    lines = [f"\n## {heading} on {about['cpu']}, {about['cores']} cores", "", *_machine_lines(run)]
+    lines = [f"\n## {heading} on {about['cpu']} ({about['kernels_isa']})", "", *_machine_lines(run)]
     for threads in dict.fromkeys(cell["threads"] for cell in run["cells"]):
         cells = [cell for cell in run["cells"] if cell["threads"] == threads]
         lines += ["", f"### {heading}, {threads} thread{'s' if threads > 1 else ''}", ""]
@@ -96,7 +96,7 @@ def _machine_lines(run: Data) -> list[str]:
         f"- Command: `{run['command']}`",
         f"- Commit: {about['commit'] or 'none'}; Python {about['python']}; {about['platform']}",
         "- Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()),
-        f"- Instruction sets: kernels {about['kernels_isa']}, torch {about['isa']}; "
+        f"- Cores: {about['cores']}; instruction set of torch: {about['isa']}; "
         f"load average {about['load_start']:.2f} at the start, {about['load_end']:.2f} at the end",
         *(_roof_line(roof) for roof in run["roofline"]),
     ]

@@ -20,7 +20,7 @@ from ..errors import ConfigError
 from ..kernels import kernel_info
 from ..measure.environment import cores, environment
 from ..measure.peers import Case
-from ..measure.roofline import measure_roofline
+from ..measure.roofline import Roofline, measure_roofline
 from .bench_cell import LAYER_TOLERANCE, ROUNDS, Candidate, measure_cell, peers
 from .bench_table import cell_lines, summary
 from .tables import show
@@ -45,6 +45,9 @@ class Cell(Protocol):
     @property
     def unit(self) -> str:
         """What one example of a batch is, for rates: "rows", "images", "tokens"."""
+
+    def misfit(self) -> str | None:
+        """Why its weights cannot hold its pattern, or None."""
 
     def make(self) -> tuple[nn.Module, Tensor]:
         """The sparse model in eval mode, and its example."""
@@ -82,50 +85,69 @@ def run_bench(
     settings: Settings,
     out: Path | None,
 ) -> Path | None:
-    """Measure all cells, print them, and write OUT/KIND-CPU.json; returns its path."""
+    """Measure all cells, print them, and write a JSON file into `out`; returns its path.
+
+    The file is written anew after every cell, so that a run that is stopped keeps what it has.
+    """
     others = peers(settings.peers)
-    chosen = [cell for cell in cells if _wanted(cell, settings.only)]
-    if not chosen:
-        raise ConfigError(f"--only {' '.join(settings.only)} leaves no cell to measure")
-    about = {**machine(), "load_start": os.getloadavg()[0]}
-    found, roofs = [], []
-    for count in dict.fromkeys(count or cores() for count in settings.threads):
-        with using_threads(count):
-            roof = measure_roofline()
-            roofs.append(roof.to_dict())
-            for cell in chosen:
-                model, example = cell.make()
-                case = Case(
-                    model, example, compiled=settings.compiled, deepsparse=settings.deepsparse
-                )
-                result = {
-                    "workload": cell.name,
-                    "pattern": cell.pattern,
-                    "sparsity": cell.sparsity,
-                    "unit": cell.unit,
-                    **measure_cell(
-                        case,
-                        [*ours(case, settings.plan_seconds), *others],
-                        roof,
-                        tolerance=settings.tolerance,
-                        seconds=settings.seconds,
-                        rounds=settings.rounds,
-                    ),
-                }
-                found.append(result)
-                print("\n".join(cell_lines(result)), flush=True)
-    about["load_end"] = os.getloadavg()[0]
-    show(summary(found))
-    data = {
+    chosen = _chosen(cells, settings.only)
+    data: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
         "kind": kind,
         "command": settings.command,
-        "environment": about,
-        "roofline": roofs,
-        "cells": found,
+        "environment": {**machine(), "load_start": os.getloadavg()[0]},
+        "roofline": [],
+        "cells": [],
     }
-    return None if out is None else write(data, out)
+    path = None
+    for count in dict.fromkeys(count or cores() for count in settings.threads):
+        with using_threads(count):
+            roof = measure_roofline()
+            data["roofline"].append(roof.to_dict())
+            for cell in chosen:
+                found = _measure(cell, ours, others, roof, settings)
+                print("\n".join(cell_lines(found)), flush=True)
+                data["cells"].append(found)
+                data["environment"]["load_end"] = os.getloadavg()[0]
+                path = None if out is None else write(data, out)
+    show(summary(data["cells"]))
+    return path
+
+
+def _chosen(cells: Iterable[Cell], only: Sequence[str]) -> list[Cell]:
+    """The cells asked for that can be made; the others are named with their reasons."""
+    wanted = [cell for cell in cells if _wanted(cell, only)]
+    if not wanted:
+        raise ConfigError(f"--only {' '.join(only)} leaves no cell to measure")
+    misfits = {cell: why for cell in wanted if (why := cell.misfit()) is not None}
+    for cell, why in misfits.items():
+        print(f"passed over: {cell.name}, {cell.pattern}, batch {cell.batch}: {why}")
+    fitting = [cell for cell in wanted if cell not in misfits]
+    if not fitting:
+        raise ConfigError(f"no cell holds its pattern: {next(iter(misfits.values()))}")
+    return fitting
+
+
+def _measure(
+    cell: Cell,
+    ours: Callable[[Case, float], list[Candidate]],
+    others: list[Candidate],
+    roof: Roofline,
+    settings: Settings,
+) -> dict[str, Any]:
+    model, example = cell.make()
+    case = Case(model, example, compiled=settings.compiled, deepsparse=settings.deepsparse)
+    measured = measure_cell(
+        case,
+        [*ours(case, settings.plan_seconds), *others],
+        roof,
+        tolerance=settings.tolerance,
+        seconds=settings.seconds,
+        rounds=settings.rounds,
+    )
+    names = ("pattern", "sparsity", "unit")
+    return {"workload": cell.name, **{k: getattr(cell, k) for k in names}, **measured}
 
 
 def _wanted(cell: Cell, only: Sequence[str]) -> bool:
@@ -168,10 +190,11 @@ def publishable(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def write(data: dict[str, Any], folder: Path) -> Path:
-    """Put what may be published into FOLDER/KIND-CPU.json, beside first and then renamed."""
-    cpu = re.sub(r"[^a-z0-9]+", "-", str(data["environment"]["cpu"]).lower()).strip("-")
+    """Put what may be published into FOLDER/KIND-CPU-ISA.json, beside first and then renamed."""
+    about = data["environment"]
+    name = f"{data['kind']}-{about['cpu']}-{about['kernels_isa']}".lower()
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{data['kind']}-{cpu}.json"
+    path = folder / (re.sub(r"[^a-z0-9]+", "-", name).strip("-") + ".json")
     draft = path.with_suffix(".tmp")
     text = json.dumps(publishable(data), indent=1, allow_nan=False)
     draft.write_text(text + "\n", encoding="utf-8")

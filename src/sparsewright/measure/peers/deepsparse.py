@@ -9,6 +9,7 @@ one run, and no pipe is on the clock.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import json
 import os
@@ -36,16 +37,17 @@ class Engine:
         self.log = Path(self.folder.name) / "log"
         # Its own words go into a file; no figure leaves the machine.
         environment = {**os.environ, "NM_DISABLE_ANALYTICS": "1"}
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                # -I: neither this folder nor the caller's environment is on its path
-                [python, "-I", str(worker_file.__file__)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                env=environment,
-            )
+        # -I: neither this folder nor the caller's environment is on its path
+        command = [python, "-I", str(worker_file.__file__)]
+        pipe = subprocess.PIPE
+        try:
+            with self.log.open("wb") as log:
+                self.process = subprocess.Popen(
+                    command, stdin=pipe, stdout=pipe, stderr=log, text=True, env=environment
+                )
+        except OSError:
+            self.folder.cleanup()
+            raise
         atexit.register(self.close)
 
     def ask(self, **words: Any) -> dict[str, Any]:
@@ -85,8 +87,9 @@ class Engine:
         return torch.from_numpy(np.load(path))
 
     def close(self) -> None:
-        if self.process.stdin is not None:
-            self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it may have ended long ago
+            if self.process.stdin is not None:
+                self.process.stdin.close()
         try:
             self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:

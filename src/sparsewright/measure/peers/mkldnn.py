@@ -18,11 +18,11 @@ def _build(case: Case) -> Ready | str:
         return "only for models with convolutions: 'onednn prepacked' serves the others"
     if not torch.backends.mkldnn.is_available():
         return "this torch was built without oneDNN"
-    from torch.fx.experimental.optimization import fuse
-    from torch.utils.mkldnn import to_mkldnn
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's words about its own internals
+        from torch.fx.experimental.optimization import fuse
+        from torch.utils.mkldnn import to_mkldnn
+
         model = to_mkldnn(fuse(nn.Sequential(copy.deepcopy(case.model))))
     x = case.example
 
