@@ -195,20 +195,20 @@ def _onnxruntime(model: nn.Module, example: Tensor) -> Run | str:
         import onnxscript  # noqa: F401
     except ImportError as error:
         return f"{error.name} is not installed (the extra 'bench' has it)"
-    return onnx_session(export_onnx(model, example), example)
+    session = onnx_session(export_onnx(model, example))
+    feed = {session.get_inputs()[0].name: example.numpy()}
+    return lambda: session.run(None, feed)[0]
 
 
-def onnx_session(data: bytes, example: Tensor) -> Run:
-    """A call that runs an ONNX model of one input in ONNX Runtime, with torch's threads."""
+def onnx_session(data: bytes) -> Any:
+    """ONNX Runtime's session for a model in ONNX's bytes, with torch's threads."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors only
-    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    feed = {session.get_inputs()[0].name: example.numpy()}
-    return lambda: session.run(None, feed)[0]
+    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
 
 def export_onnx(model: nn.Module, example: Tensor) -> bytes:

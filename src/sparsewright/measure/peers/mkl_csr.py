@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import weakref
 from importlib import metadata
 from typing import Any
 
@@ -83,7 +84,9 @@ def _product(library: Any, weight: Csr, x: Tensor, y: Tensor) -> Call:
         run = functools.partial(library.mkl_sparse_s_mm, *call)
     _ok(library.mkl_sparse_optimize(handle), "optimize")
     _ok(run(), "product")
-    return _Held(run, (weight, x, y))
+    held = _Held(run, (weight, x, y))
+    weakref.finalize(held, library.mkl_sparse_destroy, handle)  # MKL's own copy of the matrix
+    return held
 
 
 class _Held:
