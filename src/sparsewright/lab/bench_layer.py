@@ -28,6 +28,7 @@ from .bench_cell import OURS, Candidate
 
 SHAPES = ("512x512", "768x3072", "4096x4096", "128x128x3@28", "512x256x1@14")
 BATCHES = {nn.Linear: (1, 16, 64, 256), nn.Conv2d: (1, 16)}
+LINEAR = "linear"
 SHAPE = re.compile(r"(\d+)x(\d+)(?:x(\d+)@(\d+))?")
 
 
@@ -132,8 +133,8 @@ def candidates(case: Case, seconds: float) -> list[Candidate]:
         return [Candidate("sparsewright deploy", OURS, functools.partial(deployed, seconds))]
     return [
         Candidate(f"sparsewright {name}", OURS, functools.partial(_kernel, name))
-        for name in KERNELS.names()
-        if not is_dense(name)
+        for name, kernel in KERNELS.items()
+        if not is_dense(name) and getattr(kernel, "operation", LINEAR) == LINEAR
     ]
 
 
