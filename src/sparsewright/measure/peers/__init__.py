@@ -58,6 +58,12 @@ class Case:
         plain = chain_onnx(self.model, self.example)
         return old_onnx(self.model, self.example) if isinstance(plain, str) else plain
 
+    @functools.cached_property
+    def filters(self) -> tuple[bytes, Tensor] | None:
+        """A chain of Linear layers as 1x1 convolutions, and its example; None of other models."""
+        plain = chain_onnx(self.model, self.example, filters=True)
+        return None if isinstance(plain, str) else (plain, self.example[:, :, None, None])
+
 
 @dataclass(frozen=True)
 class Ready:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +14,15 @@ from ..chain import chain
 
 OPSET = 13  # of 2021: every library here reads it
 OLD_OPSET = 14
+NO_WORDS: dict[str, Any] = {}
 
 
-def chain_onnx(model: nn.Module, example: Tensor) -> bytes | str:
-    """The chain as ONNX's bytes, or why the model is none (or takes no matrix)."""
+def chain_onnx(model: nn.Module, example: Tensor, *, filters: bool = False) -> bytes | str:
+    """The chain as ONNX's bytes, or why the model is none (or takes no matrix).
+
+    filters: write the Linear layers as 1x1 convolutions of (batch, features, 1, 1) instead, which
+    some libraries serve faster.
+    """
     if example.dim() != 2:
         return f"takes a matrix; got an example of shape {tuple(example.shape)}"
     steps = chain(model, example)
@@ -26,20 +32,23 @@ def chain_onnx(model: nn.Module, example: Tensor) -> bytes | str:
 
     nodes, weights, last = [], [], "x"
     width = example.shape[1]
+    ones = (1, 1) if filters else ()
     for number, step in enumerate(steps):
         made = f"y{number}"
         if isinstance(step, nn.Linear):
-            inputs = [last, f"w{number}"]
-            weights.append(numpy_helper.from_array(step.weight.detach().numpy(), f"w{number}"))
+            tensors = {"w": step.weight.detach().reshape(*step.weight.shape, *ones)}
             if step.bias is not None:
-                inputs.append(f"b{number}")
-                weights.append(numpy_helper.from_array(step.bias.detach().numpy(), f"b{number}"))
-            nodes.append(helper.make_node("Gemm", inputs, [made], transB=1))
+                tensors["b"] = step.bias.detach()
+            inputs = [f"{key}{number}" for key in tensors]
+            named = zip(inputs, tensors.values(), strict=True)
+            weights += [numpy_helper.from_array(t.numpy(), name) for name, t in named]
+            op, how = ("Conv", NO_WORDS) if filters else ("Gemm", {"transB": 1})
+            nodes.append(helper.make_node(op, [last, *inputs], [made], **how))
             width = step.out_features
         else:
             nodes.append(helper.make_node("Relu", [last], [made]))
         last = made
-    shapes = {"x": list(example.shape), last: [example.shape[0], width]}
+    shapes = {"x": (*example.shape, *ones), last: (example.shape[0], width, *ones)}
     x, y = (helper.make_tensor_value_info(k, TensorProto.FLOAT, v) for k, v in shapes.items())
     graph = helper.make_graph(nodes, "chain", [x], [y], weights)
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
