@@ -82,6 +82,8 @@ def test_a_run_is_printed_and_reads_back(
     assert "secret" not in path.read_text()
     assert "refused: torch CSR: only chains of Linear and ReLU" in shown
     assert "x dense" in shown
+    assert shown.startswith(data["environment"]["cpu"])
+    assert "Limits, 1 thread (by hand): 1 GFLOPS; GB/s of reading a block of 1 KiB 1," in shown
 
 
 def _cpu(data: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from ..errors import ConfigError
 from .bench_cell import DENSE, OURS, PEER, best
 from .bench_run import is_bench, read
-from .bench_table import times, title, zeros
+from .bench_table import roof_line, times, title, zeros
 
 NOTES_SUFFIX = "-notes.json"
 UNEXPLAINED = "not yet explained"
@@ -98,25 +98,8 @@ def _machine_lines(run: Data) -> list[str]:
         "- Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()),
         f"- Cores: {about['cores']}; instruction set of torch: {about['isa']}; "
         f"load average {about['load_start']:.2f} at the start, {about['load_end']:.2f} at the end",
-        *(_roof_line(roof) for roof in run["roofline"]),
+        *(f"- {roof_line(roof)}" for roof in run["roofline"]),
     ]
-
-
-def _roof_line(roof: Data) -> str:
-    reads = ", ".join(f"{_size(size)} {rate / 1e9:.0f}" for size, rate in roof["reads"])
-    threads = f"{roof['threads']} thread{'s' if roof['threads'] > 1 else ''}"
-    return (
-        f"- Limits, {threads} ({roof['how']}): {roof['flops'] / 1e9:.0f} GFLOPS; "
-        f"GB/s of reading a block of {reads}"
-    )
-
-
-def _size(size: int) -> str:
-    """
-    >>> _size(2**15), _size(2**23)
-    ('32 KiB', '8 MiB')
-    """
-    return f"{size / 2**20:g} MiB" if size >= 2**20 else f"{size / 2**10:g} KiB"
 
 
 def _row(cells: Iterable[str]) -> str:

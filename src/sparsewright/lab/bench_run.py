@@ -22,7 +22,7 @@ from ..measure.environment import cores, environment
 from ..measure.peers import Case
 from ..measure.roofline import Roofline, measure_roofline
 from .bench_cell import LAYER_TOLERANCE, ROUNDS, Candidate, measure_cell, peers
-from .bench_table import cell_lines, summary
+from .bench_table import cell_lines, machine_line, roof_line, summary
 from .tables import show
 from .train import threads as using_threads
 
@@ -100,11 +100,13 @@ def run_bench(
         "roofline": [],
         "cells": [],
     }
+    print(machine_line(data["environment"]))
     path = None
     for count in dict.fromkeys(count or cores() for count in settings.threads):
         with using_threads(count):
             roof = measure_roofline()
             data["roofline"].append(roof.to_dict())
+            print(roof_line(data["roofline"][-1]), flush=True)
             for cell in chosen:
                 found = _measure(cell, ours, others, roof, settings)
                 print("\n".join(cell_lines(found)), flush=True)

@@ -10,6 +10,33 @@ from rich.table import Table as Printed
 from .bench_cell import DENSE, OURS, PEER, best
 
 
+def machine_line(about: Mapping[str, Any]) -> str:
+    """What the figures are measured on."""
+    return (
+        f"{about['cpu']}, {about['cores']} cores, kernels {about['kernels_isa']}, "
+        f"torch {about['torch']}, sparsewright {about['sparsewright']} "
+        f"({(about['commit'] or 'no commit')[:12]}), load average {about['load_start']:.2f}"
+    )
+
+
+def roof_line(roof: Mapping[str, Any]) -> str:
+    """What the machine reaches with so many threads."""
+    reads = ", ".join(f"{_size(size)} {rate / 1e9:.0f}" for size, rate in roof["reads"])
+    threads = f"{roof['threads']} thread{'s' if roof['threads'] > 1 else ''}"
+    return (
+        f"Limits, {threads} ({roof['how']}): {roof['flops'] / 1e9:.0f} GFLOPS; "
+        f"GB/s of reading a block of {reads}"
+    )
+
+
+def _size(size: int) -> str:
+    """
+    >>> _size(2**15), _size(2**23)
+    ('32 KiB', '8 MiB')
+    """
+    return f"{size / 2**20:g} MiB" if size >= 2**20 else f"{size / 2**10:g} KiB"
+
+
 def cell_lines(cell: Mapping[str, Any]) -> list[str]:
     """A cell and all its rows: median, 10th and 90th percentile, error; or why there is none."""
     lines = [
