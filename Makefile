@@ -64,10 +64,11 @@ pytest: setup
 	@$(PY) -m coverage report
 	@tail -n 1 build/pytest.log
 
-bench: setup  ## run every benchmark; each prints its machine, threads and baselines
-	@for script in $$(ls benchmarks/*.py 2>/dev/null); do \
-	  printf '\033[1m==> %s\033[0m\n' "$$script"; $(PY) "$$script"; \
-	done
+bench: setup  ## measure layers and models against every peer; ARGS="--threads 1" narrows it
+	$(STEP) "sparsewright bench layer"
+	@$(PY) -m sparsewright bench layer --batch 1 64 --out build/bench $(ARGS)
+	$(STEP) "sparsewright bench model"
+	@$(PY) -m sparsewright bench model --batch 1 --out build/bench $(ARGS)
 
 format: setup  ## put the Python and C++ code into the project's format
 	@$(PY) -m ruff check --fix --quiet .
