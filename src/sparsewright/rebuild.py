@@ -8,8 +8,11 @@ README.md, section "The artifact format", states the rules.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,11 +52,26 @@ def build(
     tensors: the file's, by name. own: checks the call of one of sparsewright's operations.
     prepacked: name of a dense weight that oneDNN reorders -> rows of the input it is to expect.
     """
-    with FakeTensorMode() as mode:
+    with _unlogged(), FakeTensorMode() as mode:
         fakes = {name: mode.from_tensor(t) for name, t in tensors.items()}
         reader = _Reader(fakes, own, prepacked)
         reader.read(document)
     return reader.module(tensors)
+
+
+@contextlib.contextmanager
+def _unlogged() -> Iterator[None]:
+    """torch logs a stack trace of what fails on trial; here it is an ArtifactError already."""
+    own, logger = threading.get_ident(), logging.getLogger("torch._subclasses.fake_tensor")
+
+    def elsewhere(record: logging.LogRecord) -> bool:
+        return record.thread != own
+
+    logger.addFilter(elsewhere)
+    try:
+        yield
+    finally:
+        logger.removeFilter(elsewhere)
 
 
 def field(document: Any, key: str, kind: type | tuple[type, ...], place: str) -> Any:
@@ -105,7 +123,12 @@ class _Reader:
         for module, (weight, bias) in self.linears.items():
             rows = self.prepacked[weight]
             held = None if bias is None else tensors[bias]
-            root.add_module(module, PrepackedLinear(tensors[weight], held, rows))
+            try:
+                root.add_module(module, PrepackedLinear(tensors[weight], held, rows))
+            except RuntimeError as error:  # oneDNN has limits of its own on what a file may claim
+                raise ArtifactError(
+                    f"tensor {weight[:MAX_TEXT]!r}: oneDNN cannot reorder it for {rows} rows"
+                ) from error
         return fx.GraphModule(root, self.graph).eval()
 
     def _name(self, name: str, place: str, node: fx.Node) -> None:
