@@ -51,6 +51,12 @@ def kernel(request: pytest.FixtureRequest) -> Kernel:
     return found
 
 
+def test_the_library_that_is_named_is_the_one_that_is_tested() -> None:
+    """Else a build that does not load would leave every case to the reference, unnoticed."""
+    info = kernel_info()
+    assert info.library == os.environ.get("SPARSEWRIGHT_LIBRARY", info.library), info.why_not
+
+
 def random_weight(out: int, width: int, density: float) -> Tensor:
     return torch.randn(out, width) * (torch.rand(out, width) < density)
 
