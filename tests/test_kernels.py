@@ -136,14 +136,14 @@ def test_rows_of_very_different_lengths(kernel: Kernel) -> None:
     chunk=st.integers(1, 40),
     seed=st.integers(0, 999),
 )
-def test_equals_the_specification_anywhere(
+def test_equals_the_specification_with_any_chunk(
     out: int, width: int, batch: int, density: float, chunk: int, seed: int
 ) -> None:
     torch.manual_seed(seed)
     weight, x, bias = random_weight(out, width, density), torch.randn(batch, width), None
     forms = {"csr": pack("csr", weight), "nm": NMLanes().pack(weight, chunk)}
     for name in SPARSE:
-        if KERNELS[name].refuses() is None:
+        if KERNELS[name].layout in forms and KERNELS[name].refuses() is None:
             check(KERNELS[name], forms[KERNELS[name].layout], weight, x, bias)
 
 
