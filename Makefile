@@ -35,7 +35,7 @@ export LIST_REQUIREMENTS
 # Without AVX-512 in this CPU its kernels are sanitized as SIMDe emulates them (libsimde-dev).
 SANITIZED := build/sanitize
 EMULATE := $(if $(wildcard /usr/include/simde/x86/avx512.h),$(shell grep -q avx512dq /proc/cpuinfo || echo ON))
-CHECKED := tests/test_kernels.py tests/test_layouts.py tests/test_packed_linear.py tests/test_fuzz.py
+CHECKED := $(addprefix tests/test_,$(addsuffix .py,kernels kernels_anywhere layouts packed_linear threads fuzz))
 
 .PHONY: help setup demo test lint types pytest sanitize fuzz bench format clean
 
@@ -77,7 +77,7 @@ sanitize: setup  ## run the kernels' tests under AddressSanitizer and UBSan
 	  -DPython_EXECUTABLE="$(CURDIR)/$(PY)" -DCMAKE_CXX_COMPILER=$(CXX) \
 	  -DSPARSEWRIGHT_SANITIZE=ON -DSPARSEWRIGHT_EMULATE_AVX512=$(or $(EMULATE),OFF) > /dev/null
 	@.venv/bin/cmake --build $(SANITIZED) -- --quiet
-	$(STEP) "pytest: kernels, layouts, packed layers and damaged artifacts, under the sanitizers"
+	$(STEP) "pytest: kernels, layouts, packed layers, threads and damaged artifacts, under the sanitizers"
 	@LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0:halt_on_error=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
 	  SPARSEWRIGHT_LIBRARY="$(CURDIR)/$(SANITIZED)/csrc/sparsewright_kernels.so" \
