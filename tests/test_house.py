@@ -158,6 +158,7 @@ FLOORS = {
             "rebuild",
             "declared",
             "program",
+            "pooling",
         ),
         4,
     ),
