@@ -32,7 +32,12 @@ print("\n".join(w for w in wanted if not w.startswith("sparsewright")))
 endef
 export LIST_REQUIREMENTS
 
-.PHONY: help setup demo test lint types pytest bench format clean
+# Without AVX-512 in this CPU its kernels are sanitized as SIMDe emulates them (libsimde-dev).
+SANITIZED := build/sanitize
+EMULATE := $(if $(wildcard /usr/include/simde/x86/avx512.h),$(shell grep -q avx512dq /proc/cpuinfo || echo ON))
+CHECKED := $(addprefix tests/test_,$(addsuffix .py,kernels kernels_anywhere layouts packed_linear threads kernel_threads conv fuzz))
+
+.PHONY: help setup demo test lint types pytest sanitize fuzz bench format clean
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -64,10 +69,28 @@ pytest: setup
 	@$(PY) -m coverage report
 	@tail -n 1 build/pytest.log
 
-bench: setup  ## run every benchmark; each prints its machine, threads and baselines
-	@for script in $$(ls benchmarks/*.py 2>/dev/null); do \
-	  printf '\033[1m==> %s\033[0m\n' "$$script"; $(PY) "$$script"; \
-	done
+# Python itself is not sanitized, so the runtime is loaded before it; libstdc++ too, or it would
+# not find what throws. Python leaks by design. Needs GCC; pytest stops at the first finding.
+sanitize: setup  ## run the kernels' tests under AddressSanitizer and UBSan
+	$(STEP) "compiling the kernels with sanitizers into $(SANITIZED)$(if $(EMULATE),, AVX-512 emulated)"
+	@.venv/bin/cmake -S . -B $(SANITIZED) -G Ninja -DCMAKE_MAKE_PROGRAM="$(CURDIR)/.venv/bin/ninja" \
+	  -DPython_EXECUTABLE="$(CURDIR)/$(PY)" -DCMAKE_CXX_COMPILER=$(CXX) \
+	  -DSPARSEWRIGHT_SANITIZE=ON -DSPARSEWRIGHT_EMULATE_AVX512=$(or $(EMULATE),OFF) > /dev/null
+	@.venv/bin/cmake --build $(SANITIZED) -- --quiet
+	$(STEP) "pytest: kernels, layouts, packed layers, threads and damaged artifacts, under the sanitizers"
+	@LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	  ASAN_OPTIONS=detect_leaks=0:halt_on_error=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
+	  SPARSEWRIGHT_LIBRARY="$(CURDIR)/$(SANITIZED)/csrc/sparsewright_kernels.so" \
+	  $(PY) -m pytest -q -p no:cacheprovider --capture=sys $(CHECKED) $(ARGS)
+
+fuzz: setup  ## load random damaged and forged artifacts for a minute (ARGS="--seconds 600 --seed 1")
+	@$(PY) tests/fuzz_artifact.py $(ARGS)
+
+bench: setup  ## measure layers and models against every peer; ARGS="--threads 1" narrows it
+	$(STEP) "sparsewright bench layer"
+	@$(PY) -m sparsewright bench layer --batch 1 64 --out build/bench $(ARGS)
+	$(STEP) "sparsewright bench model"
+	@$(PY) -m sparsewright bench model --batch 1 --out build/bench $(ARGS)
 
 format: setup  ## put the Python and C++ code into the project's format
 	@$(PY) -m ruff check --fix --quiet .

@@ -60,6 +60,7 @@ STABLE_TORCH_LIBRARY(sparsewright, m) {
       "int in_features, int out_features, int activation, int isa) -> Tensor");
   m.def("isa_missing(int isa) -> int");
   m.def("best_isa() -> int");
+  m.def("pool_bytes() -> int");
 }
 STABLE_TORCH_LIBRARY_IMPL(sparsewright, CPU, m) {
   m.impl("csr_linear", TORCH_BOX(&sparsewright::csr_linear));
@@ -72,4 +73,5 @@ STABLE_TORCH_LIBRARY_IMPL(sparsewright, CPU, m) {
 STABLE_TORCH_LIBRARY_IMPL(sparsewright, CompositeExplicitAutograd, m) {
   m.impl("isa_missing", TORCH_BOX(&sparsewright::isa_missing));
   m.impl("best_isa", TORCH_BOX(&sparsewright::best_isa));
+  m.impl("pool_bytes", TORCH_BOX(&sparsewright::pool_bytes));
 }

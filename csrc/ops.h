@@ -18,6 +18,7 @@
 
 #include "cpu.h"
 #include "kernels.h"
+#include "pool.h"
 
 // The error that torch raises as RuntimeError in Python, with a message for its user alone.
 #define SW_CHECK(condition, ...) \
@@ -92,11 +93,14 @@ inline constexpr size_t kMaxDims = 64;  // as many as a tensor of torch has
 // name and box every argument at every call: several times the cost of the allocation.
 inline Tensor new_output(const int64_t* shape, size_t dims) {
   int64_t strides[kMaxDims];
-  int64_t stride = 1;
+  int64_t stride = 1, floats = 1;
   for (size_t i = dims; i-- > 0;) {
     strides[i] = stride;
     stride *= std::max<int64_t>(shape[i], 1);
+    floats *= shape[i];
   }
+  if (AtenTensorHandle pooled = pooled_output(shape, strides, static_cast<int64_t>(dims), floats))
+    return Tensor(pooled);
   AtenTensorHandle made = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(dims), shape, strides,
                                                          aoti_torch_dtype_float32(),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 torch.set_num_threads(2)
 
+# Plans that tests measure, in no time at all, are not for this machine's other runs; nor are those
+# of one test for the next.
+CACHE = tempfile.TemporaryDirectory(prefix="sparsewright-tests-")
+os.environ["SPARSEWRIGHT_CACHE"] = CACHE.name
+NUMBERS = itertools.count()
+
 # No deadline: a slow machine is not a failure. In CI the same examples come every time.
 settings.register_profile(
     "local", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
@@ -24,8 +32,9 @@ settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
 @pytest.fixture(autouse=True)
-def _seeds() -> None:
-    """Every test starts from the same random state, in whatever order they run."""
+def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test starts from the same random state and an empty cache, in whatever order."""
+    monkeypatch.setenv("SPARSEWRIGHT_CACHE", f"{CACHE.name}/{next(NUMBERS)}")
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 - libraries under test draw from the global state
     torch.manual_seed(0)

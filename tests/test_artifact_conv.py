@@ -19,17 +19,18 @@ from sparsewright.nn import PrepackedConv2d
 
 pytestmark = pytest.mark.filterwarnings("ignore:sparsewright runs without its compiled kernels")
 
-CSR = "csr.conv2d.reference"  # has groups
+CSR = "csr.conv2d.reference"
+CSB = "csb.conv2d.portable" if kernel_info().native else "csb.conv2d.reference"
 
 
 class Net(nn.Module):
     """Convolutions with a stride, groups and a residual, one over signals, and a head."""
 
-    def __init__(self):
+    def __init__(self, groups=2):
         super().__init__()
         self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(8)
-        self.body = nn.Conv2d(8, 8, 3, padding="same", groups=2)
+        self.body = nn.Conv2d(8, 8, 3, padding="same", groups=groups)
         self.signal = nn.Conv1d(8, 6, 3, padding=1, dilation=1)
         self.head = nn.Linear(6, 4)
         self.norm.running_mean.uniform_(-0.1, 0.1)
@@ -43,6 +44,7 @@ class Net(nn.Module):
 LINEAR = "csr.portable" if kernel_info().native else "csr.reference"
 CASES = {
     "sparse": [CSR, LINEAR],
+    "blocks": [CSB, LINEAR],
     "onednn": ["dense.conv2d.onednn", LINEAR],
     "channels last": ["dense.conv2d.channels_last", LINEAR],
     "plain": ["dense.conv2d.eager", LINEAR],
@@ -60,7 +62,7 @@ def saved(tmp_path_factory):
             pytest.skip(f"one of {CASES[name]} cannot serve here")
         if name not in made:
             torch.manual_seed(0)
-            model = Net().eval()
+            model = Net(1 if name == "blocks" else 2).eval()  # csb has no groups
             sw.prune(model, 0.8, allocate="uniform_all")
             fast = sw.deploy(model, torch.randn(2, *SHAPE), kernels=CASES[name], seconds=0)
             path = tmp_path_factory.mktemp("artifact") / "file"
@@ -120,7 +122,7 @@ NUMBERS = ("kernel_h", "kernel_w", "stride_h", "stride_w", "padding_h", "padding
 AT = {name: place for place, name in enumerate(NUMBERS, start=6)}
 
 HOSTILE = {
-    "no stride": ("stride_h", 0, r"stride_h must be in \[1, 32768\]; got 0"),
+    "no stride": ("stride_h", 0, r"stride_h must be in \[1, 4096\]; got 0"),
     "negative padding": ("padding_w", -1, "padding_w must be in"),
     "huge padding": ("padding_w", 2**40, "padding_w must be in"),
     "no dilation": ("dilation_h", 0, "dilation_h must be in"),
@@ -144,6 +146,27 @@ def test_hostile_numbers_are_refused(saved, name, tmp_path):
     place, value, message = HOSTILE[name]
     document, tensors = contents(saved("sparse")[1])
     body(document)["args"][AT[place]] = value
+    with pytest.raises(ArtifactError, match=message):
+        sw.load(forge(tmp_path / "file", document, tensors))
+
+
+BLOCKS = {
+    "another out": ("out_features", 7, "must be called with isa 0 and"),
+    "another chunk": ("chunk", 8, "must be called with isa 0 and"),
+    "another block": ("block", 2, "must be called with isa 0 and"),
+    "a chunk that is true": ("chunk", True, "must be called with isa 0 and"),
+    "groups": ("groups", 2, "csb has no convolution in groups"),
+    "no stride": ("stride_w", 0, "stride_w must be in"),
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_hostile_numbers_of_blocks_are_refused(saved, name, tmp_path):
+    key, value, message = BLOCKS[name]
+    document, tensors = contents(saved("blocks")[1])
+    call = next(n for n in document["graph"]["nodes"] if "csb_conv2d" in n["op"])
+    names = [a.name for a in torch.ops.sparsewright.csb_conv2d.default._schema.arguments]
+    call["args"][names.index(key)] = value
     with pytest.raises(ArtifactError, match=message):
         sw.load(forge(tmp_path / "file", document, tensors))
 

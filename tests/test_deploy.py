@@ -273,6 +273,23 @@ def test_a_model_that_magnifies_differences_is_refused():
         sw.deploy(Chaos(), torch.randn(4, 64), kernels=[CSR], seconds=0)
 
 
+def test_the_printed_plan_says_each_reason_once():
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3, stride=2), nn.Flatten(), nn.Linear(36, 32), nn.Linear(32, 8)
+    )
+    text = str(sw.deploy(model, torch.randn(1, 1, 8, 8), seconds=0).plan)
+    assert "4x1x3x3 stride 2" in text
+    assert "it is the specification" not in text
+    reasons = [line.partition(": ")[2] for line in text.splitlines() if line.startswith("not ")]
+    assert len(reasons) == len(set(reasons))
+    for line in text.splitlines():
+        if "has no AVX-512" in line:
+            assert "'2', '3'" in line
+    for column in ("time", "best dense", "speed-up"):
+        assert column in text
+    assert len([line for line in text.splitlines() if "dense" in line and " ms " in line]) == 3
+
+
 def test_patterns_are_read_from_the_zeros():
     model = nn.Linear(64, 8)
     assert pattern_of(model.weight) == "dense"

@@ -14,7 +14,7 @@ from sparsewright.program import MISS
 pytestmark = pytest.mark.filterwarnings("ignore:sparsewright runs without its compiled kernels")
 
 KIND = "portable" if kernel_info().native else "reference"
-KERNELS = [f"csr.{KIND}", "csr.conv2d.reference"]
+KERNELS = [f"csr.{KIND}", f"csb.conv2d.{KIND}"]
 NAMES = [name for name, _ in reference.ACTIVATIONS]
 
 
@@ -41,35 +41,35 @@ def calls(fast):
     for node in fast.graph.document["nodes"]:
         name, _, _ = node["op"].removeprefix("sparsewright.").removeprefix("aten.").partition(".")
         own = node["op"].startswith("sparsewright.")
-        added = name.endswith("conv2d") and node["args"][5] is not None
+        added = name.endswith("conv2d") and node["args"][6] is not None
         out.append((name, NAMES[node["args"][-2]] if own else "", added))
     return out
 
 
 FUSED = {
-    "relu": (lambda m, x: torch.relu(m.conv(x)), [("csr_conv2d", "relu", False)], True),
-    "gelu": (lambda m, x: F.gelu(m.conv(x)), [("csr_conv2d", "gelu", False)], False),
+    "relu": (lambda m, x: torch.relu(m.conv(x)), [("csb_conv2d", "relu", False)], True),
+    "gelu": (lambda m, x: F.gelu(m.conv(x)), [("csb_conv2d", "gelu", False)], False),
     "silu": (lambda m, x: F.silu(m.fc(x)), [("csr_linear", "silu", False)], False),
     "linear": (lambda m, x: F.relu_(m.fc(x)), [("csr_linear", "relu", False)], True),
     "residual": (
         lambda m, x: torch.relu(m.conv(x) + x),
-        [("csr_conv2d", "relu", True)],
+        [("csb_conv2d", "relu", True)],
         False,
     ),
-    "residual first": (lambda m, x: x + m.conv(x), [("csr_conv2d", "none", True)], False),
+    "residual first": (lambda m, x: x + m.conv(x), [("csb_conv2d", "none", True)], False),
     "two branches": (
         lambda m, x: torch.relu(m.conv(x) + m.other(x)),
-        [("csr_conv2d", "none", False), ("csr_conv2d", "relu", True)],
+        [("csb_conv2d", "none", False), ("csb_conv2d", "relu", True)],
         False,
     ),
     "later": (
         lambda m, x: m.conv(x) + torch.sigmoid(m.other(x)),
-        [("csr_conv2d", "none", False), ("sigmoid", "", False), ("csr_conv2d", "none", True)],
+        [("csb_conv2d", "none", False), ("sigmoid", "", False), ("csb_conv2d", "none", True)],
         False,
     ),
     "a signal": (
         lambda m, x: torch.relu(m.signal(x.flatten(2))),
-        [("view", "", False), ("unsqueeze", "", False), ("csr_conv2d", "relu", False)],
+        [("view", "", False), ("unsqueeze", "", False), ("csb_conv2d", "relu", False)],
         True,
     ),
 }
@@ -122,7 +122,7 @@ KEPT = {
 @pytest.mark.parametrize("name", KEPT)
 def test_what_something_else_reads_or_means_stays(name):
     model, fast = deployed(KEPT[name])
-    assert {c[1:] for c in calls(fast) if c[0].startswith("csr")} == {("none", False)}
+    assert {c[1:] for c in calls(fast) if c[0].startswith("cs")} == {("none", False)}
     assert fast.graph.exact
     x = torch.randn(3, 4, 8, 8)
     for got, expected in zip(fast(x), model(x), strict=True):
@@ -131,12 +131,12 @@ def test_what_something_else_reads_or_means_stays(name):
 
 def test_one_activation_only():
     _, fast = deployed(lambda m, x: F.silu(torch.relu(m.conv(x))))
-    assert calls(fast) == [("csr_conv2d", "relu", False), ("silu", "", False)]
+    assert calls(fast) == [("csb_conv2d", "relu", False), ("silu", "", False)]
 
 
 def test_nothing_is_added_after_an_activation():
     _, fast = deployed(lambda m, x: torch.relu(m.conv(x)) + x)
-    assert calls(fast) == [("csr_conv2d", "relu", False), ("add", "", False)]
+    assert calls(fast) == [("csb_conv2d", "relu", False), ("add", "", False)]
 
 
 def test_nan_goes_through_fused_activations():

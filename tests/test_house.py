@@ -135,7 +135,7 @@ def test_import_is_light() -> None:
 
 
 FLOORS = {
-    **dict.fromkeys(("core", "registry", "errors"), 0),
+    **dict.fromkeys(("core", "registry", "errors", "files"), 0),
     **dict.fromkeys(("patterns", "scores", "allocate", "budget", "schedules"), 1),
     **dict.fromkeys(("layouts", "kernels", "initialise", "connectivity"), 1),
     "nn": 2,
@@ -147,6 +147,7 @@ FLOORS = {
             "fold",
             "fuse",
             "plan_cache",
+            "plan_text",
             "calls",
             "held",
             "deploy",
@@ -157,6 +158,7 @@ FLOORS = {
             "rebuild",
             "declared",
             "program",
+            "pooling",
         ),
         4,
     ),

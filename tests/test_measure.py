@@ -10,6 +10,7 @@ from torch import nn
 
 from sparsewright.errors import KernelError
 from sparsewright.measure import dense, environment, timing
+from sparsewright.measure.chain import chain
 
 
 def test_percentiles_by_hand():
@@ -42,6 +43,35 @@ def test_repeats_make_a_sample_longer_than_the_clock_needs(monkeypatch):
 
     monkeypatch.setattr(timing.time, "perf_counter", lambda: now + 0 * next(ticks))
     assert timing._repeats(call) * 1e-6 >= timing.SAMPLE
+
+
+def test_a_call_with_its_own_clock_is_timed_by_it(monkeypatch):
+    monkeypatch.setattr(timing, "PAUSE", 0)
+
+    class Elsewhere:
+        asked = 0
+
+        def __call__(self):
+            pass
+
+        def seconds(self, repeats):
+            self.asked += repeats
+            return 0.25 * repeats
+
+    elsewhere = Elsewhere()
+    times = timing.interleave({"there": elsewhere}, seconds=0, min_rounds=2)
+    assert times["there"] == timing.Timing(0.25, 0.25, 0.25, 2)
+    assert elsewhere.asked == 5  # once to find the repeats, then a warm and a timed call per round
+
+
+def test_hopeless_candidates_are_timed_for_some_rounds_only(monkeypatch):
+    monkeypatch.setattr(timing, "_repeats", lambda call: 1)
+    monkeypatch.setattr(timing, "_sample", lambda call, repeats: call())
+    calls = {"fast": lambda: 1.0, "near": lambda: 4.0, "far": lambda: 4.1}
+    times = timing.interleave(calls, seconds=0, min_rounds=6, hopeless=4.0)
+    assert {name: t.rounds for name, t in times.items()} == {"fast": 6, "near": 6, "far": 3}
+    times = timing.interleave(calls, seconds=0, min_rounds=6)
+    assert {t.rounds for t in times.values()} == {6}
 
 
 def test_no_candidates_and_wrong_settings():
@@ -108,11 +138,11 @@ def test_numpy_refuses_what_is_not_a_chain(mlp):
             return x + self.fc(x)
 
     x = torch.randn(2, 8)
-    assert "not that of the last module" in dense._chain(Residual(), x)
+    assert "not that of the last module" in chain(Residual(), x)
     hidden = nn.Sequential(Residual(), nn.Linear(8, 2))
-    assert "does not follow" in dense._chain(hidden, x)
-    assert "is a Conv2d" in dense._chain(nn.Sequential(nn.Conv2d(1, 1, 1)), torch.ones(1, 1, 2, 2))
-    assert len(dense._chain(mlp, torch.randn(2, 1, 8, 8))) == 3
+    assert "does not follow" in chain(hidden, x)
+    assert "is a Conv2d" in chain(nn.Sequential(nn.Conv2d(1, 1, 1)), torch.ones(1, 1, 2, 2))
+    assert len(chain(mlp, torch.randn(2, 1, 8, 8))) == 3
 
 
 def test_a_way_that_disagrees_with_eager_raises(mlp, monkeypatch):
@@ -146,6 +176,6 @@ def test_the_model_is_not_changed():
 
 def test_exports_make_no_noise(mlp, capfd):
     pytest.importorskip("onnxscript", reason="the ONNX way needs it")
-    dense._export_onnx(mlp, torch.randn(3, 1, 8, 8))
+    dense.export_onnx(mlp, torch.randn(3, 1, 8, 8))
     out, err = capfd.readouterr()
     assert out + err == ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import secrets
 import struct
@@ -219,7 +220,9 @@ def _read_header(data: bytes) -> Document:
 
 def _parse(text: bytes | str, place: str) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
+        return json.loads(
+            text, object_pairs_hook=_once, parse_constant=_no_constant, parse_float=_finite
+        )
     except (ValueError, RecursionError) as error:  # bad JSON or UTF-8; too deep
         raise ArtifactError(f"{place} is not valid JSON: {error}") from error
 
@@ -233,6 +236,12 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(word: str) -> Any:
     raise ArtifactError(f"JSON has no {word}")
+
+
+def _finite(number: str) -> float:
+    if math.isinf(value := float(number)):
+        raise ArtifactError(f"JSON has no number beyond float64: {number[:MAX_TEXT]}")
+    return value
 
 
 def _read_document(header: Document) -> Document:

@@ -16,6 +16,7 @@ from typing import Any
 
 from . import __version__
 from .errors import ConfigError, SparsewrightError, SparsityWarning
+from .lab.bench_cli import add_bench
 from .lab.config import (
     PruneConfig,
     Settings,
@@ -77,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"sparsewright {__version__}")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_demo, _train, _prune, _deploy, _report, _data, _methods, _doctor):
+    for add in (_demo, _train, _prune, _deploy, _bench, _report, _data, _methods, _doctor):
         add(commands)
     return top
 
@@ -173,6 +174,10 @@ def _deploy(commands: Any) -> None:
         "--seconds", type=float, default=2.0, help="timing per batch size (default: 2)"
     )
     add.add_argument("--compile", action="store_true", help="also time torch.compile")
+
+
+def _bench(commands: Any) -> None:
+    add_bench(commands, _command)
 
 
 def _report(commands: Any) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .calls import RULES, Rule
+from .calls import Rule, rule_of
 from .core import Packed
 from .errors import ArtifactError, LayoutError
 from .graph import Document, Graph, is_same
@@ -174,7 +174,7 @@ class Declared:
                 f"{name}: activation must be one of {known}; got {str(activation)[:MAX_TEXT]}"
             )
         try:
-            rule = RULES[parts[1]](packed, numbers)
+            rule = rule_of(parts[1], packed, numbers)
         except ArtifactError as error:
             raise ArtifactError(f"{name} {error}") from error
         best = _isa(self.kernels[key], packed, rule.product)

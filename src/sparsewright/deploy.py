@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,9 +21,9 @@ from .errors import KernelError, StateError
 from .fold import Folded, fold_norms
 from .graph import Graph
 from .measure.dense import relative_error
-from .plan import Plan
+from .plan import LayerPlan, Plan
 from .program import MISS, Program, program_of
-from .serve import Wishes, record, serve
+from .serve import Seen, Wishes, record, repeat, serve
 
 TOLERANCE = 1e-3
 """Of the model's largest output, between the deployed model and the original: float32 sums in
@@ -113,13 +114,17 @@ def deploy(
     kernels: Sequence[str] | None = None,
     seconds: float = 0.3,
     fold: bool = True,
+    cache: bool = True,
+    plan: Plan | None = None,
 ) -> Deployed:
     """A copy of `model` in eval mode whose Linear and Conv1d/2d layers run on the kernels that are
     fastest here.
 
     example: an input, or a sequence of its positional inputs, of the batch to plan for, CPU
     float32. kernels: names to choose among (all by default). seconds: to spend on timing each
-    layer. fold: whether a BatchNorm becomes part of the layer before it. `model` is left as it was.
+    layer. fold: whether a BatchNorm becomes part of the layer before it. cache: whether layers that
+    were timed on this machine before are not timed again (plan_cache.py). plan: one to repeat, of
+    an equal model: its kernels serve, or KernelError says which cannot. `model` is left as it was.
     The output on the example equals the original's within TOLERANCE of its largest magnitude;
     KernelError names the layer where it does not. Models on a GPU or in another float type are
     refused with KernelError.
@@ -133,23 +138,61 @@ def deploy(
     """
     inputs = (example,) if isinstance(example, Tensor) else tuple(example)
     _refuse(model, inputs)
+    if plan is not None and kernels is not None:
+        raise KernelError("a plan names its kernels: give deploy either of the two")
     fast = copy.deepcopy(model).eval().requires_grad_(False)
     with torch.no_grad(), plain_attention():
         expected = [x.clone() for x in _leaves(fast(*inputs))]
         fast, folded = _folded(fast, inputs, expected) if fold else (fast, Folded())
         seen = record(fast, inputs)
-        rows, served = [], {}
-        for weight in find_weights(fast):
-            row, modules = serve(fast, weight, seen, Wishes(kernels, seconds))
-            rows.append(row)
-            served.update(modules)
+        wishes = Wishes(kernels, seconds, cache)
+        rows, served = _repeat(fast, seen, plan) if plan else _serve(fast, seen, wishes)
         fast = _replaced(fast, served)
     batch = inputs[0].shape[0] if inputs and inputs[0].dim() else 1
-    plan = Plan(torch.get_num_threads(), batch, tuple(rows), folded.notes())
-    program, graph = _traced(fast, inputs, plan)
-    deployed = Deployed(fast, plan, example=inputs, program=program, graph=graph)
+    notes = (*folded.notes(), *_other_than(plan, batch))
+    made = Plan(torch.get_num_threads(), batch, tuple(rows), notes)
+    program, graph = _traced(fast, inputs, made)
+    deployed = Deployed(fast, made, example=inputs, program=program, graph=graph)
     _check_outputs(deployed, expected)
     return deployed
+
+
+Served = tuple[list[LayerPlan], dict[nn.Module, nn.Module]]
+"""The rows of the plan, and what replaces which module."""
+
+
+def _serve(model: nn.Module, seen: Seen, wishes: Wishes) -> Served:
+    rows, served = [], {}
+    for weight in find_weights(model):
+        row, modules = serve(model, weight, seen, wishes)
+        rows.append(row)
+        served.update(modules)
+    return rows, served
+
+
+def _repeat(model: nn.Module, seen: Seen, plan: Plan) -> Served:
+    """The kernels of a plan; KernelError names every layer that they cannot serve."""
+    pinned = {row.layer: row for row in plan.layers}
+    rows, served, wrong = [], {}, []
+    for weight in find_weights(model):
+        made = repeat(model, weight, seen, pinned.pop(weight.name, None))
+        if isinstance(made, str):
+            wrong.append(f"layer {weight.name!r}: {made}")
+        else:
+            rows.append(made[0])
+            served.update(made[1])
+    wrong += [f"layer {name!r}: the model has none of that name" for name in pinned]
+    if wrong:
+        raise KernelError(f"the plan cannot be repeated. {'; '.join(wrong)}")
+    return rows, served
+
+
+def _other_than(plan: Plan | None, batch: int) -> tuple[str, ...]:
+    """For the notes: what differs from where a repeated plan was made."""
+    now = (torch.get_num_threads(), batch)
+    if plan is None or (plan.threads, plan.batch) == now:
+        return ()
+    return (f"Repeated from a plan for batch {plan.batch} and {plan.threads} threads.",)
 
 
 def _folded(
@@ -235,15 +278,40 @@ def _fuses_attention(module: nn.Module) -> bool:
     return isinstance(module, kinds)
 
 
+class _FastPath:
+    """torch's switch for its fused encoder: off while anybody needs it to be, then as it was."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.users = 0
+        self.was_on = True
+
+    def hold_off(self) -> None:
+        with self.lock:
+            if self.users == 0:
+                self.was_on = torch.backends.mha.get_fastpath_enabled()
+                torch.backends.mha.set_fastpath_enabled(False)
+            self.users += 1
+
+    def let_go(self) -> None:
+        with self.lock:
+            self.users -= 1
+            if self.users == 0:
+                torch.backends.mha.set_fastpath_enabled(self.was_on)
+
+
+_fast_path = _FastPath()
+
+
 @contextlib.contextmanager
 def plain_attention() -> Iterator[None]:
     """Switch torch's fused encoder off: it reads the weights of layers that are packed now.
 
-    A trace never takes it, so this also keeps a loaded model equal to the one that was saved.
+    A trace never takes it, so this also keeps a loaded model equal to the one that was saved. The
+    switch is the process's: it is off until the last of several threads has left.
     """
-    was_on = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
+    _fast_path.hold_off()
     try:
         yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(was_on)
+        _fast_path.let_go()

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import io
+import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from torch import Tensor
 
 from .core import Shape
+from .errors import ArtifactError
+from .files import write_text
+from .plan_text import print_plan
 
 
 @dataclass(frozen=True)
@@ -138,53 +140,27 @@ class Plan:
             raise TypeError("a plan's notes must be texts")
         return cls(_count(entry["threads"]), _count(entry["batch"]), layers, tuple(notes))
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan as JSON, for `load` and for people."""
+        write_text(Path(path), json.dumps(self.to_dict(), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Plan:
+        """The plan that `save` wrote; ArtifactError if the file holds none.
+
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "plan.json"
+        >>> Plan(2, 1, ()).save(path)
+        >>> Plan.load(path)
+        Plan(threads=2, batch=1, layers=(), notes=())
+        """
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise ArtifactError(f"{os.fspath(path)} holds no plan: {error}") from error
+
     def __str__(self) -> str:
-        out = Console(file=io.StringIO(), width=110, no_color=True, highlight=False)
-        out.print(self.table())
-        for line in self._remarks():
-            out.print(Text(line), soft_wrap=True)
-        assert isinstance(out.file, io.StringIO)
-        return out.file.getvalue().rstrip()
-
-    def table(self) -> Table:
-        """The plan as a table of rich."""
-        table = Table(title=f"batch {self.batch}, threads: {self.threads}", title_justify="left")
-        for name in ("layer", "shape", "sparsity", "pattern", "kernel", "speed-up", "bytes"):
-            is_number = name in ("sparsity", "speed-up", "bytes")
-            table.add_column(name, justify="right" if is_number else "left")
-        for row in self.layers:
-            table.add_row(*(Text(cell) for cell in _cells(row)))
-        return table
-
-    def _remarks(self) -> list[str]:
-        lines = [] if any(row.is_sparse for row in self.layers) else ["No layer is served sparse."]
-        lines.append("Speed-up: over the best dense candidate of the same layer, timed in turn.")
-        lines += self.notes
-        layers: dict[tuple[str, str], list[str]] = {}
-        for row in self.layers:
-            for candidate in row.candidates:
-                if candidate.refused is not None:
-                    layers.setdefault((candidate.kernel, candidate.refused), []).append(row.layer)
-        for (kernel, reason), names in layers.items():
-            lines.append(f"not {kernel} for {_listed(names)}: {reason}")
-        return lines
-
-
-def _cells(row: LayerPlan) -> list[str]:
-    return [
-        row.layer,
-        "x".join(str(s) for s in row.shape),
-        f"{row.sparsity:.1%}",
-        row.pattern,
-        row.kernel,
-        "-" if row.speedup is None else f"{row.speedup:.2f}x",
-        f"{row.bytes:,} of {row.dense_bytes:,}" if row.is_sparse else f"{row.bytes:,}",
-    ]
-
-
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(repr(n) for n in names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+        return print_plan(self)
 
 
 def pattern_of(weight: Tensor) -> str:

@@ -8,8 +8,11 @@ README.md, section "The artifact format", states the rules.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,11 +53,26 @@ def build(
     tensors: the file's, by name. own: checks the call of one of sparsewright's operations.
     prepacked: name of a dense weight that its kernel holds in an order of its own -> how.
     """
-    with FakeTensorMode() as mode:
+    with _unlogged(), FakeTensorMode() as mode:
         fakes = {name: mode.from_tensor(t) for name, t in tensors.items()}
         reader = _Reader(fakes, own, prepacked)
         reader.read(document)
     return reader.module(tensors)
+
+
+@contextlib.contextmanager
+def _unlogged() -> Iterator[None]:
+    """torch logs a stack trace of what fails on trial; here it is an ArtifactError already."""
+    own, logger = threading.get_ident(), logging.getLogger("torch._subclasses.fake_tensor")
+
+    def elsewhere(record: logging.LogRecord) -> bool:
+        return record.thread != own
+
+    logger.addFilter(elsewhere)
+    try:
+        yield
+    finally:
+        logger.removeFilter(elsewhere)
 
 
 def field(document: Any, key: str, kind: type | tuple[type, ...], place: str) -> Any:
@@ -78,7 +96,7 @@ class _Reader:
         self.tensors = tensors
         self.own = own
         self.prepacked = prepacked
-        self.held: dict[str, Make] = {}  # name -> module
+        self.held: dict[str, Callable[[Mapping[str, Tensor]], nn.Module]] = {}  # name -> module
         self.graph = fx.Graph()
         self.nodes: dict[str, fx.Node] = {}
         self.attributes: dict[str, fx.Node] = {}  # tensor name -> its node
@@ -171,7 +189,7 @@ class _Reader:
         if make is None:
             return plain
         module = f"held_{len(self.held)}"
-        self.held[module] = make
+        self.held[module] = lambda tensors: _made(make, weight, tensors)
         node = self.graph.create_node("call_module", module, (plain.args[0],))
         self.fakes[node] = self.fakes.pop(plain)
         if self.tensors[weight].dim() == 2:
@@ -224,6 +242,15 @@ class _Reader:
             self.attributes[name] = node
             self.fakes[node] = self.tensors[name]
         return self.attributes[name]
+
+
+def _made(make: Make, weight: str, tensors: Mapping[str, Tensor]) -> nn.Module:
+    try:
+        return make(tensors)
+    except RuntimeError as error:  # oneDNN has limits of its own on what a file may claim
+        raise ArtifactError(
+            f"tensor {weight[:MAX_TEXT]!r}: oneDNN cannot reorder it for the input named"
+        ) from error
 
 
 def _are_pairs(content: Any) -> bool:

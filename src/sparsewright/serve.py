@@ -3,15 +3,17 @@ its module built and checked on the layer's own input."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
+from . import plan_cache
 from .core import Weight
 from .errors import KernelError
-from .kernels import KERNELS, Choice, choose
+from .kernels import KERNELS, Choice, Timing, choose, recall
 from .measure.dense import relative_error
 from .nn import KINDS, Task, task_of
 from .plan import Candidate, LayerPlan, pattern_of
@@ -23,10 +25,15 @@ serves it and the dense one: float32 sums in another order."""
 
 @dataclass(frozen=True)
 class Wishes:
-    """How `deploy` was asked to choose: among which kernels, in how many seconds for a layer."""
+    """How `deploy` was asked to choose.
 
-    kernels: Sequence[str] | None
-    seconds: float
+    kernels: among which. seconds: timing each layer. cache: whether measurements on disk will do,
+    and are kept.
+    """
+
+    kernels: Sequence[str] | None = None
+    seconds: float = 0.3
+    cache: bool = True
 
 
 Seen = Mapping[int, tuple[Tensor, Tensor]]
@@ -68,20 +75,52 @@ def serve(
             row = dense_row(weight, f"none of the kernels asked for computes {operation.name}")
             return replace(row, operation=str(operation)), {}
     try:
-        choice = choose(
-            task.weight,
-            task.bias,
-            task.x,
-            operation=operation,
-            kernels=kernels,
-            seconds=wishes.seconds,
-        )
+        choice = _choose(task, kernels, wishes)
     except KernelError as error:
         raise KernelError(f"layer {weight.name!r}: {error}") from error
-    modules = _modules(model, weight, task, choice)
-    x, expected = seen[id(weight.module)]
-    _check(weight.name, choice.kernel, modules[weight.module](x), expected)
-    return _row(weight, task, choice, expected), modules
+    modules = _checked_modules(model, weight, task, choice, seen)
+    return _row(weight, task, choice, seen[id(weight.module)][1]), modules
+
+
+def _choose(task: Task, kernels: list[str] | None, wishes: Wishes) -> Choice:
+    """By what was measured before, if it was; else by measuring."""
+    key = plan_cache.circumstances(task, kernels) if wishes.cache else {}
+    known = plan_cache.read(key, wishes.seconds) if wishes.cache else None
+    if known is not None:
+        choice = recall(task.weight, task.x, *known, operation=task.operation)
+        if isinstance(choice, Choice):
+            return choice
+    given = {"operation": task.operation, "kernels": kernels, "seconds": wishes.seconds}
+    choice = choose(task.weight, task.bias, task.x, **given)  # type: ignore[arg-type]
+    if wishes.cache:
+        plan_cache.write(key, wishes.seconds, choice)
+    return choice
+
+
+def repeat(
+    model: nn.Module, weight: Weight, seen: Seen, pinned: LayerPlan | None
+) -> tuple[LayerPlan, dict[nn.Module, nn.Module]] | str:
+    """What `serve` gives, by the kernel of a plan; or why that cannot serve the weight."""
+    row = dense_row(weight, None)
+    if pinned is None:
+        return "the plan does not name it"
+    if pinned.shape != row.shape:
+        return f"the plan is for a weight of {pinned.shape}; this one has {row.shape}"
+    task = _task(model, weight, seen)
+    was_served = pinned.kernel in KERNELS and any(
+        c.kernel == pinned.kernel and c.refused is None for c in pinned.candidates
+    )
+    if not pinned.is_sparse and not was_served:
+        return replace(row, operation=pinned.operation, candidates=pinned.candidates), {}
+    if isinstance(task, str):
+        return task
+    timing = Timing(pinned.kernel, math.nan, math.nan, math.nan, 0, math.nan)  # none was taken
+    choice = recall(task.weight, task.x, (timing,), (), operation=task.operation)
+    if isinstance(choice, str):
+        return choice
+    modules = _checked_modules(model, weight, task, choice, seen)
+    made = _row(weight, task, choice, seen[id(weight.module)][1])
+    return replace(made, speedup=pinned.speedup, candidates=pinned.candidates), modules
 
 
 def _task(model: nn.Module, weight: Weight, seen: Seen) -> Task | str:
@@ -102,14 +141,17 @@ def _inside_attention(model: nn.Module, module: nn.Module) -> bool:
     return any(child is module for parent in parents for child in parent.modules())
 
 
-def _modules(
-    model: nn.Module, weight: Weight, task: Task, choice: Choice
+def _checked_modules(
+    model: nn.Module, weight: Weight, task: Task, choice: Choice, seen: Seen
 ) -> dict[nn.Module, nn.Module]:
     """What replaces every layer that has this weight and the operation: tied ones share it."""
     kind = type(weight.module)
     users = [m for m in model.modules() if type(m) is kind and m.weight is weight.parameter]
     alike = [m for m in users if _computes(m, task)]
-    return {user: KINDS[kind].build(choice, user) for user in alike}
+    modules = {user: KINDS[kind].build(choice, user) for user in alike}
+    x, expected = seen[id(weight.module)]
+    _check(weight.name, choice.kernel, modules[weight.module](x), expected)
+    return modules
 
 
 def _computes(module: nn.Module, task: Task) -> bool:

@@ -6,7 +6,7 @@ which kernels this machine has.
 
 from __future__ import annotations
 
-from .choose import Choice, Timing, choose, explain
+from .choose import Choice, Timing, choose, explain, recall
 from .info import KernelInfo, kernel_info
 from .operation import Conv2d, Linear, Operation
 from .table import KERNELS, Kernel, Prepared
@@ -24,4 +24,5 @@ __all__ = [
     "choose",
     "explain",
     "kernel_info",
+    "recall",
 ]

@@ -127,6 +127,52 @@ def choose(
     )
 
 
+def recall(
+    weight: Tensor,
+    example: Tensor,
+    timings: tuple[Timing, ...],
+    refusals: tuple[tuple[str, str], ...],
+    *,
+    operation: Operation = LINEAR,
+) -> Choice | str:
+    """The choice that earlier timings make, the fastest first, or why its kernel cannot serve now.
+
+    Nothing is timed, and no output is compared: whoever calls the kernel then checks it.
+
+    >>> first = choose(torch.eye(8), None, torch.ones(1, 8), seconds=0)
+    >>> recall(torch.eye(8), torch.ones(1, 8), first.timings, ()).kernel == first.kernel
+    True
+    """
+    library.warn_if_missing()
+    _check_example(operation, weight, example)
+    name = timings[0].kernel
+    if name not in KERNELS:
+        return f"no kernel is called {name!r} here"
+    kernel, matrix = KERNELS[name], operation.matrix(weight.detach())
+    if kernel.operation != operation.name:
+        return f"{name} serves {kernel.operation}, not {operation.name}"
+    reason = kernel.refuses(weight)
+    packed = None
+    if reason is None and kernel.layout != DENSE:
+        reason = LAYOUTS[kernel.layout].refuses(matrix)
+        packed = None if reason else LAYOUTS[kernel.layout].pack(matrix)
+    if reason is not None:
+        return f"{name}: {reason}"
+    shape = tuple(example.shape)
+    return Choice(
+        kernel=name,
+        layout=kernel.layout,
+        packed=packed,
+        timings=timings,
+        refusals=refusals,
+        batch=operation.batch(shape),
+        threads=torch.get_num_threads(),
+        tolerance=0.0,
+        operation=operation,
+        shape=shape,
+    )
+
+
 def explain(choice: Choice, name: str = "layer") -> str:
     """The choice as text: every candidate's time and error, every refusal's reason.
 

@@ -41,7 +41,7 @@ def deploy_run(
         raise ConfigError(f"batch sizes must be 1 or more; got {list(batches)}")
     trained = read_trained(run)
     with using_threads(threads):
-        planned = {b: deploy(trained.model, example(trained, b)) for b in batches}
+        planned = {b: deploy(trained.model, example(trained, b), cache=False) for b in batches}
         measured = {
             str(batch): measure_batch(trained, fast, batch, seconds, compiled)
             for batch, fast in planned.items()

@@ -19,6 +19,10 @@ EXTRAS = {
     "tensorboard": "live training curves (extra: lab)",
     "plotly": "the report's charts (extra: lab)",
     "onnxruntime": "a dense way to beat (extra: bench)",
+    "openvino": "a peer of the bench (extra: bench)",
+    "scipy": "a peer of the bench (extra: bench)",
+    "mkl": "a peer of the bench (in no extra: it is large)",
+    "sparseprop": "a peer of the bench (in no extra: it has no wheels)",
     "onnxscript": "export for ONNX Runtime (extra: bench)",
 }
 

@@ -14,11 +14,13 @@ from ..allocate import ALLOCATIONS
 from ..errors import DataError
 from ..kernels.table import KERNELS
 from ..layouts import LAYOUTS
+from ..measure.peers import PEERS
 from ..methods import METHODS
 from ..patterns import PATTERNS
 from ..registry import Table
 from ..schedules import SCHEDULES
 from ..scores import SCORES
+from .bench_models import MODELS as BENCH_MODELS
 from .data import DATA, find
 from .models import MODELS
 from .train import OPTIMIZERS
@@ -34,6 +36,8 @@ TABLES: tuple[Table[Any], ...] = (
     MODELS,
     DATA,
     OPTIMIZERS,
+    PEERS,
+    BENCH_MODELS,
 )
 
 

@@ -18,11 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..errors import KernelError
 from ..kernels import KERNELS
+from ..kernels.dense import onednn_linear, prepack
 from ..nn import PrepackedLinear
 from ..registry import Table
+from .chain import chain
 
 Run = Callable[[], object]
 Way = Callable[[nn.Module, Tensor], Run | str]
@@ -96,6 +99,8 @@ def _value(output: object) -> Tensor:
 
 
 def run_eager(model: nn.Module, example: Tensor) -> Run:
+    if type(model) is nn.Linear:  # a layer alone is not charged for its module's call
+        return functools.partial(F.linear, example, model.weight, model.bias)
     return functools.partial(model, example)  # no weight requires a gradient: none is recorded
 
 
@@ -107,11 +112,13 @@ def _onednn(model: nn.Module, example: Tensor) -> Run | str:
     reason = KERNELS["dense.onednn"].refuses()
     if reason is not None:
         return reason
+    rows = example.shape[:-1].numel() if example.dim() else 1  # oneDNN takes it as a hint
+    if type(model) is nn.Linear:
+        return functools.partial(onednn_linear, example, prepack(model.weight, rows), model.bias)
     packed = nn.Sequential(copy.deepcopy(model))
     linears = [name for name, m in packed.named_modules() if type(m) is nn.Linear]
     if not linears:
         return "the model has no Linear"
-    rows = example.shape[0] if example.dim() else 1  # oneDNN takes it as a hint
     for name in linears:
         linear = packed.get_submodule(name)
         assert isinstance(linear, nn.Linear)
@@ -124,7 +131,7 @@ def _onednn(model: nn.Module, example: Tensor) -> Run | str:
 def _compile(model: nn.Module, example: Tensor) -> Run | str:
     run = run_eager(torch.compile(model), example)  # type: ignore[arg-type]
     try:
-        with _quiet():
+        with quiet():
             run()
     except torch._inductor.exc.InductorError as error:  # no C++ compiler, mostly
         return f"torch.compile could not build it: {str(error).splitlines()[0]}"
@@ -133,13 +140,13 @@ def _compile(model: nn.Module, example: Tensor) -> Run | str:
 
 @WAYS.register("OpenBLAS (numpy)")
 def _openblas(model: nn.Module, example: Tensor) -> Run | str:
-    steps = _chain(model, example)
-    if isinstance(steps, str):
-        return steps
+    modules = chain(model, example)
+    if isinstance(modules, str):
+        return modules
     refusal = _set_blas_threads(torch.get_num_threads())
     if refusal:
         return refusal
-    first = example.flatten(1).numpy()
+    first, steps = example.flatten(1).numpy(), [_numpy_step(module) for module in modules]
 
     def run() -> object:
         x = first
@@ -166,57 +173,10 @@ def _set_blas_threads(threads: int) -> str | None:
     return None
 
 
-def _chain(model: nn.Module, example: Tensor) -> list[Callable[[Any], Any]] | str:
-    """The numpy steps of a plain chain of Linear and ReLU, or why the model is not one.
-
-    The chain is read from one run: each module's input must be the output of the one before.
-    """
-    calls = _calls(model, example)
-    steps: list[Callable[[Any], Any]] = []
-    last = example.flatten(1) if example.dim() > 1 else example
-    if last.dim() != 2:
-        return f"numpy's chain takes a batch; got an example of shape {tuple(example.shape)}"
-    for name, module, given, made in calls:
-        if given is not last and not (not steps and torch.equal(given.flatten(1), last)):
-            return f"not a chain: {name!r} does not follow from the module before it"
-        if isinstance(module, nn.Linear):
-            steps.append(_numpy_linear(module))
-        elif isinstance(module, nn.ReLU):
-            steps.append(lambda x: np.maximum(x, 0))
-        elif not isinstance(module, (nn.Flatten, nn.Dropout, nn.Identity)):
-            return f"only chains of Linear and ReLU: {name!r} is a {type(module).__name__}"
-        last = made
-    if not steps or (calls[-1][0] != "the model" and not _same(model, example, last)):
-        return "not a chain: the output is not that of the last module"
-    return steps
-
-
-def _same(model: nn.Module, example: Tensor, last: Tensor) -> bool:
-    output = run_eager(model, example)()
-    return isinstance(output, Tensor) and torch.equal(output, last)
-
-
-def _calls(model: nn.Module, example: Tensor) -> list[tuple[str, nn.Module, Tensor, Tensor]]:
-    """(name, leaf module, input, output) of every call in one run, in order."""
-    seen: list[tuple[str, nn.Module, Tensor, Tensor]] = []
-    hooks = []
-    for name, module in model.named_modules():
-        if any(True for _ in module.children()):
-            continue
-
-        def record(
-            module: nn.Module, inputs: Any, output: Any, name: str = name or "the model"
-        ) -> None:
-            if inputs and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
-                seen.append((name, module, inputs[0], output))
-
-        hooks.append(module.register_forward_hook(record))
-    try:
-        run_eager(model, example)()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return seen
+def _numpy_step(module: nn.Module) -> Callable[[Any], Any]:
+    if isinstance(module, nn.Linear):
+        return _numpy_linear(module)
+    return lambda x: np.maximum(x, 0)
 
 
 def _numpy_linear(linear: nn.Linear) -> Callable[[Any], Any]:
@@ -231,29 +191,36 @@ def _numpy_linear(linear: nn.Linear) -> Callable[[Any], Any]:
 def _onnxruntime(model: nn.Module, example: Tensor) -> Run | str:
     try:
         import onnx  # noqa: F401
-        import onnxruntime
+        import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         return f"{error.name} is not installed (the extra 'bench' has it)"
-    data = _export_onnx(model, example)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # errors only
-    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    session = onnx_session(export_onnx(model, example))
     feed = {session.get_inputs()[0].name: example.numpy()}
     return lambda: session.run(None, feed)[0]
 
 
-def _export_onnx(model: nn.Module, example: Tensor) -> bytes:
-    with _quiet():
+def onnx_session(data: bytes) -> Any:
+    """ONNX Runtime's session for a model in ONNX's bytes, with torch's threads."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors only
+    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+
+def export_onnx(model: nn.Module, example: Tensor) -> bytes:
+    """The model as ONNX's bytes, by torch's exporter."""
+    with quiet():
         program = torch.onnx.export(model, (example,), dynamo=True, verbose=False)
     assert program is not None
     return program.model_proto.SerializeToString()
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the exporters' progress and their warnings about torch's own code from the user."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

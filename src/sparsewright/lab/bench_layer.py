@@ -1,0 +1,163 @@
+"""`sparsewright bench layer`: single layers beside every other way to run them on this CPU.
+
+Linear layers have no bias, so that no library pays for a second pass. Convolutions go through
+`deploy`, as in a model.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from ..core import find_weights
+from ..deploy import deploy
+from ..errors import ConfigError
+from ..kernels import KERNELS
+from ..kernels.choose import is_dense
+from ..layouts import LAYOUTS
+from ..measure.peers import Case, Ready
+from ..patterns import as_pattern
+from ..prune import prune
+from .bench_cell import OURS, Candidate
+
+SHAPES = ("512x512", "768x3072", "4096x4096", "128x128x3@28", "512x256x1@14")
+BATCHES = {nn.Linear: (1, 16, 64, 256), nn.Conv2d: (1, 16)}
+LINEAR = "linear"
+SHAPE = re.compile(r"(\d+)x(\d+)(?:x(\d+)@(\d+))?")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Linear (out, inputs), or a convolution with square filters over square images.
+
+    >>> str(Shape.parse("128x64x3@28"))
+    'conv 3x3 64->128 at 28x28'
+    """
+
+    out: int
+    inputs: int
+    filter: int = 0
+    image: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Shape:
+        """From OUTxIN, or OUTxINxFILTER@IMAGE; ConfigError if it is neither."""
+        match = SHAPE.fullmatch(text)
+        numbers = [int(n) for n in match.groups() if n] if match else [0]
+        if min(numbers) < 1:
+            raise ConfigError(f"a shape must be OUTxIN or OUTxINxFILTER@IMAGE; got {text!r}")
+        return cls(*numbers)
+
+    def __str__(self) -> str:
+        if not self.filter:
+            return f"linear {self.out}x{self.inputs}"
+        k, size = self.filter, self.image
+        return f"conv {k}x{k} {self.inputs}->{self.out} at {size}x{size}"
+
+    def layer(self) -> nn.Linear | nn.Conv2d:
+        if not self.filter:
+            return nn.Linear(self.inputs, self.out, bias=False)
+        return nn.Conv2d(self.inputs, self.out, self.filter, padding=self.filter // 2)
+
+    def example(self, batch: int) -> torch.Tensor:
+        size = (self.image, self.image) if self.filter else ()
+        return torch.randn(batch, self.inputs, *size)
+
+
+@dataclass(frozen=True)
+class LayerCell:
+    """What is measured: a layer, its zeros, a batch."""
+
+    shape: Shape
+    pattern: str
+    sparsity: float
+    batch: int
+    unit: ClassVar[str] = "rows"
+
+    @property
+    def name(self) -> str:
+        return str(self.shape)
+
+    def misfit(self) -> str | None:
+        with torch.device("meta"):
+            return misfit(self.shape.layer(), self.pattern)
+
+    def make(self) -> tuple[nn.Module, torch.Tensor]:
+        """The layer with random weights, the zeros at random places, and an example."""
+        torch.manual_seed(0)
+        layer = self.shape.layer().eval()
+        prune(layer, self.sparsity, self.pattern, score="random", allocate="uniform_all")
+        return layer, self.shape.example(self.batch)
+
+
+def misfit(
+    model: nn.Module, pattern: str, dense: Callable[[nn.Module], bool] = lambda module: False
+) -> str | None:
+    """Why a weight of the model that is to be sparse cannot hold the pattern, or None.
+
+    >>> misfit(nn.Linear(9, 8), "2:4")
+    'weight: pattern 2:4 needs in_features divisible by 4; got 9'
+    """
+    held = as_pattern(pattern)
+    for weight in find_weights(model):
+        reason = held.misfit(tuple(weight.parameter.shape))
+        if reason is not None and not dense(weight.module):
+            return f"{weight.name}: pattern {held} {reason}"
+    return None
+
+
+def layer_cells(
+    shapes: Sequence[str] = SHAPES,
+    patterns: Sequence[str] = ("unstructured",),
+    sparsities: Sequence[float] = (0.9,),
+    batches: Sequence[int] | None = None,
+) -> Iterator[LayerCell]:
+    """All cells asked for; patterns that fix their own sparsity come once."""
+    for shape in [Shape.parse(text) for text in shapes]:
+        for pattern in patterns:
+            own = as_pattern(pattern).sparsity
+            for sparsity in sparsities if own is None else (own,):
+                for batch in batches or BATCHES[type(shape.layer())]:
+                    yield LayerCell(shape, pattern, sparsity, batch)
+
+
+def candidates(case: Case, seconds: float) -> list[Candidate]:
+    """Sparsewright's: every sparse kernel for a Linear, what `deploy` makes of other layers."""
+    if not isinstance(case.model, nn.Linear):
+        return [Candidate("sparsewright deploy", OURS, functools.partial(deployed, seconds))]
+    return [
+        Candidate(f"sparsewright {name}", OURS, functools.partial(_kernel, name))
+        for name, kernel in KERNELS.items()
+        if not is_dense(name) and getattr(kernel, "operation", LINEAR) == LINEAR
+    ]
+
+
+def _kernel(name: str, case: Case) -> Ready | str:
+    """One kernel of the table, called as a packed layer calls it."""
+    assert isinstance(case.model, nn.Linear)
+    kernel, weight = KERNELS[name], case.model.weight.detach()
+    layout = LAYOUTS[kernel.layout]
+    reason = kernel.refuses(weight) or kernel.reserve or layout.refuses(weight)
+    if reason is not None:
+        return reason
+    prepared = kernel.prepare(layout.pack(weight), case.example.shape[:-1].numel())
+    op, x, bias = kernel.op, case.example, case.model.bias
+    tensors, numbers = tuple(prepared.tensors.values()), prepared.numbers
+    return Ready(lambda: op(x, *tensors, bias, *numbers))
+
+
+def deployed(seconds: float, case: Case) -> Ready | str:
+    """The case's model through `deploy`, planned on its example; the note says what serves."""
+    fast = deploy(nn.Sequential(case.model), case.example, seconds=seconds)
+    x = case.example
+    served: dict[str, int] = {}
+    for row in fast.plan.layers:
+        served[row.kernel] = served.get(row.kernel, 0) + 1
+    note = ", ".join(f"{kernel} x{n}" if n > 1 else kernel for kernel, n in sorted(served.items()))
+    return Ready(functools.partial(fast, x), note=note)

@@ -1,0 +1,57 @@
+"""`sparsewright bench model`: whole sparse models, deployed, beside every other way to run them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..measure.peers import Case
+from ..patterns import as_pattern
+from .bench_cell import OURS, Candidate
+from .bench_layer import deployed, misfit
+from .bench_models import MODELS
+
+
+@dataclass(frozen=True)
+class ModelCell:
+    """What is measured: a model of the table, its zeros, a batch."""
+
+    name: str
+    pattern: str
+    sparsity: float
+    batch: int
+
+    @property
+    def unit(self) -> str:
+        return MODELS[self.name].unit
+
+    def misfit(self) -> str | None:
+        model = MODELS[self.name]
+        with torch.device("meta"):
+            return misfit(model.build(1), self.pattern, model.dense)
+
+    def make(self) -> tuple[nn.Module, Tensor]:
+        return MODELS[self.name].make(self.batch, self.sparsity, self.pattern)
+
+
+def model_cells(
+    patterns: Sequence[str] = ("unstructured",),
+    sparsities: Sequence[float] = (0.9,),
+    batches: Sequence[int] | None = None,
+) -> Iterator[ModelCell]:
+    """All models of the table; without `batches`, each at its own."""
+    for name, model in MODELS.items():
+        for pattern in patterns:
+            own = as_pattern(pattern).sparsity
+            for sparsity in sparsities if own is None else (own,):
+                for batch in batches or model.batches:
+                    yield ModelCell(name, pattern, sparsity, batch)
+
+
+def candidates(case: Case, seconds: float) -> list[Candidate]:
+    """Sparsewright's: what `deploy` makes of the model."""
+    return [Candidate("sparsewright deploy", OURS, functools.partial(deployed, seconds))]

@@ -1,0 +1,153 @@
+"""The page of figures, written from the files of earlier runs and from nothing else.
+
+Why a cell is behind is what no command can measure: people write it down in a small JSON file
+beside the page, and the page joins it to the cells that it names.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+from .bench_cell import DENSE, OURS, PEER, best
+from .bench_run import is_bench, read
+from .bench_table import roof_line, times, title, zeros
+
+NOTES_SUFFIX = "-notes.json"
+UNEXPLAINED = "not yet explained"
+Data = Mapping[str, Any]
+Note = Mapping[str, str]
+
+INTRODUCTION = """# Performance
+
+Written by `sparsewright bench page --from benchmarks/results/*.json`: change the results or
+[the reasons](performance-notes.json), not this page. [Benchmarks](benchmarks.md) says how to
+measure your own machine and how to read the columns.
+"""
+NONE_YET = "\nNo results are kept in this checkout yet.\n"
+COLUMNS = (
+    *("workload", "zeros", "batch", "best dense ms", "best sparse peer ms", "sparsewright ms"),
+    *("x dense", "x peer", "floor ms", "of floor"),
+)
+LEFT = 2  # columns of words; the others are figures
+
+
+def write_page(files: Iterable[Path], page: Path) -> Path:
+    """Write the page from bench files; JSON files of other commands are passed over.
+
+    ConfigError if a file cannot be read, or the notes beside the page are not in their form.
+    """
+    runs = [read(path) for path in sorted(set(files)) if is_bench(path)]
+    text = page_text(runs, read_notes(page.with_name(page.stem + NOTES_SUFFIX)))
+    page.parent.mkdir(parents=True, exist_ok=True)
+    draft = page.with_suffix(".tmp")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, page)
+    return page
+
+
+def read_notes(path: Path) -> list[Note]:
+    """The reasons: a list of {"cell": pattern of a cell's title, "reason": text}; none if no file.
+
+    In a pattern * stands for any text. The first note whose pattern fits a cell is its reason.
+    """
+    if not path.exists():
+        return []
+    try:
+        notes = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path}: cannot be read as JSON: {error}") from None
+    for note in notes if isinstance(notes, list) else [notes]:
+        fits = isinstance(note, dict) and set(note) == {"cell", "reason"}
+        if not fits or not all(isinstance(text, str) for text in note.values()):
+            raise ConfigError(f'{path}: must be a list of {{"cell", "reason"}} texts; got {note!r}')
+    return notes
+
+
+def page_text(runs: Sequence[Data], notes: Sequence[Note]) -> str:
+    """The whole page as Markdown."""
+    parts = [_run_text(run, notes) for run in runs] or [NONE_YET]
+    return INTRODUCTION + "".join(parts)
+
+
+def _run_text(run: Data, notes: Sequence[Note]) -> str:
+    about = run["environment"]
+    heading = {"layer": "Layers", "model": "Models"}.get(run["kind"], run["kind"])
+    lines = [f"\n## {heading} on {about['cpu']} ({about['kernels_isa']})", "", *_machine_lines(run)]
+    for threads in dict.fromkeys(cell["threads"] for cell in run["cells"]):
+        cells = [cell for cell in run["cells"] if cell["threads"] == threads]
+        lines += ["", f"### {heading}, {threads} thread{'s' if threads > 1 else ''}", ""]
+        lines += _row(COLUMNS), _row(["---"] * LEFT + ["--:"] * (len(COLUMNS) - LEFT))
+        lines += [_row(_cell_row(cell)) for cell in cells]
+        lines += ["", *_behind_lines(cells, notes)]
+    return "\n".join(lines) + "\n"
+
+
+def _machine_lines(run: Data) -> list[str]:
+    about = run["environment"]
+    versions = {k: v for k, v in about["versions"].items() if v}
+    versions = {"sparsewright": about["sparsewright"], "torch": about["torch"], **versions}
+    return [
+        f"- Command: `{run['command']}`",
+        f"- Commit: {about['commit'] or 'none'}; Python {about['python']}; {about['platform']}",
+        "- Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()),
+        f"- Cores: {about['cores']}; instruction set of torch: {about['isa']}; "
+        f"load average {about['load_start']:.2f} at the start, {about['load_end']:.2f} at the end",
+        *(f"- {roof_line(roof)}" for roof in run["roofline"]),
+    ]
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cell_row(cell: Data) -> list[str]:
+    dense, peer, ours = (best(cell["rows"], s, published=True) for s in (DENSE, PEER, OURS))
+    return [
+        cell["workload"],
+        zeros(cell),
+        str(cell["batch"]),
+        *(_best(row) for row in (dense, peer, ours)),
+        times(dense, ours),
+        times(peer, ours),
+        f"{cell['floor_ms']:.4g}",
+        f"{ours['of_floor']:.0%}" if ours else "-",
+    ]
+
+
+def _best(row: Data | None) -> str:
+    if row is None:
+        return "none"
+    return f"{row['median_ms']:.4g} {row['name'].removeprefix('sparsewright ')}"
+
+
+def _behind_lines(cells: Sequence[Data], notes: Sequence[Note]) -> list[str]:
+    """The cells where another way was faster: by how much, and why."""
+    lines = []
+    for cell in cells:
+        other = best(cell["rows"], DENSE, PEER, published=True)
+        ours = best(cell["rows"], OURS, published=True)
+        if other is None or (ours is not None and ours["median_ms"] <= other["median_ms"]):
+            continue
+        by = "nothing of ours served"
+        if ours is not None:
+            by = f"{ours['median_ms'] / other['median_ms']:.2f}x the time of {other['name']}"
+        lines.append(f"- {title(cell)}: {by}; {reason(title(cell), notes)}")
+    if not lines:
+        return ["No cell is behind its best peer."]
+    return [f"Behind the best peer in {len(lines)} of {len(cells)} cells:", "", *lines]
+
+
+def reason(cell: str, notes: Sequence[Note]) -> str:
+    """Of the first note whose pattern fits a cell's title.
+
+    >>> reason("linear 8x8, batch 1", [{"cell": "linear *", "reason": "too small"}])
+    'too small'
+    """
+    fitting = (note["reason"] for note in notes if fnmatch.fnmatchcase(cell, note["cell"]))
+    return next(fitting, UNEXPLAINED)

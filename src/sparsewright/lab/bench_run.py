@@ -1,0 +1,227 @@
+"""A run of the bench: cells one after another, printed as they come, kept in one JSON file.
+
+Figures of peers that may not be published are printed and left out of the file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..kernels import kernel_info
+from ..measure.environment import cores, environment
+from ..measure.peers import Case
+from ..measure.roofline import Roofline, measure_roofline
+from .bench_cell import LAYER_TOLERANCE, ROUNDS, Candidate, measure_cell, peers
+from .bench_table import cell_lines, machine_line, roof_line, summary
+from .tables import show
+from .train import threads as using_threads
+
+FORMAT, VERSION = "sparsewright bench", 1
+PACKAGES = ("numpy", "onnxruntime", "openvino", "mkl", "scipy", "sparseprop")
+FLAGS = re.compile(r"avx|fma|amx|f16c|bmi2|vnni|bf16|asimd|sve")
+
+
+class Cell(Protocol):
+    """One thing to measure, whatever the threads."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def pattern(self) -> str: ...
+    @property
+    def sparsity(self) -> float: ...
+    @property
+    def batch(self) -> int: ...
+    @property
+    def unit(self) -> str:
+        """What one example of a batch is, for rates: "rows", "images", "tokens"."""
+
+    def misfit(self) -> str | None:
+        """Why its weights cannot hold its pattern, or None."""
+
+    def make(self) -> tuple[nn.Module, Tensor]:
+        """The sparse model in eval mode, and its example."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure. seconds: of timing for each cell, at least. threads: 0 means all cores."""
+
+    threads: Sequence[int] = (1, 0)
+    seconds: float = 0.0
+    rounds: int = ROUNDS
+    peers: Sequence[str] | None = None
+    only: Sequence[str] = ()
+    compiled: bool = False
+    deepsparse: str | None = None
+    tolerance: float = LAYER_TOLERANCE
+    plan_seconds: float = 0.1  # that `deploy` may take for each layer
+    command: str = ""  # what repeats the run
+
+    def __post_init__(self) -> None:
+        if self.seconds < 0 or self.rounds < 1:
+            raise ConfigError(
+                f"needs seconds >= 0 and rounds >= 1; got {self.seconds} and {self.rounds}"
+            )
+        for count in self.threads:
+            if not 0 <= count <= cores():
+                raise ConfigError(f"threads must be in 1..{cores()} or all; got {count}")
+
+
+def run_bench(
+    kind: str,
+    cells: Iterable[Cell],
+    ours: Callable[[Case, float], list[Candidate]],
+    settings: Settings,
+    out: Path | None,
+) -> Path | None:
+    """Measure all cells, print them, and write a JSON file into `out`; returns its path.
+
+    The file is written anew after every cell, so that a run that is stopped keeps what it has.
+    """
+    others = peers(settings.peers)
+    chosen = _chosen(cells, settings.only)
+    data: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "kind": kind,
+        "command": settings.command,
+        "environment": {**machine(), "load_start": os.getloadavg()[0]},
+        "roofline": [],
+        "cells": [],
+    }
+    print(machine_line(data["environment"]))
+    path = None
+    for count in dict.fromkeys(count or cores() for count in settings.threads):
+        with using_threads(count):
+            roof = measure_roofline()
+            data["roofline"].append(roof.to_dict())
+            print(roof_line(data["roofline"][-1]), flush=True)
+            for cell in chosen:
+                found = _measure(cell, ours, others, roof, settings)
+                print("\n".join(cell_lines(found)), flush=True)
+                data["cells"].append(found)
+                data["environment"]["load_end"] = os.getloadavg()[0]
+                path = None if out is None else write(data, out)
+    show(summary(data["cells"]))
+    return path
+
+
+def _chosen(cells: Iterable[Cell], only: Sequence[str]) -> list[Cell]:
+    """The cells asked for that can be made; the others are named with their reasons."""
+    wanted = [cell for cell in cells if _wanted(cell, only)]
+    if not wanted:
+        raise ConfigError(f"--only {' '.join(only)} leaves no cell to measure")
+    misfits = {cell: why for cell in wanted if (why := cell.misfit()) is not None}
+    for cell, why in misfits.items():
+        print(f"passed over: {cell.name}, {cell.pattern}, batch {cell.batch}: {why}")
+    fitting = [cell for cell in wanted if cell not in misfits]
+    if not fitting:
+        raise ConfigError(f"no cell holds its pattern: {next(iter(misfits.values()))}")
+    return fitting
+
+
+def _measure(
+    cell: Cell,
+    ours: Callable[[Case, float], list[Candidate]],
+    others: list[Candidate],
+    roof: Roofline,
+    settings: Settings,
+) -> dict[str, Any]:
+    model, example = cell.make()
+    case = Case(model, example, compiled=settings.compiled, deepsparse=settings.deepsparse)
+    measured = measure_cell(
+        case,
+        [*ours(case, settings.plan_seconds), *others],
+        roof,
+        tolerance=settings.tolerance,
+        seconds=settings.seconds,
+        rounds=settings.rounds,
+    )
+    names = ("pattern", "sparsity", "unit")
+    return {"workload": cell.name, **{k: getattr(cell, k) for k in names}, **measured}
+
+
+def _wanted(cell: Cell, only: Sequence[str]) -> bool:
+    name = f"{cell.name} batch {cell.batch}"
+    return not only or any(part in name for part in only)
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on, as JSON takes it."""
+    return {
+        **environment(),
+        "cpu_flags": cpu_flags(),
+        "kernels_isa": kernel_info().isa,
+        "versions": {name: _version(name) for name in PACKAGES},
+    }
+
+
+def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
+    """The processor's flags that numeric kernels care about, where Linux tells them."""
+    if not cpuinfo.is_file():
+        return []
+    found = re.search(r"^(?:flags|Features)\s*:(.*)$", cpuinfo.read_text(), re.MULTILINE)
+    return sorted(flag for flag in (found[1].split() if found else []) if FLAGS.search(flag))
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def publishable(data: dict[str, Any]) -> dict[str, Any]:
+    """The same without the rows whose figures may only be printed."""
+    kept = [
+        {**cell, "rows": [row for row in cell["rows"] if not row.get("printed_only")]}
+        for cell in data["cells"]
+    ]
+    return {**data, "cells": kept}
+
+
+def write(data: dict[str, Any], folder: Path) -> Path:
+    """Put what may be published into FOLDER/KIND-CPU-ISA.json, beside first and then renamed."""
+    about = data["environment"]
+    name = f"{data['kind']}-{about['cpu']}-{about['kernels_isa']}".lower()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / (re.sub(r"[^a-z0-9]+", "-", name).strip("-") + ".json")
+    draft = path.with_suffix(".tmp")
+    text = json.dumps(publishable(data), indent=1, allow_nan=False)
+    draft.write_text(text + "\n", encoding="utf-8")
+    os.replace(draft, path)
+    return path
+
+
+def is_bench(path: Path) -> bool:
+    """Whether a JSON file says that it is of the bench; ConfigError if it is no JSON."""
+    data = _parsed(path)
+    return isinstance(data, dict) and data.get("format") == FORMAT
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A file of the bench; ConfigError, naming the file, if it is none."""
+    data = _parsed(path)
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise ConfigError(f"{path}: must be a file of `sparsewright bench`")
+    if data.get("version") != VERSION:
+        raise ConfigError(f"{path}: must have version {VERSION}; got {data.get('version')!r}")
+    return data
+
+
+def _parsed(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read as JSON: {error}") from None

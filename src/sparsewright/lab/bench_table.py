@@ -1,0 +1,129 @@
+"""What the bench prints: every row of a cell as it comes, and one line per cell at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table as Printed
+
+from .bench_cell import DENSE, OURS, PEER, best
+
+
+def machine_line(about: Mapping[str, Any]) -> str:
+    """What the figures are measured on."""
+    return (
+        f"{about['cpu']}, {about['cores']} cores, kernels {about['kernels_isa']}, "
+        f"torch {about['torch']}, sparsewright {about['sparsewright']} "
+        f"({(about['commit'] or 'no commit')[:12]}), load average {about['load_start']:.2f}"
+    )
+
+
+def roof_line(roof: Mapping[str, Any]) -> str:
+    """What the machine reaches with so many threads."""
+    reads = ", ".join(f"{_size(size)} {rate / 1e9:.0f}" for size, rate in roof["reads"])
+    threads = f"{roof['threads']} thread{'s' if roof['threads'] > 1 else ''}"
+    return (
+        f"Limits, {threads} ({roof['how']}): {roof['flops'] / 1e9:.0f} GFLOPS; "
+        f"GB/s of reading a block of {reads}"
+    )
+
+
+def _size(size: int) -> str:
+    """
+    >>> _size(2**15), _size(2**23)
+    ('32 KiB', '8 MiB')
+    """
+    return f"{size / 2**20:g} MiB" if size >= 2**20 else f"{size / 2**10:g} KiB"
+
+
+def cell_lines(cell: Mapping[str, Any]) -> list[str]:
+    """A cell and all its rows: median, 10th and 90th percentile, error; or why there is none."""
+    lines = [
+        f"{title(cell)}: at least {1e3 * cell['floor_ms']:.1f} us "
+        f"({cell['bytes']:,} bytes, {cell['flop'] / 1e6:,.1f} Mflop)"
+    ]
+    lines += [
+        f"  {row['name']:25} {_row(row, cell['unit'])}"
+        for row in cell["rows"]
+        if "refused" not in row
+    ]
+    refused: dict[str, list[str]] = {}
+    for row in cell["rows"]:
+        if "refused" in row:
+            refused.setdefault(row["refused"], []).append(row["name"])
+    lines += [f"  refused: {', '.join(names)}: {reason}" for reason, names in refused.items()]
+    return lines
+
+
+def _row(row: Mapping[str, Any], unit: str) -> str:
+    if "failed" in row:
+        return f"FAILED: {row['failed']}"
+    low, median, high = (1e3 * row[f"{k}_ms"] for k in ("low", "median", "high"))
+    note = f"  ({row['note']})" if "note" in row else ""
+    return (
+        f"{median:10.1f} us [{low:.1f} - {high:.1f}], {row['per_second']:,.0f} {unit}/s, "
+        f"{row['of_floor']:.0%} of the floor's speed, error {row['error']:.1e}{note}"
+    )
+
+
+def title(cell: Mapping[str, Any]) -> str:
+    """
+    >>> title({"workload": "linear 8x8", "batch": 1, "threads": 2, "sparsity": 0.9,
+    ...     "pattern": "unstructured"})
+    'linear 8x8, unstructured 90 %, batch 1, 2 threads'
+    """
+    threads = f"{cell['threads']} thread{'s' if cell['threads'] > 1 else ''}"
+    return f"{cell['workload']}, {zeros(cell)}, batch {cell['batch']}, {threads}"
+
+
+def zeros(cell: Mapping[str, Any]) -> str:
+    """The pattern and the sparsity in percent."""
+    return f"{cell['pattern']} {100 * cell['sparsity']:.4g} %"
+
+
+def summary(cells: Sequence[Mapping[str, Any]]) -> Printed:
+    """One line for every cell: the best of each side, and how far from the floor."""
+    printed = Printed(
+        title="median microseconds; x: how many times faster sparsewright is than the best of each",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+    )
+    for column in ("workload", "zeros", "threads", "batch", "best dense", "best sparse peer"):
+        printed.add_column(column, overflow="fold")
+    printed.add_column("sparsewright", overflow="fold")
+    for column in ("x dense", "x peer", "floor", "of floor"):
+        printed.add_column(column, justify="right")
+    for cell in cells:
+        printed.add_row(*_summary_row(cell))
+    return printed
+
+
+def _summary_row(cell: Mapping[str, Any]) -> list[str]:
+    dense, peer, ours = (best(cell["rows"], side) for side in (DENSE, PEER, OURS))
+    return [
+        str(cell["workload"]),
+        zeros(cell),
+        str(cell["threads"]),
+        str(cell["batch"]),
+        *(_best(row) for row in (dense, peer, ours)),
+        times(dense, ours),
+        times(peer, ours),
+        f"{1e3 * cell['floor_ms']:.1f}",
+        f"{ours['of_floor']:.0%}" if ours else "-",
+    ]
+
+
+def _best(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return "none"
+    return f"{1e3 * row['median_ms']:.1f} {row['name'].removeprefix('sparsewright ')}"
+
+
+def times(other: Mapping[str, Any] | None, ours: Mapping[str, Any] | None) -> str:
+    """How many times faster ours is."""
+    if other is None or ours is None:
+        return "-"
+    return f"{other['median_ms'] / ours['median_ms']:.2f}"

@@ -1,0 +1,104 @@
+"""A plan as people read it: a table of the layers, then what could not serve, each reason once."""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .kernels import KERNELS
+from .kernels._ops import RESERVE
+
+if TYPE_CHECKING:
+    from .plan import Candidate, LayerPlan, Plan
+
+WIDTH = 132
+NUMBERS = ("sparsity", "time", "best dense", "speed-up", "bytes")
+COLUMNS = ("layer", "shape", "sparsity", "pattern", "kernel", *NUMBERS[1:])
+SHOWN = 3
+"""Names of a list that are written out."""
+
+
+def print_plan(plan: Plan) -> str:
+    """The table, the notes, and the refusals.
+
+    >>> from sparsewright.plan import Plan
+    >>> print_plan(Plan(1, 1, ())).splitlines()[0]
+    'batch 1, threads: 1'
+    """
+    out = Console(file=io.StringIO(), width=WIDTH, no_color=True, highlight=False)
+    out.print(_table(plan))
+    for line in _remarks(plan):
+        out.print(Text(line), soft_wrap=True)
+    assert isinstance(out.file, io.StringIO)
+    return "\n".join(line.rstrip() for line in out.file.getvalue().rstrip().splitlines())
+
+
+def _table(plan: Plan) -> Table:
+    title = f"batch {plan.batch}, threads: {plan.threads}"
+    table = Table(title=title, title_justify="left")
+    for name in COLUMNS:
+        table.add_column(name, justify="right" if name in NUMBERS else "left")
+    for row in plan.layers:
+        table.add_row(*(Text(cell) for cell in _cells(row)))
+    return table
+
+
+def _cells(row: LayerPlan) -> list[str]:
+    shape = "x".join(str(s) for s in row.shape)
+    geometry = row.operation.split(" ")[2:]  # of a convolution, but for the sizes of its kernel
+    return [
+        row.layer,
+        " ".join([shape, *geometry]),
+        f"{row.sparsity:.1%}",
+        row.pattern,
+        row.kernel,
+        _time(next((c for c in row.candidates if c.kernel == row.kernel), None)),
+        _dense(row),
+        "-" if row.speedup is None else f"{row.speedup:.2f}x",
+        f"{row.bytes:,} of {row.dense_bytes:,}" if row.is_sparse else f"{row.bytes:,}",
+    ]
+
+
+def _time(candidate: Candidate | None) -> str:
+    if candidate is None or candidate.median_ms is None:
+        return "-"
+    return f"{candidate.median_ms:.3g} ms"
+
+
+def _dense(row: LayerPlan) -> str:
+    """The fastest of the dense candidates, which are timed fastest first."""
+    timed = [c for c in row.candidates if c.refused is None and c.kernel in KERNELS]
+    best = next((c for c in timed if KERNELS[c.kernel].layout == "dense"), None)
+    return "-" if best is None else f"{best.kernel.rpartition('.')[2]} {_time(best)}"
+
+
+def _remarks(plan: Plan) -> list[str]:
+    lines = [] if any(row.is_sparse for row in plan.layers) else ["No layer is served sparse."]
+    lines.append("Speed-up: over the best dense candidate of the same layer, timed in turn.")
+    return [*lines, *plan.notes, *_refusals(plan)]
+
+
+def _refusals(plan: Plan) -> list[str]:
+    """One line for each reason; reasons that differ in numbers alone are one, said by the first."""
+    found: dict[str, tuple[str, dict[str, None], dict[str, None]]] = {}
+    for row in plan.layers:
+        for candidate in row.candidates:
+            if candidate.refused is None or candidate.refused == RESERVE:
+                continue
+            kind = re.sub(r"\d[\d.,]*", "#", candidate.refused)
+            _, kernels, layers = found.setdefault(kind, (candidate.refused, {}, {}))
+            kernels[candidate.kernel] = layers[repr(row.layer)] = None
+    return [
+        f"not {_listed(list(kernels))} for {_listed(list(layers))}: {reason}"
+        for reason, kernels, layers in found.values()
+    ]
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(names[:SHOWN])
+    return shown if len(names) <= SHOWN else f"{shown} and {len(names) - SHOWN} more"

@@ -1,0 +1,66 @@
+"""Max pooling as the maximum of shifted slices, rows first, then columns.
+
+torch walks over a contiguous image's windows one number at a time; the maximum of whole rows runs
+at the speed of memory. The results are the same numbers, and NaN goes the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+plain = torch.ops.aten.max_pool2d.default
+FEW = 8
+"""Windows up to this long in each direction: a slice for each place costs a pass over the image."""
+
+
+def max_pool2d(
+    x: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0,),
+    dilation: Sequence[int] = (1,),
+    ceil_mode: bool = False,
+) -> Tensor:
+    """aten's max_pool2d; x (N, C, H, W) or (C, H, W).
+
+    Images that are not contiguous, dilation, ceil_mode and long windows are torch's own business.
+
+    >>> x = torch.arange(16.0).reshape(1, 1, 4, 4)
+    >>> max_pool2d(x, [2, 2])
+    tensor([[[[ 5.,  7.],
+              [13., 15.]]]])
+    """
+    usual = (
+        x.dim() == 4 and x.is_contiguous() and x.dtype == torch.float32 and x.device.type == "cpu"
+    )
+    if not usual or ceil_mode or set(dilation) != {1} or max(kernel_size) > FEW:
+        return plain(x, kernel_size, stride, padding, dilation, ceil_mode)
+    (h, w), (down, right), (above, left) = map(_pair, (kernel_size, stride or kernel_size, padding))
+    if (
+        min(x.shape[2] + 2 * above - h, x.shape[3] + 2 * left - w) < 0
+        or 2 * above > h
+        or 2 * left > w
+    ):
+        return plain(x, kernel_size, stride, padding, dilation, ceil_mode)  # raises its own error
+    if above or left:
+        x = F.pad(x, (left, left, above, above), value=float("-inf"))
+    rows = _most(x, 2, h, down)
+    return _most(rows, 3, w, right).contiguous()
+
+
+def _most(x: Tensor, axis: int, size: int, step: int) -> Tensor:
+    """The maximum of every `size` places in a row along an axis, at every `step`-th place."""
+    length = (x.shape[axis] - size) // step * step + 1
+    at = [slice(None)] * axis
+    most = x[(*at, slice(0, length, step))]
+    for i in range(1, size):
+        most = torch.maximum(most, x[(*at, slice(i, i + length, step))])
+    return most
+
+
+def _pair(sizes: Sequence[int]) -> tuple[int, int]:
+    return int(sizes[0]), int(sizes[-1])
