@@ -66,7 +66,8 @@ void block_tile_of(const Block& w, const Tile& tile, int64_t begin, int64_t end)
   begin_block(sums, tile.bias, width, row, row + rows);
   for (int64_t i = rows * width; i < (end - begin) * R * width; ++i) sums[i] = 0.0f;
   Cursors cursors(w, begin, end);
-  for (int64_t limit = kChunk; limit < w.in + kChunk; limit += kChunk) {
+  for (int64_t first = 0; first < w.in; first += kChunk) {
+    const int64_t limit = least(w.in, first + kChunk);
     for (int64_t s = begin; s < end; ++s) {
       int64_t* at = cursors.at + 2 * (s - begin);
       float* to = sums + (s - begin) * R * width;
@@ -169,7 +170,8 @@ void block_lanes_of(const Block& w, const float* x, float* y, int64_t begin, int
   constexpr int64_t kChunk = kBlockFloats / B;
   Cursors cursors(w, begin, end);
   Lanes<B, R, Index> lanes;
-  for (int64_t limit = kChunk; limit < w.in + kChunk; limit += kChunk) {
+  for (int64_t first = 0; first < w.in; first += kChunk) {
+    const int64_t limit = least(w.in, first + kChunk);
     for (int64_t s = begin; s < end; ++s) {
       int64_t* at = cursors.at + 2 * (s - begin);
       lanes.clear();
