@@ -47,6 +47,16 @@ struct Csb {
   int64_t in, out, chunk, chunks, block, blocks;
 };
 
+// Strips of 4, 8 or 16 rows (layout block). Strip s has steps [starts[2 s], starts[2 s + 1]) in
+// which every row has a weight and, up to starts[2 s + 2], those in which some value is 0.
+struct Block {
+  const int32_t* starts;  // (2 * strips + 1)
+  const void* columns;    // (steps) uint16 or int32, ascending in each of the two
+  bool wide;              // columns are int32
+  const float* values;    // (steps, rows)
+  int64_t in, out, rows, strips;
+};
+
 // One tile of the batch, transposed: column c of the activations lies at x + c * width. For layout
 // csb every chunk has room for kPlaces columns, and the last of them holds zeros.
 struct Tile {
@@ -85,6 +95,13 @@ constexpr uint8_t kPadding = 255;
 constexpr int kPlaces = 256;    // places of a chunk of layout csb
 constexpr int kMaxBlock = 128;  // most rows of a block of layout csb
 
+// Layout block: most rows and strips that a work item computes, most rows of the batch in it
+// where values lie along the vector, and the activations that are used over and over.
+constexpr int64_t kBlockRows = 128;
+constexpr int64_t kBlockStrips = kBlockRows / 4;
+constexpr int64_t kBlockBatch = 48;
+constexpr int64_t kBlockFloats = 6 * 1024;
+
 // false means that an index of the weight does not fit the activations; nothing was read there.
 struct Kernels {
   const char* name;
@@ -109,6 +126,13 @@ struct Kernels {
   void (*sell_tile)(const Sell&, const Tile&, int64_t slice);
   void (*csb_tile)(const Csb&, const Tile&, int64_t block);
   void (*csb_pixels)(const Csb&, const Pixels&, int64_t block);
+  // Strips [begin, end), at most kBlockStrips: of rows of the batch where they lie, of a tile.
+  int64_t block_lanes_batch;  // largest batch for which block_lanes is ahead of the tiles
+  int64_t block_lanes_rows;   // fewest rows of a strip for which it is ahead at any batch
+  int64_t block_tile_rows;    // most rows of the batch in a Tile for block_tile
+  void (*block_lanes)(const Block&, const float* x, int64_t batch, const float* bias, float* y,
+                      int64_t begin, int64_t end, Activation);
+  void (*block_tile)(const Block&, const Tile&, int64_t begin, int64_t end);
   void (*activate)(float* y, int64_t n, Activation);
   // Rows [0, batch) of x, columns [begin, end) -> column-major (in, width), zeros beyond batch.
   void (*transpose_in)(const float* x, int64_t in, int64_t batch, float* out, int64_t width,

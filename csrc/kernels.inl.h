@@ -1,5 +1,6 @@
 // Every kernel of one instruction set, over its Simd struct. A translation unit per instruction set
 // defines SPARSEWRIGHT_ISA (the namespace that holds Simd) and includes this file.
+#include "block.inl.h"
 #include "csb.inl.h"
 #include "csr.inl.h"
 #include "nm.inl.h"
@@ -23,6 +24,11 @@ const Kernels kKernels = {
     .sell_tile = sell_tile,
     .csb_tile = csb_tile,
     .csb_pixels = csb_pixels,
+    .block_lanes_batch = Simd::kBlockLanesBatch,
+    .block_lanes_rows = Simd::kBlockLanesRows,
+    .block_tile_rows = kBlockVectors * kW,
+    .block_lanes = block_lanes,
+    .block_tile = block_tile,
     .activate = activate,
     .transpose_in = transpose_in,
 };

@@ -18,6 +18,10 @@ Tensor csb_linear(const Tensor& x, const Tensor& starts, const Tensor& pairs, co
                   const Tensor& values, const std::optional<Tensor>& bias, int64_t out_features,
                   int64_t chunk, int64_t block, int64_t activation, int64_t isa);
 
+Tensor block_linear(const Tensor& x, const Tensor& starts, const Tensor& columns,
+                    const Tensor& values, const std::optional<Tensor>& bias, int64_t in_features,
+                    int64_t out_features, int64_t activation, int64_t isa);
+
 Tensor csb_conv2d(const Tensor& x, const Tensor& starts, const Tensor& pairs, const Tensor& columns,
                   const Tensor& values, const std::optional<Tensor>& bias,
                   const std::optional<Tensor>& residual, int64_t out_features, int64_t chunk,
@@ -51,6 +55,9 @@ STABLE_TORCH_LIBRARY(sparsewright, m) {
       "Tensor? bias, Tensor? residual, int out_features, int chunk, int block, int kernel_h, "
       "int kernel_w, int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h, "
       "int dilation_w, int groups, int activation, int isa) -> Tensor");
+  m.def(
+      "block_linear(Tensor x, Tensor starts, Tensor columns, Tensor values, Tensor? bias, "
+      "int in_features, int out_features, int activation, int isa) -> Tensor");
   m.def("isa_missing(int isa) -> int");
   m.def("best_isa() -> int");
   m.def("pool_bytes() -> int");
@@ -59,6 +66,7 @@ STABLE_TORCH_LIBRARY_IMPL(sparsewright, CPU, m) {
   m.impl("csr_linear", TORCH_BOX(&sparsewright::csr_linear));
   m.impl("nm_linear", TORCH_BOX(&sparsewright::nm_linear));
   m.impl("sell_linear", TORCH_BOX(&sparsewright::sell_linear));
+  m.impl("block_linear", TORCH_BOX(&sparsewright::block_linear));
   m.impl("csb_linear", TORCH_BOX(&sparsewright::csb_linear));
   m.impl("csb_conv2d", TORCH_BOX(&sparsewright::csb_conv2d));
 }

@@ -184,6 +184,7 @@ inline Csb csb_of(const Tensor& starts, const Tensor& pairs, const Tensor& colum
 struct Stored {
   int64_t piece = 64, stride = 64;
   int64_t zero = -1, end = -1;
+  int64_t rows = 0;  // most rows of the batch in a tile; 0: kernels.tile
 };
 
 // body(tile, item) for every tile of the batch and item of the weight; work counts multiply-adds
@@ -191,21 +192,22 @@ struct Stored {
 template <class Body>
 void over_tiles(const Kernels& k, const Linear& l, int64_t out, const Stored& stored, int64_t items,
                 int64_t work, const Body& body) {
+  const int64_t most = stored.rows ? stored.rows : k.tile;
   const int64_t pieces = ceil_div(l.in, stored.piece);
   const int64_t columns = std::max<int64_t>(pieces * stored.stride + 1, 1);
-  const int64_t turn = std::max<int64_t>(kScratchFloats / columns / k.tile, 1) * k.tile;
+  const int64_t turn = std::max<int64_t>(kScratchFloats / columns / most, 1) * most;
   const int64_t padded = ceil_div(std::min(turn, l.batch), k.width) * k.width;
   // Room beyond the last column: a one-byte place of layout nm that nobody validated (x narrower
   // than the weight, inside its last chunk) still reads memory of ours.
-  float* xt = scratch(padded * columns + 256 * k.tile);
+  float* xt = scratch(padded * columns + 256 * most);
   for (int64_t first = 0; first < l.batch; first += turn) {
-    const int64_t batch = std::min(turn, l.batch - first), tiles = ceil_div(batch, k.tile);
+    const int64_t batch = std::min(turn, l.batch - first), tiles = ceil_div(batch, most);
     const auto tile_of = [&](int64_t t) {
-      const int64_t n = std::min(k.tile, batch - t * k.tile);
-      return Tile{xt + t * k.tile * columns,
+      const int64_t n = std::min(most, batch - t * most);
+      return Tile{xt + t * most * columns,
                   ceil_div(n, k.width) * k.width,
                   n,
-                  l.y + (first + t * k.tile) * out,
+                  l.y + (first + t * most) * out,
                   l.bias,
                   l.activation};
     };
@@ -214,7 +216,7 @@ void over_tiles(const Kernels& k, const Linear& l, int64_t out, const Stored& st
         const Tile tile = tile_of(i / pieces);
         const int64_t piece = i % pieces, column = piece * stored.piece;
         float* x = const_cast<float*>(tile.x) + piece * stored.stride * tile.width;
-        k.transpose_in(l.x + (first + i / pieces * k.tile) * l.in, l.in, tile.batch,
+        k.transpose_in(l.x + (first + i / pieces * most) * l.in, l.in, tile.batch,
                        x - column * tile.width, tile.width, column,
                        std::min(l.in, column + stored.piece));
         if (stored.zero >= 0) std::fill_n(x + stored.zero * tile.width, tile.width, 0.0f);

@@ -16,6 +16,8 @@ struct Simd {
   static constexpr int kSellDotBatch = 1;
   static constexpr int kCsrDotBatch = 1;
   static constexpr int kNmLookupBatch = 4;
+  static constexpr int kBlockLanesBatch = 4;
+  static constexpr int kBlockLanesRows = 16;
   using Vec = __m256;
 
   static Vec zero() { return _mm256_setzero_ps(); }
@@ -68,6 +70,19 @@ struct Simd {
     __m128 out;
     __asm__("vinsertps %3, %2, %1, %0" : "=x"(out) : "x"(to), "m"(*p), "i"(kPlace));
     return out;
+  }
+
+  // x at the columns of strips of R rows: that of the first in R lanes, then of the second.
+  template <int R, class Index>
+  static Vec spread(const float* x, const Index* columns) {
+    const Vec first = _mm256_broadcast_ss(x + columns[0]);
+    if constexpr (R >= kWidth) return first;
+    static_assert(R >= 4);
+    return _mm256_blend_ps(first, _mm256_broadcast_ss(x + columns[1]), 0xf0);
+  }
+  // x where a value is present, else 0.
+  static Vec where_present(Vec value, Vec x) {
+    return _mm256_and_ps(x, _mm256_cmp_ps(value, _mm256_setzero_ps(), _CMP_NEQ_UQ));
   }
 
   // Two 16-row tiles: v[k] holds rows 4k..4k+3 of the first, then of the second, because

@@ -25,6 +25,8 @@ struct Simd {
   static constexpr int kSellDotBatch = 1;
   static constexpr int kCsrDotBatch = 1;
   static constexpr int kNmLookupBatch = 8;
+  static constexpr int kBlockLanesBatch = 8;
+  static constexpr int kBlockLanesRows = 16;
   using Vec = F16;
 
   static Vec zero() { return _mm512_setzero_ps(); }
@@ -88,6 +90,23 @@ struct Simd {
       return _mm_insert_ps(b, _mm_load_ss(x + p[3]), 0x30);
     };
     return _mm256_insertf128_ps(_mm256_castps128_ps256(four(i)), four(i + 4), 1);
+  }
+
+  // x at the columns of strips of R rows: that of the first in R lanes, then of the second, ...
+  template <int R, class Index>
+  static Vec spread(const float* x, const Index* columns) {
+    Vec all = _mm512_set1_ps(x[columns[0]]);
+    if constexpr (R == 8) all = _mm512_mask_mov_ps(all, 0xff00, _mm512_set1_ps(x[columns[1]]));
+    if constexpr (R == 4) {
+      all = _mm512_mask_mov_ps(all, 0x00f0, _mm512_set1_ps(x[columns[1]]));
+      all = _mm512_mask_mov_ps(all, 0x0f00, _mm512_set1_ps(x[columns[2]]));
+      all = _mm512_mask_mov_ps(all, 0xf000, _mm512_set1_ps(x[columns[3]]));
+    }
+    return all;
+  }
+  // x where a value is present, else 0.
+  static Vec where_present(Vec value, Vec x) {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(value, _mm512_setzero_ps(), _CMP_NEQ_UQ), x);
   }
 
   // Two 16-row tiles, one vector each.

@@ -11,6 +11,8 @@ struct Simd {
   static constexpr int kSellDotBatch = 1;
   static constexpr int kCsrDotBatch = 1;
   static constexpr int kNmLookupBatch = 1;
+  static constexpr int kBlockLanesBatch = 4;
+  static constexpr int kBlockLanesRows = 16;
   typedef float Vec __attribute__((vector_size(16)));
 
   static Vec zero() { return Vec{0, 0, 0, 0}; }
@@ -35,6 +37,17 @@ struct Simd {
   template <class Index>
   static Vec pick(const float* x, const Index* i) {
     return gather(x, i);
+  }
+
+  // x at the column of a strip of R rows, which are at least as many as the lanes.
+  template <int R, class Index>
+  static Vec spread(const float* x, const Index* columns) {
+    return broadcast(x[columns[0]]);
+  }
+  // x where a value is present, else 0.
+  static Vec where_present(Vec value, Vec x) {
+    for (int i = 0; i < kWidth; ++i) x[i] = value[i] != 0.0f ? x[i] : 0.0f;
+    return x;
   }
 
   // Two 16-row tiles, one float per row.

@@ -25,6 +25,7 @@ from sparsewright.core import Packed
 from sparsewright.errors import KernelError
 from sparsewright.kernels import KERNELS, Kernel, kernel_info, library, reference
 from sparsewright.layouts import LAYOUTS, pack
+from sparsewright.layouts.block import ROWS, Block
 from sparsewright.layouts.csb import Csb
 from sparsewright.layouts.nm import NMLanes
 
@@ -72,9 +73,17 @@ def packings(layout: str, weight: Tensor) -> list[Packed]:
         return [NMLanes().pack(weight, chunk) for chunk in (32, 7, 100)]
     if layout == "csb":
         return [Csb().pack(weight, *sizes) for sizes in ((), (7, 5), (255, 128), (32, 16))]
+    if layout == "block":
+        forms = [Block().pack(weight, rows) for rows in ROWS]
+        return [form for packed in forms for form in (packed, _wide(packed))]
     packed = pack(layout, weight)
+    return [packed, _wide(packed)]
+
+
+def _wide(packed: Packed) -> Packed:
+    """With columns of 32 bits."""
     wide = {**packed.tensors, "columns": packed.tensors["columns"].to(torch.int32)}
-    return [packed, Packed(layout, packed.shape, wide)]
+    return Packed(packed.layout, packed.shape, wide)
 
 
 def check(kernel: Kernel, packed: Packed, weight: Tensor, x: Tensor, bias: Tensor | None) -> None:
@@ -337,6 +346,44 @@ def test_nm_op_checks_its_arguments(changes: dict[str, object], message: str) ->
     nm_call()
     with pytest.raises(RuntimeError, match=message):
         nm_call(**changes)
+
+
+def block_call(**changes: object) -> Tensor:
+    tensors = Block().pack(torch.ones(6, 4), 4).tensors
+    args = {"x": torch.ones(2, 4), **tensors, "bias": None, "in_features": 4, "out_features": 6}
+    op = torch.ops.sparsewright.block_linear
+    return op(*{**args, "activation": 0, "isa": 1, **changes}.values())
+
+
+@pytest.mark.usefixtures("native")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x": torch.ones(2, 4).double()}, "x must be float32"),
+        ({"x": torch.ones(2, 5)}, "x must have 4 in_features; got 5"),
+        ({"starts": torch.zeros(5, dtype=torch.int64)}, "starts must be int32"),
+        ({"starts": torch.zeros(4, dtype=torch.int32)}, "starts must have shape"),
+        ({"starts": torch.tensor([0, 4, 4, 8, 7]).int()}, "starts must run from 0 to 8"),
+        ({"starts": torch.tensor([1, 4, 4, 8, 8]).int()}, "starts must run from 0 to 8"),
+        ({"starts": torch.tensor([0, 9, 4, 8, 8]).int()}, "starts must not descend"),
+        ({"columns": torch.zeros(8, dtype=torch.int64)}, "columns must be uint16 or int32"),
+        ({"columns": torch.zeros(7, dtype=torch.int32)}, "values must have shape"),
+        ({"values": torch.ones(8, 5)}, "values must have 4, 8 or 16 rows; got 5"),
+        ({"values": torch.ones(8, 8)}, "starts must have shape"),
+        ({"values": torch.ones(8, 4).double()}, "values must be float32"),
+        ({"values": torch.ones(4, 8).t()}, "values must be contiguous"),
+        ({"out_features": 9}, "starts must have shape"),
+        ({"out_features": -1}, "out_features must not be negative"),
+        ({"bias": torch.ones(8)}, r"bias must have shape \(6,\)"),
+        ({"activation": 4}, "activation must be"),
+        ({"isa": 9}, "isa must be 1"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_block_op_checks_its_arguments(changes: dict[str, object], message: str) -> None:
+    block_call()
+    with pytest.raises(RuntimeError, match=message):
+        block_call(**changes)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.names())

@@ -237,17 +237,20 @@ def test_the_check_finds_a_kernel_that_is_wrong(name: str) -> None:
     kernel = KERNELS[name]
     if kernel.refuses():
         pytest.skip(str(kernel.refuses()))
-    weight = n_of_m(40, 64, 0.25, 32) * torch.randn(40, 64)
-    x = torch.randn(5, 64)
-    for held in prepared(kernel, weight):
-        case = Case(weight, x, None)
-        expected, size = specification(case)
-        check(name, case, held, expected, size)
-        expected[3, 7] += 1e-3 * (1 + size[3, 7])
-        with pytest.raises(AssertionError, match=f"{name}: "):
+    taken, x = 0, torch.randn(5, 64)
+    for mask in (n_of_m(48, 64, 0.25, 32), blocks(48, 64, 0.25, 16, 1)):
+        mask[:16, 5] = True  # row 7 has a weight, whatever was drawn
+        weight = mask * torch.randn(48, 64)
+        for held in prepared(kernel, weight):
+            taken += 1
+            case = Case(weight, x, None)
+            expected, size = specification(case)
             check(name, case, held, expected, size)
-        column = int(torch.nonzero(weight[7])[0])
-        x_inf = x.clone()
-        x_inf[3, column] = float("nan")
-        with pytest.raises(AssertionError, match=f"{name}: "):
-            check(name, Case(weight, x_inf, None), held, expected, size)
+            expected[3, 7] += 1e-3 * (1 + size[3, 7])
+            with pytest.raises(AssertionError, match=f"{name}: "):
+                check(name, case, held, expected, size)
+            x_inf = x.clone()
+            x_inf[3, 5] = float("nan")
+            with pytest.raises(AssertionError, match=f"{name}: "):
+                check(name, Case(weight, x_inf, None), held, expected, size)
+    assert taken
