@@ -61,7 +61,7 @@ def _conv2d(packed: Packed, numbers: Mapping[str, Any]) -> Rule:
 
 def _check_declared(packed: Packed, numbers: Mapping[str, Any]) -> None:
     """ArtifactError unless the layout's own numbers are those of the layer."""
-    known = {**packed.meta, "out_features": packed.shape[0]}
+    known = {**packed.meta, "out_features": packed.shape[0], "in_features": packed.shape[1]}
     expected = {key: known[key] for key in numbers if key in known}
     if dict(numbers) != expected or any(type(n) is not int for n in numbers.values()):
         raise ArtifactError(f"must be called with isa 0 and {expected}, as declared")
