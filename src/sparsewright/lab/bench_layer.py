@@ -154,7 +154,7 @@ def _kernel(name: str, case: Case) -> Ready | str:
 
 def deployed(seconds: float, case: Case) -> Ready | str:
     """The case's model through `deploy`, planned on its example; the note says what serves."""
-    fast = deploy(nn.Sequential(case.model), case.example, seconds=seconds)
+    fast = deploy(nn.Sequential(case.model), case.example, seconds=seconds, cache=False)
     x = case.example
     served: dict[str, int] = {}
     for row in fast.plan.layers:
