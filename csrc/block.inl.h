@@ -185,8 +185,8 @@ void block_lanes_of(const Block& w, const float* x, float* y, int64_t begin, int
 template <int R, class Index>
 void block_lanes_by(const Block& w, const float* x, int64_t batch, const float* bias, float* y,
                     int64_t begin, int64_t end, Activation activation) {
-  // As many rows of the batch as fill the registers with sums.
-  constexpr int kMost = R >= 2 * kW ? (R >= 4 * kW ? 2 : 6) : 8;
+  // All rows of the batch that come here, where the registers hold their sums.
+  constexpr int kMost = R >= 4 * kW ? 2 : Simd::kBlockLanesBatch;
   const int64_t row = begin * R, rows = least(w.out, end * R) - row;
   for (int64_t b = 0; b < batch; ++b)
     for (int64_t r = row; r < row + rows; ++r) y[b * w.out + r] = bias ? bias[r] : 0.0f;

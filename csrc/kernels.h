@@ -95,12 +95,11 @@ constexpr uint8_t kPadding = 255;
 constexpr int kPlaces = 256;    // places of a chunk of layout csb
 constexpr int kMaxBlock = 128;  // most rows of a block of layout csb
 
-// Layout block: most rows and strips that a work item computes, most rows of the batch in it
-// where values lie along the vector, and the activations that are used over and over.
+// Layout block: most rows and strips that a work item computes, and the activations that it uses
+// over and over before it goes on to others.
 constexpr int64_t kBlockRows = 128;
 constexpr int64_t kBlockStrips = kBlockRows / 4;
-constexpr int64_t kBlockBatch = 48;
-constexpr int64_t kBlockFloats = 6 * 1024;
+constexpr int64_t kBlockFloats = 12 * 1024;
 
 // false means that an index of the weight does not fit the activations; nothing was read there.
 struct Kernels {
@@ -127,8 +126,8 @@ struct Kernels {
   void (*csb_tile)(const Csb&, const Tile&, int64_t block);
   void (*csb_pixels)(const Csb&, const Pixels&, int64_t block);
   // Strips [begin, end), at most kBlockStrips: of rows of the batch where they lie, of a tile.
-  int64_t block_lanes_batch;  // largest batch for which block_lanes is ahead of the tiles
-  int64_t block_lanes_rows;   // fewest rows of a strip for which it is ahead at any batch
+  int64_t block_lanes_batch;  // largest batch for which block_lanes is ahead of the tiles; half
+                              // of it where strips have fewer rows than a vector has floats
   int64_t block_tile_rows;    // most rows of the batch in a Tile for block_tile
   void (*block_lanes)(const Block&, const float* x, int64_t batch, const float* bias, float* y,
                       int64_t begin, int64_t end, Activation);

@@ -25,7 +25,6 @@ const Kernels kKernels = {
     .csb_tile = csb_tile,
     .csb_pixels = csb_pixels,
     .block_lanes_batch = Simd::kBlockLanesBatch,
-    .block_lanes_rows = Simd::kBlockLanesRows,
     .block_tile_rows = kBlockVectors * kW,
     .block_lanes = block_lanes,
     .block_tile = block_tile,

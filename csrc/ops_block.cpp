@@ -44,19 +44,15 @@ Tensor block_linear(const Tensor& x, const Tensor& starts, const Tensor& columns
   if (l.batch == 0 || out_features == 0) return std::move(l.output);
   const int64_t size = kBlockRows / w.rows;  // strips of an item
   const int64_t items = ceil_div(w.strips, size), work = values.numel() + out_features;
-  if (l.batch <= k.block_lanes_batch || w.rows >= k.block_lanes_rows) {
-    // The rows of the batch are the inner turns: an item's weights stay in a cache.
-    const int64_t groups = ceil_div(l.batch, kBlockBatch);
-    const int64_t per_item = std::max<int64_t>(work * l.batch / k.width / items / groups, 1);
+  const int64_t lanes_batch = k.block_lanes_batch / (w.rows < k.width ? 2 : 1);
+  if (l.batch <= lanes_batch) {
+    const int64_t per_item = std::max<int64_t>(work * l.batch / k.width / items, 1);
     const auto multiply = [&](int64_t from, int64_t to) {
-      for (int64_t i = from; i < to; ++i) {
-        const int64_t first = i % groups * kBlockBatch, begin = i / groups * size;
-        k.block_lanes(w, l.x + first * l.in, std::min(kBlockBatch, l.batch - first), l.bias,
-                      l.y + first * out_features, begin, std::min(w.strips, begin + size),
+      for (int64_t i = from; i < to; ++i)
+        k.block_lanes(w, l.x, l.batch, l.bias, l.y, i * size, std::min(w.strips, (i + 1) * size),
                       l.activation);
-      }
     };
-    torch::stable::parallel_for(0, items * groups, ceil_div(kGrain, per_item), multiply);
+    torch::stable::parallel_for(0, items, ceil_div(kGrain, per_item), multiply);
   } else {
     Stored stored;
     stored.rows = k.block_tile_rows;

@@ -17,7 +17,6 @@ struct Simd {
   static constexpr int kCsrDotBatch = 1;
   static constexpr int kNmLookupBatch = 4;
   static constexpr int kBlockLanesBatch = 4;
-  static constexpr int kBlockLanesRows = 16;
   using Vec = __m256;
 
   static Vec zero() { return _mm256_setzero_ps(); }

@@ -26,7 +26,6 @@ struct Simd {
   static constexpr int kCsrDotBatch = 1;
   static constexpr int kNmLookupBatch = 8;
   static constexpr int kBlockLanesBatch = 8;
-  static constexpr int kBlockLanesRows = 16;
   using Vec = F16;
 
   static Vec zero() { return _mm512_setzero_ps(); }

@@ -12,7 +12,6 @@ struct Simd {
   static constexpr int kCsrDotBatch = 1;
   static constexpr int kNmLookupBatch = 1;
   static constexpr int kBlockLanesBatch = 4;
-  static constexpr int kBlockLanesRows = 16;
   typedef float Vec __attribute__((vector_size(16)));
 
   static Vec zero() { return Vec{0, 0, 0, 0}; }
