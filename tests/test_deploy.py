@@ -300,6 +300,15 @@ def test_patterns_are_read_from_the_zeros():
     pruned = copy.deepcopy(model)
     sw.prune(pruned, sparsity=0.5, allocate="uniform_all")
     assert pattern_of(pruned.weight) == "unstructured"
+    for pattern in ("block:4x1", "block:8x1", "block:16x1", "block:4x4", "block:16x16"):
+        pruned = nn.Linear(64, 32)
+        sw.prune(pruned, 0.75, pattern=pattern, allocate="uniform_all")
+        assert pattern_of(pruned.weight) == pattern
+        assert pattern_of(pruned.weight.t().contiguous().t()) == pattern  # of any strides
+        with torch.no_grad():
+            row, column = pruned.weight.nonzero()[0].tolist()
+            pruned.weight[row, column] = 0.0
+        assert pattern_of(pruned.weight) == "unstructured"
     assert pattern_of(torch.zeros(4, 4)) == "unstructured"
     assert pattern_of(torch.zeros(0, 4)) == "dense"
 

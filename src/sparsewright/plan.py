@@ -164,20 +164,28 @@ class Plan:
 
 
 def pattern_of(weight: Tensor) -> str:
-    """The pattern that a matrix's zeros show: "dense", "N:M" or "unstructured".
+    """The pattern that a matrix's zeros show: "dense", "N:M", "block:RxC" or "unstructured".
 
     N:M means that every M inputs in a row, M a power of two, hold exactly N present weights; the
-    smallest such M is named.
+    smallest such M is named. block:RxC means that every tile of R outputs by C inputs is whole or
+    empty, with R 4, 8 or 16 and C a power of two up to 16; of such the one with most rows, then
+    with most columns, is named, also where N:M holds.
 
     >>> import torch
     >>> pattern_of(torch.tensor([[1.0, 0, 0, 2], [0, 3, 0, 4]]))
     '1:2'
+    >>> pattern_of(torch.tensor([[1.0, 0, 0], [1, 0, 1]]).repeat_interleave(4, dim=0))
+    'block:4x1'
     """
     present = weight.detach() != 0
     if bool(present.all()):
         return "dense"
     if present.dim() != 2:
         return "unstructured"
+    rows = next((size for size in BLOCK_ROWS if _repeats(present, size)), None)
+    if rows and present.any():
+        strips = present[::rows].t()
+        return f"block:{rows}x{next(size for size in BLOCK_COLUMNS if _repeats(strips, size))}"
     inputs = present.shape[1]
     for size in (2, 4, 8, 16, 32, 64):
         if inputs and inputs % size == 0:
@@ -186,6 +194,17 @@ def pattern_of(weight: Tensor) -> str:
             if 0 < n < size and bool((kept == n).all()):
                 return f"{n}:{size}"
     return "unstructured"
+
+
+BLOCK_ROWS, BLOCK_COLUMNS = (16, 8, 4), (16, 8, 4, 2, 1)
+
+
+def _repeats(present: Tensor, size: int) -> bool:
+    """Whether the rows come in groups of this size, alike within each."""
+    if len(present) % size:
+        return False
+    groups = present.reshape(len(present) // size, size, -1)
+    return bool((groups == groups[:, :1]).all())
 
 
 def _text(entry: Any, key: str) -> str:
