@@ -810,7 +810,8 @@ def test_forged_documents_are_refused_or_run_safely(saved, tmp_path_factory, dat
         if action == "delete":
             del parent[where[-1]]
         else:
-            parent[where[-1]] = data.draw(VALUES)
+            # A copy: a later change inside it must not reach the next example.
+            parent[where[-1]] = copy.deepcopy(data.draw(VALUES))
     file = tmp_path_factory.getbasetemp() / "forged"
     forge(file, document, tensors)
     try:
