@@ -80,8 +80,9 @@ void lay_out(const Image& i, const float* x, float* planes) {
   }
 }
 
-// Where the activation of every place of the weight lies, from the first position of an image.
-void fill_shifts(const Image& i, int64_t chunk, int64_t zeros, int64_t* shifts) {
+// Where the activation of every place of the weight lies, from the first position of an image; the
+// places of padding are filled for every image.
+void fill_shifts(const Image& i, int64_t chunk, int64_t* shifts) {
   int64_t column = 0, chunk_of = 0;
   for (int64_t c = 0; c < i.channels; ++c) {
     for (int64_t y = 0; y < i.h.kernel; ++y) {
@@ -93,8 +94,6 @@ void fill_shifts(const Image& i, int64_t chunk, int64_t zeros, int64_t* shifts) 
       }
     }
   }
-  for (int64_t k = 0; k * chunk < i.channels * i.h.kernel * i.w.kernel; ++k)
-    shifts[k * kPlaces + kPlaces - 1] = zeros;
 }
 
 // The parts of positions [from, to) that are output, as places behind `base`.
@@ -177,7 +176,7 @@ Tensor csb_conv2d(const Tensor& input, const Tensor& starts, const Tensor& pairs
   const float* from = static_cast<const float*>(x.const_data_ptr());
   float* y = static_cast<float*>(output.mutable_data_ptr());
   const float* more = added ? static_cast<const float*>(added->const_data_ptr()) : nullptr;
-  fill_shifts(image, weight.chunk, 0, shifts);
+  fill_shifts(image, weight.chunk, shifts);
 
   const int64_t tiles = ceil_div(positions, k.tile), items = tiles * weight.blocks;
   const int64_t per_item = std::max<int64_t>(

@@ -5,6 +5,8 @@
 #include <cstdlib>
 #include <map>
 #include <mutex>
+#include <stdexcept>
+#include <string>
 
 // Torch 2.11 brought it; the binary is built for 2.10 and looks whether it is there.
 extern "C" __attribute__((weak)) AOTITorchError torch_from_blob(
@@ -17,6 +19,7 @@ namespace sparsewright {
 namespace {
 
 constexpr size_t kMiB = 1024 * 1024;
+constexpr long long kMostMiB = 1 << 20;
 constexpr size_t kHuge = 2 * kMiB;  // a huge page, for which alignment asks
 
 class Pool {
@@ -75,7 +78,10 @@ size_t limit_bytes() {
   if (!text || !*text) return 256 * kMiB;
   char* end = nullptr;
   const long long mib = std::strtoll(text, &end, 10);
-  return *end || mib < 0 ? 256 * kMiB : static_cast<size_t>(mib) * kMiB;
+  if (*end || mib < 0 || mib > kMostMiB)
+    throw std::runtime_error("SPARSEWRIGHT_POOL_MIB must be a whole number in [0, " +
+                             std::to_string(kMostMiB) + "]; got '" + text + "'");
+  return static_cast<size_t>(mib) * kMiB;
 }
 
 Pool& pool() {

@@ -73,3 +73,14 @@ print(torch.ops.sparsewright.pool_bytes())
     torch_s_own, idle = done.stdout.split()
     assert torch_s_own == str(not pooled)
     assert int(idle) == (2 * MIB if mib == "64" else 0)  # 2 MiB exceed a pool of one
+
+
+@pytest.mark.parametrize("mib", ["-1", "much", "1.5", "99999999999"])
+def test_a_wrong_bound_is_an_error(mib: str) -> None:
+    code = "import torch, sparsewright; torch.ops.sparsewright.pool_bytes()"
+    environment = {**os.environ, "SPARSEWRIGHT_POOL_MIB": mib}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (
+        f"SPARSEWRIGHT_POOL_MIB must be a whole number in [0, 1048576]; got '{mib}'" in done.stderr
+    )
