@@ -147,11 +147,13 @@ def test_the_op_passes_torch_s_own_checks() -> None:
         for other in (None, residual):
             args = (x, *tensors, torch.randn(sides[0]), other, *conv.numbers, 1, 0)
             checks = ("test_schema", "test_faketensor")
-            torch.library.opcheck(library.csr_conv2d, args, test_utils=checks)
+            torch.library.opcheck(
+                torch.ops.sparsewright.csr_conv2d.default, args, test_utils=checks
+            )
 
 
 def test_a_missing_op_has_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "MISSING", frozenset(["csr_linear"]))
+    monkeypatch.setattr(library, "MISSING", {"csr_linear"})
     if library.LIBRARY.path is None:
         pytest.skip(f"no compiled kernels: {library.LIBRARY.why_not}")
     assert "the compiled library has no csr_linear" in str(KERNELS["csr.portable"].refuses())

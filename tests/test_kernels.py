@@ -288,13 +288,15 @@ def native() -> None:
 def csr_call(**changes: object) -> Tensor:
     tensors = pack("csr", torch.eye(4)).tensors
     args = {"x": torch.ones(2, 4), **tensors, "bias": None, "activation": 0, "isa": 1}
-    return library.csr_linear(*{**args, **changes}.values())
+    return torch.ops.sparsewright.csr_linear(*{**args, **changes}.values())
 
 
 def nm_call(**changes: object) -> Tensor:
     tensors = pack("nm", torch.ones(4, 4)).tensors
     args = {"x": torch.ones(2, 4), **tensors, "bias": None, "out_features": 4, "chunk": 32}
-    return library.nm_linear(*{**args, "activation": 0, "isa": 1, **changes}.values())
+    return torch.ops.sparsewright.nm_linear(
+        *{**args, "activation": 0, "isa": 1, **changes}.values()
+    )
 
 
 @pytest.mark.usefixtures("native")
@@ -486,7 +488,7 @@ import torch
 from sparsewright.kernels import kernel_info, library
 from sparsewright.errors import KernelError
 from sparsewright.layouts import LAYOUTS, pack
-for call in (kernel_info, lambda: library.csr_linear(
+for call in (kernel_info, lambda: torch.ops.sparsewright.csr_linear(
         torch.ones(1, 2), *pack("csr", torch.eye(2)).tensors.values(), None, 0, 0)):
     try:
         call()

@@ -41,6 +41,7 @@ def define(schema: str, plain: Callable[..., Tensor], shape: Callable[..., Seque
         made.define(schema)
         made.impl(name, op, "CPU")
         _kept.append(made)
+        library.MISSING.add(name)
     torch.library.register_fake(f"sparsewright::{name}")(fake)
     return getattr(torch.ops.sparsewright, name).default
 

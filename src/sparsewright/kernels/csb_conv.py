@@ -41,11 +41,7 @@ def csb_conv2d_reference(
 
 
 def _shape(x: Tensor, *rest: Any) -> tuple[int, ...]:
-    residual, out, numbers = rest[5], rest[6], rest[9:17]
-    shape = (x.shape[0], out, *reference.conv_size(x, *numbers))
-    if residual is not None and tuple(residual.shape) != shape:
-        raise RuntimeError(f"residual must have shape {shape}; got {tuple(residual.shape)}")
-    return shape
+    return reference.conv_shape(x, rest[6], rest[5], rest[9:])
 
 
 def _cannot(operation: Conv2d) -> str | None:

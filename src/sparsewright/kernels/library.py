@@ -1,22 +1,11 @@
-"""The torch ops exist always: from the compiled library, or defined here over the reference.
+"""The compiled library: where it is, which ops and instruction sets it has, and why not.
 
-    sparsewright::csr_linear(Tensor x, Tensor rows, Tensor columns, Tensor values, Tensor? bias,
-        int activation, int isa) -> Tensor
-    sparsewright::nm_linear(Tensor x, Tensor values, Tensor columns, Tensor? bias,
-        int out_features, int chunk, int activation, int isa) -> Tensor
-    sparsewright::csr_conv2d(Tensor x, Tensor rows, Tensor columns, Tensor values, Tensor? bias,
-        Tensor? residual, int kernel_h, int kernel_w, int stride_h, int stride_w, int padding_h,
-        int padding_w, int dilation_h, int dilation_w, int groups, int activation, int isa)
-        -> Tensor
-
-An op that the compiled library lacks is defined here alone. csr_conv2d: x (N, C, H, W) of any
-strides, residual of the output's shape, added before the activation; the output is contiguous.
-activation: of the output, a place in reference.ACTIVATIONS (0 none, 1 relu, 2 gelu, 3 silu).
-isa: 0 the best that this CPU has, 1 portable, 2 avx2, 3 avx512. The ops check types and sizes;
-indices were checked by layouts.validate. nm_linear cannot tell widths of x apart within the last
-chunk: PackedLinear does. The ops compute forwards only; PackedLinear refuses an input that wants
-a gradient. Environment: SPARSEWRIGHT_NO_NATIVE=1 hides
-the library, SPARSEWRIGHT_LIBRARY names another one (for tests), SPARSEWRIGHT_ISA caps `best`.
+Ops are defined where their layout is (`_ops.define`): one that the library lacks, there alone. All
+end in two numbers. activation: of the output, a place in reference.ACTIVATIONS (0 none, 1 relu,
+2 gelu, 3 silu). isa: 0 the best that this CPU has, 1 portable, 2 avx2, 3 avx512. They check types
+and sizes; indices were checked by layouts.validate. They compute forwards only; packed layers
+refuse an input that wants a gradient. Environment: SPARSEWRIGHT_NO_NATIVE=1 hides the library,
+SPARSEWRIGHT_LIBRARY names another one (for tests), SPARSEWRIGHT_ISA caps `best`.
 """
 
 from __future__ import annotations
@@ -25,7 +14,6 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +21,6 @@ import torch
 from torch import Tensor
 
 from ..errors import KernelError, SparsityWarning
-from . import reference
 
 NAME = "sparsewright_kernels.so"
 ISAS = {"portable": 1, "avx2": 2, "avx512": 3}
@@ -78,134 +65,9 @@ def refuse_gradient(x: Tensor) -> None:
         )
 
 
-def _csr_linear(
-    x: Tensor,
-    rows: Tensor,
-    columns: Tensor,
-    values: Tensor,
-    bias: Tensor | None,
-    activation: int,
-    isa: int,
-) -> Tensor:
-    refuse_gradient(x)
-    return reference.csr_linear(x, rows, columns, values, bias, activation)
-
-
-def _nm_linear(
-    x: Tensor,
-    values: Tensor,
-    columns: Tensor,
-    bias: Tensor | None,
-    out_features: int,
-    chunk: int,
-    activation: int,
-    isa: int,
-) -> Tensor:
-    refuse_gradient(x)
-    return reference.nm_linear(x, values, columns, bias, out_features, chunk, activation)
-
-
-def _csr_conv2d(
-    x: Tensor,
-    rows: Tensor,
-    columns: Tensor,
-    values: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    *numbers: int,
-) -> Tensor:
-    refuse_gradient(x)
-    return reference.csr_conv2d(x, rows, columns, values, bias, residual, *numbers[:-1])
-
-
-SCHEMAS: dict[str, tuple[str, Callable[..., Tensor]]] = {
-    "csr_linear": (
-        "(Tensor x, Tensor rows, Tensor columns, Tensor values, Tensor? bias, int activation, "
-        "int isa) -> Tensor",
-        _csr_linear,
-    ),
-    "nm_linear": (
-        "(Tensor x, Tensor values, Tensor columns, Tensor? bias, int out_features, int chunk, "
-        "int activation, int isa) -> Tensor",
-        _nm_linear,
-    ),
-    "csr_conv2d": (
-        "(Tensor x, Tensor rows, Tensor columns, Tensor values, Tensor? bias, Tensor? residual, "
-        "int kernel_h, int kernel_w, int stride_h, int stride_w, int padding_h, int padding_w, "
-        "int dilation_h, int dilation_w, int groups, int activation, int isa) -> Tensor",
-        _csr_conv2d,
-    ),
-}
-"""Op -> its arguments and results, and what computes it where it is not compiled."""
-
-
-def _missing() -> frozenset[str]:
-    """The ops that the compiled library does not have."""
-    if LIBRARY.path is None:
-        return frozenset(SCHEMAS)
-    return frozenset(op for op in SCHEMAS if not hasattr(torch.ops.sparsewright, op))
-
-
-def _define(ops: frozenset[str]) -> torch.library.Library:
-    library = torch.library.Library("sparsewright", "FRAGMENT")
-    for op in sorted(ops):
-        schema, plain = SCHEMAS[op]
-        library.define(f"{op}{schema}")
-        library.impl(op, plain, "CPU")
-    return library
-
-
 LIBRARY = _find()
-MISSING = _missing()
-_defined = _define(MISSING)  # ops live as long as their Library object
-
-
-@torch.library.register_fake("sparsewright::csr_linear")
-def _csr_fake(
-    x: Tensor,
-    rows: Tensor,
-    columns: Tensor,
-    values: Tensor,
-    bias: Tensor | None,
-    activation: int,
-    isa: int,
-) -> Tensor:
-    return x.new_empty((*x.shape[:-1], rows.shape[0] - 1))
-
-
-@torch.library.register_fake("sparsewright::nm_linear")
-def _nm_fake(
-    x: Tensor,
-    values: Tensor,
-    columns: Tensor,
-    bias: Tensor | None,
-    out_features: int,
-    chunk: int,
-    activation: int,
-    isa: int,
-) -> Tensor:
-    return x.new_empty((*x.shape[:-1], out_features))
-
-
-@torch.library.register_fake("sparsewright::csr_conv2d")
-def _conv_fake(
-    x: Tensor,
-    rows: Tensor,
-    columns: Tensor,
-    values: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    *numbers: int,
-) -> Tensor:
-    shape = (x.shape[0], rows.shape[0] - 1, *reference.conv_size(x, *numbers[:8]))
-    if residual is not None and tuple(residual.shape) != shape:
-        raise RuntimeError(f"residual must have shape {shape}; got {tuple(residual.shape)}")
-    return x.new_empty(shape)
-
-
-csr_linear = torch.ops.sparsewright.csr_linear.default
-nm_linear = torch.ops.sparsewright.nm_linear.default
-csr_conv2d = torch.ops.sparsewright.csr_conv2d.default
+MISSING: set[str] = set()
+"""Ops that were defined in Python, because the compiled library has none of that name."""
 
 
 def best_isa() -> str:

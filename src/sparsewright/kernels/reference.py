@@ -6,7 +6,7 @@ present for it. Works in the dtype of its arguments: in float64 it is what float
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -160,3 +160,14 @@ def product(
     if bias is not None:
         y += bias
     return ACTIVATIONS[activation][1](y).reshape(*x.shape[:-1], out)
+
+
+def conv_shape(
+    x: Tensor, out: int, residual: Tensor | None, numbers: Sequence[int]
+) -> tuple[int, ...]:
+    """The output's shape; numbers begin with those of `conv_size`. RuntimeError unless a residual
+    has it too."""
+    shape = (x.shape[0], out, *conv_size(x, *numbers[:8]))
+    if residual is not None and tuple(residual.shape) != shape:
+        raise RuntimeError(f"residual must have shape {shape}; got {tuple(residual.shape)}")
+    return shape
