@@ -7,6 +7,9 @@ that of test_kernels.py. A kernel added to the table is covered as it is.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -254,3 +257,22 @@ def test_the_check_finds_a_kernel_that_is_wrong(name: str) -> None:
             with pytest.raises(AssertionError, match=f"{name}: "):
                 check(name, Case(weight, x_inf, None), held, expected, size)
     assert taken
+
+
+DEFINED = """
+import sparsewright
+import torch
+
+names = [f"{layout}_linear" for layout in ("csr", "nm", "sell", "csb", "block")]
+for name in [*names, "csr_conv2d", "csb_conv2d"]:
+    op = getattr(torch.ops.sparsewright, name).default
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), "CPU"), name
+    assert torch._library.simple_registry.singleton.find(op.name()).fake_impl.kernel, name
+"""
+
+
+@pytest.mark.parametrize("hidden", ["0", "1"], ids=["compiled", "reference"])
+def test_the_import_alone_defines_every_op_and_its_fake(hidden: str) -> None:
+    environment = {**os.environ, "SPARSEWRIGHT_NO_NATIVE": hidden}
+    command = [sys.executable, "-W", "ignore", "-c", DEFINED]
+    subprocess.run(command, check=True, env=environment, timeout=300)

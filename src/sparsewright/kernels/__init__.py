@@ -26,3 +26,5 @@ __all__ = [
     "kernel_info",
     "recall",
 ]
+
+KERNELS.load()  # at once: the ops of an exported graph, and their fakes, are there after the import
