@@ -10,19 +10,23 @@ namespace sparsewright::SPARSEWRIGHT_ISA {
 namespace {
 
 // Where the activations of a place of a chunk begin: beside each other, as transpose_in lays them.
+template <int V>
 struct Columns {
   const float* x;
-  int64_t width;
-  Columns chunk(int64_t c) const { return {x + c * kPlaces * width, width}; }
-  const float* at(uint8_t place) const { return x + place * width; }
+  Columns chunk(int64_t c) const { return {x + c * kPlaces * V * kW}; }
+  const float* at(uint8_t place) const { return x + place * (V * kW); }
 };
 
-// The same by a table of distances: rows of an image, shifted (convolution).
-struct Shifts {
-  const float* x;
-  const int64_t* shifts;
-  Shifts chunk(int64_t c) const { return {x, shifts + c * kPlaces}; }
-  const float* at(uint8_t place) const { return x + shifts[place]; }
+// Sums that wait in memory for the other chunks of the weight.
+template <int V>
+struct Waiting {
+  float* sums;
+  void load(int64_t row, Vec* v) const {
+    for (int i = 0; i < V; ++i) v[i] = Simd::load(sums + (row * V + i) * kW);
+  }
+  void store(int64_t row, const Vec* v) const {
+    for (int i = 0; i < V; ++i) Simd::store(sums + (row * V + i) * kW, v[i]);
+  }
 };
 
 template <int V>
@@ -31,69 +35,53 @@ void add(Vec* sums, Vec value, const float* x) {
 }
 
 // Two rows, `steps` weights of each, an even number.
-template <int V, class Where>
+template <int V, class Where, class Rows>
 void csb_pair(const float* values, const uint8_t* places, int64_t steps, const Where& where,
-              float* row_a, float* row_b) {
+              const Rows& rows, int64_t row_a, int64_t row_b) {
   // Narrow sums would wait for each other's fma: then every second step has sums of its own.
   constexpr int kSets = V <= 2 ? 2 : 1;
-  Vec a[kSets][V], b[kSets][V], w[4];
-  for (int v = 0; v < V; ++v) {
-    a[0][v] = Simd::load(row_a + v * kW);
-    b[0][v] = Simd::load(row_b + v * kW);
-    if constexpr (kSets == 2) a[1][v] = b[1][v] = Simd::zero();
-  }
+  Vec a[kSets][V], b[kSets][V];
+  rows.load(row_a, a[0]);
+  rows.load(row_b, b[0]);
+  if constexpr (kSets == 2)
+    for (int v = 0; v < V; ++v) a[1][v] = b[1][v] = Simd::zero();
   for (int64_t i = 0; i < steps; i += 2) {
-    Simd::broadcast4(values + 2 * i, w);
+    const Simd::Four w = Simd::four(values + 2 * i);
     const uint8_t* p = places + 2 * i;
-    add<V>(a[0], w[0], where.at(p[0]));
-    add<V>(b[0], w[1], where.at(p[1]));
-    add<V>(a[kSets - 1], w[2], where.at(p[2]));
-    add<V>(b[kSets - 1], w[3], where.at(p[3]));
+    add<V>(a[0], Simd::spread4<0>(w), where.at(p[0]));
+    add<V>(b[0], Simd::spread4<1>(w), where.at(p[1]));
+    add<V>(a[kSets - 1], Simd::spread4<2>(w), where.at(p[2]));
+    add<V>(b[kSets - 1], Simd::spread4<3>(w), where.at(p[3]));
   }
-  for (int v = 0; v < V; ++v) {
-    if constexpr (kSets == 2) {
+  if constexpr (kSets == 2) {
+    for (int v = 0; v < V; ++v) {
       a[0][v] = Simd::add(a[0][v], a[1][v]);
       b[0][v] = Simd::add(b[0][v], b[1][v]);
     }
-    Simd::store(row_a + v * kW, a[0][v]);
-    Simd::store(row_b + v * kW, b[0][v]);
+  }
+  rows.store(row_a, a[0]);
+  rows.store(row_b, b[0]);
+}
+
+// Those rows of a block that have weights in a chunk.
+template <int V, class Where, class Rows>
+void csb_chunk(const Csb& w, int64_t block, int64_t chunk, const Where& where, const Rows& rows) {
+  const int32_t* start = w.starts + 2 * (block * w.chunks + chunk);
+  const float* values = w.values + 2 * int64_t{start[1]};
+  const uint8_t* places = w.columns + 2 * int64_t{start[1]};
+  for (int64_t i = start[0]; i < start[2]; ++i) {
+    const uint32_t pair = static_cast<uint32_t>(w.pairs[i]);
+    const int64_t steps = pair >> 16;
+    csb_pair<V>(values, places, steps, where, rows, pair & 255, pair >> 8 & 255);
+    values += 2 * steps, places += 2 * steps;
   }
 }
 
 template <int V, class Where>
 void csb_block(const Csb& w, int64_t block, const Where& where, float* sums) {
-  constexpr int64_t width = V * kW;
-  for (int64_t c = 0; c < w.chunks; ++c) {
-    const int32_t* start = w.starts + 2 * (block * w.chunks + c);
-    const float* values = w.values + 2 * int64_t{start[1]};
-    const uint8_t* places = w.columns + 2 * int64_t{start[1]};
-    const Where here = where.chunk(c);
-    for (int64_t i = start[0]; i < start[2]; ++i) {
-      const uint32_t pair = static_cast<uint32_t>(w.pairs[i]);
-      const int64_t steps = pair >> 16;
-      csb_pair<V>(values, places, steps, here, sums + (pair & 255) * width,
-                  sums + (pair >> 8 & 255) * width);
-      values += 2 * steps, places += 2 * steps;
-    }
-  }
+  for (int64_t c = 0; c < w.chunks; ++c)
+    csb_chunk<V>(w, block, c, where.chunk(c), Waiting<V>{sums});
 }
-
-template <class Where>
-void csb_block_of(const Csb& w, int64_t block, const Where& where, int64_t width, float* sums) {
-  switch (width / kW) {
-    case 1:
-      return csb_block<1>(w, block, where, sums);
-    case 2:
-      return csb_block<2>(w, block, where, sums);
-    case 3:
-      return csb_block<3>(w, block, where, sums);
-    default:
-      return csb_block<4>(w, block, where, sums);
-  }
-}
-
-// One more row of sums than a block has: the partner of an odd last row.
-constexpr int64_t kCsbSums = (kMaxBlock + 1) * kTileWidth;
 
 // The bias in the rows [begin, end) of the weight, zeros in those that only fill pairs.
 void begin_csb(float* sums, const Csb& w, const float* bias, int64_t width, int64_t begin,
@@ -102,35 +90,26 @@ void begin_csb(float* sums, const Csb& w, const float* bias, int64_t width, int6
   for (int64_t i = (end - begin) * width; i < (w.block + 1) * width; ++i) sums[i] = 0.0f;
 }
 
-void csb_tile(const Csb& w, const Tile& tile, int64_t block) {
-  alignas(64) float sums[kCsbSums];
+template <int V>
+void csb_tile_of(const Csb& w, const Tile& tile, int64_t block) {
+  // One more row of sums than a block has: the partner of an odd last row.
+  alignas(64) float sums[(kMaxBlock + 1) * V * kW];
   const int64_t begin = block * w.block, end = least(w.out, begin + w.block);
   begin_csb(sums, w, tile.bias, tile.width, begin, end);
-  csb_block_of(w, block, Columns{tile.x, tile.width}, tile.width, sums);
+  csb_block<V>(w, block, Columns<V>{tile.x}, sums);
   finish_block(sums, tile, begin, end, w.out);
 }
 
-void csb_pixels(const Csb& w, const Pixels& tile, int64_t block) {
-  alignas(64) float sums[kCsbSums];
-  const int64_t begin = block * w.block, end = least(w.out, begin + w.block);
-  begin_csb(sums, w, tile.bias, tile.width, begin, end);
-  csb_block_of(w, block, Shifts{tile.x, tile.shifts}, tile.width, sums);
-  for (const Segment* s = tile.segments; tile.residual && s < tile.segments + tile.segment_count;
-       ++s) {
-    for (int64_t row = begin; row < end; ++row) {
-      float* to = sums + (row - begin) * tile.width + s->at;
-      const float* from = tile.residual + row * tile.plane + s->to;
-      for (int64_t i = 0; i < s->count; ++i) to[i] += from[i];
-    }
-  }
-  activate(sums, (end - begin) * tile.width, tile.activation);
-  for (int64_t row = begin; row < end; ++row) {
-    for (int64_t k = 0; k < tile.segment_count; ++k) {
-      const Segment& s = tile.segments[k];
-      const float* from = sums + (row - begin) * tile.width + s.at;
-      float* to = tile.y + row * tile.plane + s.to;
-      for (int64_t i = 0; i < s.count; ++i) to[i] = from[i];
-    }
+void csb_tile(const Csb& w, const Tile& tile, int64_t block) {
+  switch (tile.width / kW) {
+    case 1:
+      return csb_tile_of<1>(w, tile, block);
+    case 2:
+      return csb_tile_of<2>(w, tile, block);
+    case 3:
+      return csb_tile_of<3>(w, tile, block);
+    default:
+      return csb_tile_of<4>(w, tile, block);
   }
 }
 

@@ -73,12 +73,13 @@ struct Segment {
   int64_t at, count, to;  // place in the tile, length, place in an output plane
 };
 
-// A tile of positions of one image's output: the activation of column c's weight at a position is
-// `shifts` further on (layout csb: kPlaces of them for every chunk, the last leads to zeros).
+// A tile of positions of one image's output. Without `shifts` x is laid out as that of a Tile;
+// else the activation of column c's weight at a position is `shifts` further on (layout csb:
+// kPlaces of them for every chunk, the last leads to zeros).
 struct Pixels {
   const float* x;
   const int64_t* shifts;
-  int64_t width;  // a multiple of the vector width, at most kernels.tile
+  int64_t width;  // a multiple of the vector width, at most kernels.pixels
   const Segment* segments;
   int64_t segment_count;
   float* y;  // the image's output, one plane after the other; and what is added to it, or null
@@ -106,6 +107,7 @@ struct Kernels {
   const char* name;
   int64_t width;            // floats in a vector
   int64_t tile;             // most rows of the batch in a Tile
+  int64_t pixels;           // most positions in a tile of an image
   int64_t csr_dot_batch;    // largest batch for which csr_dot is ahead of the tiled kernel
   int64_t nm_lookup_batch;  // the same for nm_lookup
   int64_t sell_dot_batch;   // and for sell_dot
@@ -124,6 +126,8 @@ struct Kernels {
                    int64_t begin, int64_t end);
   void (*sell_tile)(const Sell&, const Tile&, int64_t slice);
   void (*csb_tile)(const Csb&, const Tile&, int64_t block);
+  void (*lay_tile)(const Csb&, const float* x, const int64_t* shifts, int64_t count, int64_t width,
+                   float* tile);
   void (*csb_pixels)(const Csb&, const Pixels&, int64_t block);
   // Strips [begin, end), at most kBlockStrips: of rows of the batch where they lie, of a tile.
   int64_t block_lanes_batch;  // largest batch for which block_lanes is ahead of the tiles; half

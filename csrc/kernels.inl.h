@@ -2,6 +2,7 @@
 // defines SPARSEWRIGHT_ISA (the namespace that holds Simd) and includes this file.
 #include "block.inl.h"
 #include "csb.inl.h"
+#include "csb_pixels.inl.h"
 #include "csr.inl.h"
 #include "nm.inl.h"
 #include "sell.inl.h"
@@ -12,6 +13,7 @@ const Kernels kKernels = {
     .name = Simd::kName,
     .width = kW,
     .tile = kTileWidth,
+    .pixels = kPixelVectors * kW,
     .csr_dot_batch = Simd::kCsrDotBatch,
     .nm_lookup_batch = Simd::kNmLookupBatch,
     .sell_dot_batch = Simd::kSellDotBatch,
@@ -23,6 +25,7 @@ const Kernels kKernels = {
     .sell_dot = sell_dot,
     .sell_tile = sell_tile,
     .csb_tile = csb_tile,
+    .lay_tile = lay_tile,
     .csb_pixels = csb_pixels,
     .block_lanes_batch = Simd::kBlockLanesBatch,
     .block_tile_rows = kBlockVectors * kW,

@@ -45,8 +45,11 @@ inline constexpr int64_t kScratchFloats = 1024 * 1024;
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Memory of the calling thread, kept between calls.
-inline float* scratch(int64_t floats) {
+// Memory of the calling thread, kept between calls. A share of the work that needs some of its own
+// takes `kShare`: on the calling thread the op's lies beside it.
+constexpr int kOp = 0, kShare = 1;
+template <int kWhose = kOp>
+float* scratch(int64_t floats) {
   struct Free {
     void operator()(void* p) const { std::free(p); }
   };

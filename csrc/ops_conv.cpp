@@ -3,7 +3,8 @@
 //
 // The padded image is laid out so that a step of one position in the output is a step of one
 // position in memory, whatever the stride: positions of like remainder by the stride lie in a plane
-// of their own. A 1x1 convolution reads the image as it is.
+// of their own. The planes of a 1x1 convolution are those of the image as it is. Where many weights
+// use them, the activations of a tile are copied together: channels lie in as many pages.
 #include <array>
 #include <vector>
 
@@ -26,24 +27,38 @@ struct Axis {
 struct Image {
   Axis h, w;
   int64_t channels;
-  bool direct;     // the planes are those of x itself
+  bool own;        // the planes are those of x itself
   int64_t step;    // from one row of a plane to the next
   int64_t plane;   // floats of a plane
   int64_t planes;  // of one image
   int64_t positions() const { return (h.out() - 1) * step + w.out(); }
 };
 
-constexpr int64_t kSlack = 128;       // floats that a tile may read beyond a plane
-constexpr int64_t kBadStride = 1024;  // bytes between planes that crowd the same cache lines
+// Positions cut into tiles of even widths, in vectors.
+struct Tiles {
+  int64_t positions, lanes, count, base, wider;
+  Tiles(int64_t positions, int64_t lanes, int64_t most) : positions(positions), lanes(lanes) {
+    const int64_t vectors = ceil_div(positions, lanes);
+    count = ceil_div(vectors, most);
+    base = vectors / count, wider = vectors % count;
+  }
+  int64_t begin(int64_t tile) const { return (tile * base + std::min(tile, wider)) * lanes; }
+  int64_t end(int64_t tile) const { return std::min(positions, begin(tile + 1)); }
+  int64_t width(int64_t tile) const { return begin(tile + 1) - begin(tile); }
+};
+
+constexpr int64_t kMostSegments = 128;     // at least the positions of a tile
+constexpr int64_t kSlack = 128;            // floats that a tile may read beyond a plane
+constexpr int64_t kBadStride = 1024;       // bytes between planes that crowd the same cache lines
+constexpr int64_t kTileBytes = 40 * 1024;  // activations of a chunk in a tile
+constexpr int64_t kTogether = 16;          // weights of a column that pay for copying it
 constexpr int64_t kImageFloats = 1024 * 1024;  // floats of padded images held at once
 
-Image image_of(const Axis& h, const Axis& w, int64_t channels, int64_t width, int64_t tile) {
+Image image_of(const Axis& h, const Axis& w, int64_t channels) {
   Image i = {h, w, channels, false, w.size, h.size * w.size, channels};
-  const bool plain = h.kernel == 1 && w.kernel == 1 && h.stride == 1 && w.stride == 1 &&
-                     h.padding == 0 && w.padding == 0;
-  const bool whole = i.plane >= tile || i.plane % width == 0;  // no tile reaches beyond x
-  i.direct = plain && whole && i.plane * 4 % kBadStride != 0;
-  if (i.direct) return i;
+  i.own = h.kernel == 1 && w.kernel == 1 && h.stride == 1 && w.stride == 1 && h.padding == 0 &&
+          w.padding == 0;
+  if (i.own) return i;
   // With a stride of one, the zeros right of a row are those left of the next one.
   const int64_t right = w.rows() - w.padding - w.size;
   const int64_t shared = w.stride == 1 ? std::max<int64_t>(0, std::min(w.padding, right)) : 0;
@@ -99,6 +114,10 @@ void fill_shifts(const Image& i, int64_t chunk, int64_t* shifts) {
 // The parts of positions [from, to) that are output, as places behind `base`.
 int64_t segments_of(const Image& i, int64_t from, int64_t to, int64_t base, Segment* out) {
   int64_t n = 0;
+  if (i.step == i.w.out()) {  // its rows lie together
+    out[0] = {from - base, to - from, from};
+    return 1;
+  }
   for (int64_t p = from; p < to;) {
     const int64_t y = p / i.step, x = p % i.step;
     const int64_t end = std::min(to, y * i.step + i.w.out());
@@ -106,6 +125,12 @@ int64_t segments_of(const Image& i, int64_t from, int64_t to, int64_t base, Segm
     p = (y + 1) * i.step;
   }
   return n;
+}
+
+// Vectors of the widest tile: as many as leave the activations of a chunk in the nearest cache.
+int64_t most_vectors(const Csb& w, const Kernels& k) {
+  const int64_t column = k.width * 4 * std::max<int64_t>(std::min(w.chunk, w.in), 1);
+  return std::clamp<int64_t>(kTileBytes / column, 1, k.pixels / k.width);
 }
 
 void check_axis(const Axis& a, const char* name) {
@@ -162,11 +187,16 @@ Tensor csb_conv2d(const Tensor& input, const Tensor& starts, const Tensor& pairs
   const Activation then = activation_of(activation);
   if (batch == 0 || out_features == 0) return output;
 
-  const Image image = image_of(h, w, channels, k.width, k.tile);
+  const Image image = image_of(h, w, channels);
   const int64_t positions = image.positions(), out_plane = shape[2] * shape[3];
-  const int64_t laid = image.direct ? 0 : image.planes * image.plane + kSlack;
-  const int64_t turn = image.direct ? batch : std::clamp<int64_t>(kImageFloats / laid, 1, batch);
-  const int64_t zeros = ceil_div(positions + kSlack, 16) * 16;
+  const Tiles tiles(positions, k.width, most_vectors(weight, k));
+  const int64_t items = tiles.count * weight.blocks;
+  const int64_t steps = values.size(0) * 2;
+  // Copied together tile by tile, the activations of few weights would cost more than they bring.
+  const bool together = image.own || steps >= kTogether * weight.in;
+  const int64_t laid = image.own ? 0 : image.planes * image.plane + kSlack;
+  const int64_t turn = image.own ? batch : std::clamp<int64_t>(kImageFloats / laid, 1, batch);
+  const int64_t zeros = together ? 0 : ceil_div(positions + kSlack, 16) * 16;
   const int64_t table = std::max<int64_t>(weight.chunks, 1) * kPlaces * 2;  // int64 in floats
   float* memory = scratch(table + zeros + turn * laid);
   int64_t* shifts = reinterpret_cast<int64_t*>(memory);
@@ -178,12 +208,11 @@ Tensor csb_conv2d(const Tensor& input, const Tensor& starts, const Tensor& pairs
   const float* more = added ? static_cast<const float*>(added->const_data_ptr()) : nullptr;
   fill_shifts(image, weight.chunk, shifts);
 
-  const int64_t tiles = ceil_div(positions, k.tile), items = tiles * weight.blocks;
   const int64_t per_item = std::max<int64_t>(
-      (values.size(0) * 2 + out_features) / weight.blocks * (k.tile / k.width), 1);
+      (steps + out_features) / weight.blocks * ceil_div(positions, k.width) / tiles.count, 1);
   for (int64_t first = 0; first < batch; first += turn) {
     const int64_t images = std::min(turn, batch - first);
-    if (!image.direct) {
+    if (!image.own) {
       const int64_t per_channel = image.planes / std::max<int64_t>(channels, 1) * image.plane;
       torch::stable::parallel_for(
           0, images * channels, ceil_div(kGrain, ceil_div(per_channel, k.width)),
@@ -195,27 +224,31 @@ Tensor csb_conv2d(const Tensor& input, const Tensor& starts, const Tensor& pairs
     }
     torch::stable::parallel_for(
         0, images * items, ceil_div(kGrain, per_item), [&](int64_t a, int64_t b) {
-          std::vector<int64_t> own;  // the table with zeros as seen from this image
-          int64_t seen = -1;
+          std::vector<int64_t> table_of;  // the table with zeros as seen from an image
+          float* tile_of = together ? scratch<kShare>(weight.chunks * kPlaces * k.pixels) : nullptr;
+          int64_t seen = -1, seen_tile = -1;
           for (int64_t i = a; i < b; ++i) {
             const int64_t n = i / items, tile = i % items / weight.blocks;
+            const int64_t begin = tiles.begin(tile), end = tiles.end(tile);
+            const int64_t width = tiles.width(tile);
             const float* base =
-                image.direct ? from + (first + n) * channels * image.plane : padded + n * laid;
-            if (n != seen) {
-              own.assign(shifts, shifts + table / 2);
+                image.own ? from + (first + n) * channels * image.plane : padded + n * laid;
+            if (together && (n != seen || tile != seen_tile)) {
+              // Nothing beyond x is read.
+              const int64_t count = image.own ? end - begin : width;
+              k.lay_tile(weight, base + begin, shifts, count, width, tile_of);
+            } else if (!together && n != seen) {
+              table_of.assign(shifts, shifts + table / 2);
               for (int64_t c = 0; c < weight.chunks; ++c)
-                own[c * kPlaces + kPlaces - 1] = zero - base;
-              seen = n;
+                table_of[c * kPlaces + kPlaces - 1] = zero - base;
             }
-            // Positions [begin, end); where the planes are x's own, nothing beyond them is read.
-            const int64_t begin = tile * k.tile, end = std::min(positions, begin + k.tile);
-            const int64_t width = ceil_div(end - begin, k.width) * k.width;
-            const int64_t start = image.direct ? std::min(begin, positions - width) : begin;
-            std::array<Segment, 64> segments;
-            const int64_t count = segments_of(image, begin, end, start, segments.data());
+            seen = n, seen_tile = tile;
+            std::array<Segment, kMostSegments> segments;
+            const int64_t count = segments_of(image, begin, end, begin, segments.data());
             const int64_t image_out = (first + n) * out_features * out_plane;
             k.csb_pixels(weight,
-                         {base + start, own.data(), width, segments.data(), count, y + image_out,
+                         {together ? tile_of : base + begin, together ? nullptr : table_of.data(),
+                          width, segments.data(), count, y + image_out,
                           more ? more + image_out : nullptr, out_plane, bias_data, then},
                          i % weight.blocks);
           }

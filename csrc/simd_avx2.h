@@ -21,16 +21,18 @@ struct Simd {
 
   static Vec zero() { return _mm256_setzero_ps(); }
   static Vec broadcast(float v) { return _mm256_set1_ps(v); }
-  // out[i] holds p[i] in every lane: one load, where four broadcasts from memory are four.
-  static void broadcast4(const float* p, Vec* out) {
-    const Vec four = _mm256_broadcast_ps(reinterpret_cast<const __m128*>(p));
-    out[0] = _mm256_permute_ps(four, 0x00);
-    out[1] = _mm256_permute_ps(four, 0x55);
-    out[2] = _mm256_permute_ps(four, 0xaa);
-    out[3] = _mm256_permute_ps(four, 0xff);
+  // Four numbers, each of which is to fill a vector: one load, where broadcasts would be four.
+  using Four = Vec;
+  static Four four(const float* p) {
+    return _mm256_broadcast_ps(reinterpret_cast<const __m128*>(p));
+  }
+  template <int kPlace>
+  static Vec spread4(Four v) {
+    return _mm256_permute_ps(v, kPlace * 0x55);
   }
   static Vec load(const float* p) { return _mm256_loadu_ps(p); }
   static void store(float* p, Vec v) { _mm256_storeu_ps(p, v); }
+  static Vec relu(Vec v) { return _mm256_max_ps(zero(), v); }  // NaN stays NaN
   static Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
   static Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
   static float sum(Vec v) {

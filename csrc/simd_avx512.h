@@ -30,20 +30,27 @@ struct Simd {
 
   static Vec zero() { return _mm512_setzero_ps(); }
   static Vec broadcast(float v) { return _mm512_set1_ps(v); }
-  // out[i] holds p[i] in every lane.
-  static void broadcast4(const float* p, Vec* out) {
+  // Four numbers, each of which is to fill a vector: one load, where broadcasts would be four.
 #ifdef SPARSEWRIGHT_EMULATE_AVX512
-    for (int i = 0; i < 4; ++i) out[i] = _mm512_set1_ps(p[i]);
-#else
-    const Vec four = _mm512_broadcast_f32x4(_mm_loadu_ps(p));
-    out[0] = _mm512_permute_ps(four, 0x00);
-    out[1] = _mm512_permute_ps(four, 0x55);
-    out[2] = _mm512_permute_ps(four, 0xaa);
-    out[3] = _mm512_permute_ps(four, 0xff);
-#endif
+  struct Four {
+    const float* p;
+  };
+  static Four four(const float* p) { return {p}; }
+  template <int kPlace>
+  static Vec spread4(Four v) {
+    return _mm512_set1_ps(v.p[kPlace]);
   }
+#else
+  using Four = Vec;
+  static Four four(const float* p) { return _mm512_broadcast_f32x4(_mm_loadu_ps(p)); }
+  template <int kPlace>
+  static Vec spread4(Four v) {
+    return _mm512_permute_ps(v, kPlace * 0x55);
+  }
+#endif
   static Vec load(const float* p) { return _mm512_loadu_ps(p); }
   static void store(float* p, Vec v) { _mm512_storeu_ps(p, v); }
+  static Vec relu(Vec v) { return _mm512_max_ps(zero(), v); }  // NaN stays NaN
   static Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
   static Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
   static float sum(Vec v) {

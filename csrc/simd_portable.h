@@ -16,8 +16,14 @@ struct Simd {
 
   static Vec zero() { return Vec{0, 0, 0, 0}; }
   static Vec broadcast(float v) { return Vec{v, v, v, v}; }
-  static void broadcast4(const float* p, Vec* out) {
-    for (int i = 0; i < 4; ++i) out[i] = broadcast(p[i]);
+  // Four numbers, each of which is to fill a vector: where shuffles are cheap, one load for all.
+  struct Four {
+    const float* p;
+  };
+  static Four four(const float* p) { return {p}; }
+  template <int kPlace>
+  static Vec spread4(Four v) {
+    return broadcast(v.p[kPlace]);
   }
   static Vec load(const float* p) {
     Vec v;
@@ -25,6 +31,10 @@ struct Simd {
     return v;
   }
   static void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
+  static Vec relu(Vec v) {  // NaN stays NaN
+    for (int i = 0; i < 4; ++i) v[i] = v[i] < 0.0f ? 0.0f : v[i];
+    return v;
+  }
   static Vec add(Vec a, Vec b) { return a + b; }
   static Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
   static float sum(Vec v) { return (v[0] + v[2]) + (v[1] + v[3]); }

@@ -1,0 +1,179 @@
+// Convolution with weights in layout csb: a tile of positions of one image, planes in and out.
+#pragma once
+#include <cstdint>
+
+#include "csb.inl.h"
+
+namespace sparsewright::SPARSEWRIGHT_ISA {
+namespace {
+
+constexpr int kPixelVectors = 7;  // images of many nets have sides of 7 times a power of two
+
+template <int V>
+void lay_whole(const float* x, const int64_t* shifts, int64_t columns, float* tile) {
+  for (int64_t c = 0; c < columns; ++c, tile += V * kW) {
+    const float* from = x + shifts[c];
+    for (int v = 0; v < V; ++v) {
+      Simd::store(tile + v * kW, Simd::load(from + v * kW));
+      __builtin_prefetch(from + (V + v) * kW, 0, 2);  // the tile after this one
+    }
+  }
+}
+
+void lay_columns(const float* x, const int64_t* shifts, int64_t columns, int64_t count,
+                 int64_t width, float* tile) {
+  if (count == width) {
+    switch (width / kW) {
+      case 4:
+        return lay_whole<4>(x, shifts, columns, tile);
+      case 5:
+        return lay_whole<5>(x, shifts, columns, tile);
+      case 6:
+        return lay_whole<6>(x, shifts, columns, tile);
+      case 7:
+        return lay_whole<7>(x, shifts, columns, tile);
+    }
+  }
+  for (int64_t c = 0; c < columns; ++c, tile += width) {
+    for (int64_t i = 0; i < count; ++i) tile[i] = x[shifts[c] + i];
+    for (int64_t i = count; i < width; ++i) tile[i] = 0.0f;
+  }
+}
+
+// The activations of a tile that lie at `shifts` from x -> beside each other, as those of a Tile;
+// of each column there are `count`, the rest is zero.
+void lay_tile(const Csb& w, const float* x, const int64_t* shifts, int64_t count, int64_t width,
+              float* tile) {
+  for (int64_t c = 0; c < w.chunks; ++c, shifts += kPlaces, tile += kPlaces * width) {
+    lay_columns(x, shifts, least(w.chunk, w.in - c * w.chunk), count, width, tile);
+    for (int64_t i = 0; i < width; ++i) tile[(kPlaces - 1) * width + i] = 0.0f;
+  }
+}
+
+// Where the activations of a place begin, by a table of distances: rows of an image, shifted.
+struct Shifts {
+  const float* x;
+  const int64_t* shifts;
+  Shifts chunk(int64_t c) const { return {x, shifts + c * kPlaces}; }
+  const float* at(uint8_t place) const { return x + shifts[place]; }
+};
+
+// `count` sums of one row to their place in the output, what is added to it, and ReLU.
+template <bool kRelu>
+void finish_row(const float* sums, const float* residual, float* y, int64_t count) {
+  int64_t i = 0;
+  for (; i + kW <= count; i += kW) {
+    Vec v = Simd::load(sums + i);
+    if (residual) v = Simd::add(v, Simd::load(residual + i));
+    Simd::store(y + i, kRelu ? Simd::relu(v) : v);
+  }
+  for (; i < count; ++i) {
+    const float v = residual ? sums[i] + residual[i] : sums[i];
+    y[i] = kRelu && v < 0.0f ? 0.0f : v;
+  }
+}
+
+template <bool kRelu>
+void finish_rows(const float* sums, const Pixels& tile, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row, sums += tile.width) {
+    for (const Segment* s = tile.segments; s < tile.segments + tile.segment_count; ++s) {
+      const int64_t to = row * tile.plane + s->to;
+      const float* residual = tile.residual ? tile.residual + to : nullptr;
+      finish_row<kRelu>(sums + s->at, residual, tile.y + to, s->count);
+    }
+  }
+}
+
+// Rows of a weight with one chunk of columns, in a tile that lies together in the output: their
+// sums never wait in memory.
+template <int V, bool kRelu>
+struct Straight {
+  const Pixels& tile;
+  int64_t begin, rows;
+  bool* done;
+
+  void load(int64_t row, Vec* v) const {
+    const bool given = tile.bias && row < rows;
+    const Vec start = Simd::broadcast(given ? tile.bias[begin + row] : 0.0f);
+    for (int i = 0; i < V; ++i) v[i] = start;
+  }
+  void store(int64_t row, const Vec* v) const {
+    if (row >= rows) return;
+    done[row] = true;
+    const Segment& s = tile.segments[0];
+    const int64_t to = (begin + row) * tile.plane + s.to;
+    const float* residual = tile.residual ? tile.residual + to : nullptr;
+    if (s.count == V * kW) {
+      for (int i = 0; i < V; ++i) {
+        const Vec sum = residual ? Simd::add(v[i], Simd::load(residual + i * kW)) : v[i];
+        Simd::store(tile.y + to + i * kW, kRelu ? Simd::relu(sum) : sum);
+      }
+      return;
+    }
+    float sums[V * kW];
+    for (int i = 0; i < V; ++i) Simd::store(sums + i * kW, v[i]);
+    finish_row<kRelu>(sums + s.at, residual, tile.y + to, s.count);
+  }
+};
+
+template <int V, bool kRelu, class Where>
+void csb_straight(const Csb& w, const Pixels& tile, int64_t block, const Where& where) {
+  const int64_t begin = block * w.block, rows = least(w.out - begin, w.block);
+  bool done[kMaxBlock] = {};
+  const Straight<V, kRelu> out{tile, begin, rows, done};
+  csb_chunk<V>(w, block, 0, where, out);
+  for (int64_t row = 0; row < rows; ++row) {
+    if (done[row]) continue;  // else a row without weights
+    Vec v[V];
+    out.load(row, v);
+    out.store(row, v);
+  }
+}
+
+template <int V, class Where>
+void csb_pixels_of(const Csb& w, const Pixels& tile, int64_t block, const Where& where) {
+  const bool plain = tile.activation == Activation::kNone;
+  const bool relu = tile.activation == Activation::kRelu;
+  if (w.chunks == 1 && tile.segment_count == 1 && (plain || relu))
+    return relu ? csb_straight<V, true>(w, tile, block, where)
+                : csb_straight<V, false>(w, tile, block, where);
+  alignas(64) float sums[(kMaxBlock + 1) * V * kW];
+  const int64_t begin = block * w.block, end = least(w.out, begin + w.block);
+  begin_csb(sums, w, tile.bias, tile.width, begin, end);
+  csb_block<V>(w, block, where, sums);
+  if (relu) return finish_rows<true>(sums, tile, begin, end);
+  if (plain) return finish_rows<false>(sums, tile, begin, end);
+  finish_rows<false>(sums, tile, begin, end);
+  for (int64_t row = begin; row < end; ++row)
+    for (const Segment* s = tile.segments; s < tile.segments + tile.segment_count; ++s)
+      activate(tile.y + row * tile.plane + s->to, s->count, tile.activation);
+}
+
+template <int V>
+void csb_pixels_wide(const Csb& w, const Pixels& tile, int64_t block) {
+  if (tile.shifts) return csb_pixels_of<V>(w, tile, block, Shifts{tile.x, tile.shifts});
+  csb_pixels_of<V>(w, tile, block, Columns<V>{tile.x});
+}
+
+void csb_pixels(const Csb& w, const Pixels& tile, int64_t block) {
+  static_assert(kPixelVectors == 7);
+  switch (tile.width / kW) {
+    case 1:
+      return csb_pixels_wide<1>(w, tile, block);
+    case 2:
+      return csb_pixels_wide<2>(w, tile, block);
+    case 3:
+      return csb_pixels_wide<3>(w, tile, block);
+    case 4:
+      return csb_pixels_wide<4>(w, tile, block);
+    case 5:
+      return csb_pixels_wide<5>(w, tile, block);
+    case 6:
+      return csb_pixels_wide<6>(w, tile, block);
+    default:
+      return csb_pixels_wide<7>(w, tile, block);
+  }
+}
+
+}  // namespace
+}  // namespace sparsewright::SPARSEWRIGHT_ISA
