@@ -2,7 +2,9 @@
 // a block of rows and a chunk of columns at a time, so that the activations of a chunk stay in the
 // nearest cache; two rows of like counts side by side, so that a loop's end is rarely a surprise.
 #pragma once
+#include <bit>
 #include <cstdint>
+#include <cstring>
 
 #include "tile.inl.h"
 
@@ -14,7 +16,7 @@ template <int V>
 struct Columns {
   const float* x;
   Columns chunk(int64_t c) const { return {x + c * kPlaces * V * kW}; }
-  const float* at(uint8_t place) const { return x + place * (V * kW); }
+  const float* at(uint32_t place) const { return x + place * (V * kW); }
 };
 
 // Sums that wait in memory for the other chunks of the weight.
@@ -28,6 +30,8 @@ struct Waiting {
     for (int i = 0; i < V; ++i) Simd::store(sums + (row * V + i) * kW, v[i]);
   }
 };
+
+static_assert(std::endian::native == std::endian::little);  // the first of four places comes last
 
 template <int V>
 void add(Vec* sums, Vec value, const float* x) {
@@ -47,11 +51,12 @@ void csb_pair(const float* values, const uint8_t* places, int64_t steps, const W
     for (int v = 0; v < V; ++v) a[1][v] = b[1][v] = Simd::zero();
   for (int64_t i = 0; i < steps; i += 2) {
     const Simd::Four w = Simd::four(values + 2 * i);
-    const uint8_t* p = places + 2 * i;
-    add<V>(a[0], Simd::spread4<0>(w), where.at(p[0]));
-    add<V>(b[0], Simd::spread4<1>(w), where.at(p[1]));
-    add<V>(a[kSets - 1], Simd::spread4<2>(w), where.at(p[2]));
-    add<V>(b[kSets - 1], Simd::spread4<3>(w), where.at(p[3]));
+    uint32_t four;  // places, by one load
+    std::memcpy(&four, places + 2 * i, sizeof four);
+    add<V>(a[0], Simd::spread4<0>(w), where.at(four & 255));
+    add<V>(b[0], Simd::spread4<1>(w), where.at(four >> 8 & 255));
+    add<V>(a[kSets - 1], Simd::spread4<2>(w), where.at(four >> 16 & 255));
+    add<V>(b[kSets - 1], Simd::spread4<3>(w), where.at(four >> 24));
   }
   if constexpr (kSets == 2) {
     for (int v = 0; v < V; ++v) {

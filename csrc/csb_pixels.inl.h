@@ -55,7 +55,7 @@ struct Shifts {
   const float* x;
   const int64_t* shifts;
   Shifts chunk(int64_t c) const { return {x, shifts + c * kPlaces}; }
-  const float* at(uint8_t place) const { return x + shifts[place]; }
+  const float* at(uint32_t place) const { return x + shifts[place]; }
 };
 
 // `count` sums of one row to their place in the output, what is added to it, and ReLU.
