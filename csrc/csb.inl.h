@@ -35,6 +35,7 @@ static_assert(std::endian::native == std::endian::little);  // the first of four
 
 template <int V>
 void add(Vec* sums, Vec value, const float* x) {
+  if constexpr (V >= 4) __asm__("" : "+r"(x));  // an index beside the base would cost each load
   for (int v = 0; v < V; ++v) sums[v] = Simd::fma(value, Simd::load(x + v * kW), sums[v]);
 }
 

@@ -19,8 +19,9 @@ from . import LAYOUTS, check, check_form, not_a_matrix
 EMPTY = 255
 """The place of padding, so a chunk has at most as many columns."""
 BLOCK, SMALL_BLOCK = 128, 64
-"""Rows of a block; the small one where few blocks would leave threads without work."""
-FEW_ROWS = 1024
+"""Most rows of a block, and fewest where there are more: fewer pay more often for a chunk."""
+SHARES = 4
+"""Blocks come in multiples of it, where there are enough, so that threads get even shares."""
 WASTE = 0.5
 """Largest part of the places that may be padding."""
 DTYPES = {
@@ -159,7 +160,9 @@ def _sizes(weight: Tensor) -> tuple[int, int]:
     The last chunk may be short: rows without a weight in it cost nothing there.
     """
     out, width = weight.shape
-    return min(max(1, width), EMPTY), BLOCK if out >= FEW_ROWS else SMALL_BLOCK
+    shares = -(-max(1, -(-out // BLOCK)) // SHARES) * SHARES
+    even = -(-out // shares)
+    return min(max(1, width), EMPTY), min(BLOCK, max(SMALL_BLOCK, even + even % 2))
 
 
 class _Pairs:
