@@ -23,13 +23,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..attach import attach
 from ..core import Method, find_weights
 from ..errors import ConfigError, StateError, UnknownNameError
+from ..initialise import Init
 from ..measure.environment import cores, environment
 from ..methods import METHODS
 from ..registry import Table
 from ..selection import LeftDense
-from ..sparsifier import Init, Sparsifier, attach
+from ..sparsifier import Sparsifier
 from ..summary import Summary, summarise
 from .config import DENSE, TrainConfig
 from .data import Pair, batches, load
