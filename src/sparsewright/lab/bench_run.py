@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..kernels import kernel_info
 from ..measure.environment import cores, environment
+from ..measure.environment import threads as using_threads
 from ..measure.peers import Case
 from ..measure.roofline import Roofline, measure_roofline
 from .bench_cell import LAYER_TOLERANCE, ROUNDS, Candidate, measure_cell, peers
 from .bench_table import cell_lines, machine_line, roof_line, summary
 from .tables import show
-from .train import threads as using_threads
 
 FORMAT, VERSION = "sparsewright bench", 1
 PACKAGES = ("numpy", "onnxruntime", "openvino", "mkl", "scipy", "sparseprop")
