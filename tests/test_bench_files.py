@@ -15,7 +15,7 @@ from sparsewright.cli import main, parser
 from sparsewright.errors import ConfigError
 from sparsewright.lab import bench_run
 from sparsewright.lab.bench_layer import candidates, layer_cells
-from sparsewright.lab.bench_page import page_text, read_notes, write_page
+from sparsewright.lab.bench_page import STALE, page_text, read_notes, stale, write_page
 from sparsewright.lab.bench_run import Settings, cpu_flags, is_bench, read, run_bench, write
 from sparsewright.measure import timing
 from sparsewright.measure.environment import cores
@@ -229,6 +229,7 @@ def test_the_page_says_who_is_ahead_by_how_much_and_why() -> None:
     assert "50 GFLOPS; GB/s of reading a block of 32 KiB 200" in text
     assert "openvino 3" in text
     assert "mkl" not in text
+    assert f"{STALE}\n\n- `linear 8x8*`: never taken" in text
     won = copy.deepcopy(made_up())
     won["cells"] = won["cells"][:1]
     assert "No cell is behind its best peer." in page_text([won], [])
@@ -243,6 +244,19 @@ def test_what_is_written_is_read_into_the_same_page(tmp_path: Path) -> None:
     page = write_page([path, other], tmp_path / "docs" / "page.md")
     assert page.read_text() == page_text([made_up()], [])
     assert [p.name for p in page.parent.iterdir()] == ["page.md"]
+
+
+def test_a_reason_that_no_cell_has_any_more_is_named() -> None:
+    notes = [
+        {"cell": "linear 8x8*batch 1, *", "reason": "that cell is ahead by now"},
+        {"cell": "linear 8x8*batch 16, *", "reason": "true"},
+        {"cell": "linear *batch 16, *", "reason": "the one before comes first"},
+        {"cell": "linear 9x9*", "reason": "true too"},
+        {"cell": "linear 7x7*", "reason": "no such cell"},
+    ]
+    assert stale([made_up()], notes) == [notes[0], notes[2], notes[4]]
+    assert STALE not in page_text([made_up()], [notes[1], notes[3]])
+    assert stale([], notes) == notes
 
 
 @pytest.mark.parametrize(
@@ -260,6 +274,7 @@ def test_the_page_in_the_docs_is_what_the_results_give(tmp_path: Path) -> None:
     (tmp_path / notes).write_text((ROOT / "docs" / notes).read_text())
     page = write_page(RESULTS.glob("*.json"), tmp_path / "performance.md")
     kept = (ROOT / "docs" / "performance.md").read_text()
+    assert STALE not in page.read_text(), "a stale reason is a lie: remove it from the notes"
     assert kept == page.read_text(), "run: sparsewright bench page --from benchmarks/results/*.json"
 
 

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..files import write_text
 from ..kernels import kernel_info
 from ..measure.environment import cores, environment
 from ..measure.environment import threads as using_threads
@@ -197,10 +198,7 @@ def write(data: dict[str, Any], folder: Path) -> Path:
     name = f"{data['kind']}-{about['cpu']}-{about['kernels_isa']}".lower()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / (re.sub(r"[^a-z0-9]+", "-", name).strip("-") + ".json")
-    draft = path.with_suffix(".tmp")
-    text = json.dumps(publishable(data), indent=1, allow_nan=False)
-    draft.write_text(text + "\n", encoding="utf-8")
-    os.replace(draft, path)
+    write_text(path, json.dumps(publishable(data), indent=1, allow_nan=False) + "\n")
     return path
 
 
