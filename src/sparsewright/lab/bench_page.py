@@ -14,9 +14,10 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..files import write_text
+from . import bench_speedup
 from .bench_cell import DENSE, OURS, PEER, best
 from .bench_run import is_bench, read
-from .bench_table import roof_line, times, title, zeros
+from .bench_table import duration, roof_line, times, title, zeros
 
 NOTES_SUFFIX = "-notes.json"
 UNEXPLAINED = "not yet explained"
@@ -35,6 +36,8 @@ COLUMNS = (
     *("workload", "zeros", "batch", "best dense ms", "best sparse peer ms", "sparsewright ms"),
     *("x dense", "x peer", "floor ms", "of floor"),
 )
+SCALING = """Each number of threads was measured in processes of its own. A speed-up is the time of
+a side's fastest way on one thread over that of its fastest way on so many."""
 LEFT = 2  # columns of words; the others are figures
 
 
@@ -86,23 +89,45 @@ def stale(runs: Sequence[Data], notes: Sequence[Note]) -> list[Note]:
 
 def _run_text(run: Data, notes: Sequence[Note]) -> str:
     about = run["environment"]
-    heading = {"layer": "Layers", "model": "Models"}.get(run["kind"], run["kind"])
+    heading, tables = KINDS.get(run["kind"], (run["kind"], _tables))
     lines = [f"\n## {heading} on {about['cpu']} ({about['kernels_isa']})", "", *_machine_lines(run)]
+    return "\n".join([*lines, *tables(run, heading, notes)]) + "\n"
+
+
+def _tables(run: Data, heading: str, notes: Sequence[Note]) -> list[str]:
+    """A table for every number of threads."""
+    lines: list[str] = []
     for threads in dict.fromkeys(cell["threads"] for cell in run["cells"]):
         cells = [cell for cell in run["cells"] if cell["threads"] == threads]
         lines += ["", f"### {heading}, {threads} thread{'s' if threads > 1 else ''}", ""]
-        lines += _row(COLUMNS), _row(["---"] * LEFT + ["--:"] * (len(COLUMNS) - LEFT))
-        lines += [_row(_cell_row(cell)) for cell in cells]
+        lines += _table(COLUMNS, map(_cell_row, cells))
         lines += ["", *_behind_lines(cells, notes)]
-    return "\n".join(lines) + "\n"
+    return lines
+
+
+def _scaling_table(run: Data, heading: str, notes: Sequence[Note]) -> list[str]:
+    """One table, the numbers of threads below each other."""
+    table = _table(bench_speedup.COLUMNS, bench_speedup.speedup_rows(run["cells"], published=True))
+    return ["", SCALING, "", *table, "", *_behind_lines(run["cells"], notes)]
+
+
+KINDS = {"layer": ("Layers", _tables), "model": ("Models", _tables)}
+KINDS["scaling"] = ("Threads", _scaling_table)
+"""Kind of a run -> its heading, and what writes its tables."""
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    ruler = ["---"] * LEFT + ["--:"] * (len(columns) - LEFT)
+    return [_row(columns), _row(ruler), *map(_row, rows)]
 
 
 def _machine_lines(run: Data) -> list[str]:
     about = run["environment"]
+    took = f", in {duration(run['seconds'])}" if "seconds" in run else ""
     versions = {k: v for k, v in about["versions"].items() if v}
     versions = {"sparsewright": about["sparsewright"], "torch": about["torch"], **versions}
     return [
-        f"- Command: `{run['command']}`",
+        f"- Command: `{run['command']}`{took}",
         f"- Commit: {about['commit'] or 'none'}; Python {about['python']}; {about['platform']}",
         "- Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()),
         f"- Cores: {about['cores']}; instruction set of torch: {about['isa']}; "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table as Printed
@@ -84,21 +84,44 @@ def zeros(cell: Mapping[str, Any]) -> str:
 
 def summary(cells: Sequence[Mapping[str, Any]]) -> Printed:
     """One line for every cell: the best of each side, and how far from the floor."""
-    printed = Printed(
-        title="median microseconds; x: how many times faster sparsewright is than the best of each",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-        padding=(0, 2, 0, 0),
+    heading = "median microseconds; x: how many times faster sparsewright is than the best of each"
+    columns = (
+        *("workload", "zeros", "threads", "batch", "best dense", "best sparse peer"),
+        *("sparsewright", "x dense", "x peer", "floor", "of floor"),
     )
-    for column in ("workload", "zeros", "threads", "batch", "best dense", "best sparse peer"):
-        printed.add_column(column, overflow="fold")
-    printed.add_column("sparsewright", overflow="fold")
-    for column in ("x dense", "x peer", "floor", "of floor"):
-        printed.add_column(column, justify="right")
-    for cell in cells:
-        printed.add_row(*_summary_row(cell))
+    return printed_table(heading, columns, map(_summary_row, cells), words=7)
+
+
+def printed_table(
+    heading: str, columns: Iterable[str], rows: Iterable[Sequence[str]], words: int
+) -> Printed:
+    """A table for the terminal; the first so many columns hold words, the others figures."""
+    printed = Printed(
+        title=heading, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0)
+    )
+    for place, column in enumerate(columns):
+        printed.add_column(column, overflow="fold", justify="left" if place < words else "right")
+    for row in rows:
+        printed.add_row(*row)
     return printed
+
+
+def took(seconds: float, cells: int) -> str:
+    """How long a run took.
+
+    >>> took(754.2, 20)
+    'took 12 min 34 s: 20 cells'
+    """
+    return f"took {duration(seconds)}: {cells} cell{'s' if cells != 1 else ''}"
+
+
+def duration(seconds: float) -> str:
+    """
+    >>> duration(59.7), duration(61)
+    ('60 s', '1 min 1 s')
+    """
+    minutes, rest = divmod(round(seconds), 60) if seconds >= 60 else (0, round(seconds))
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _summary_row(cell: Mapping[str, Any]) -> list[str]:
