@@ -9,6 +9,8 @@ from rich.table import Table as Printed
 
 from .bench_cell import DENSE, OURS, PEER, best
 
+FP32 = "fp32"  # how a cell keeps its values, unless it says otherwise
+
 
 def machine_line(about: Mapping[str, Any]) -> str:
     """What the figures are measured on."""
@@ -78,8 +80,14 @@ def title(cell: Mapping[str, Any]) -> str:
 
 
 def zeros(cell: Mapping[str, Any]) -> str:
-    """The pattern and the sparsity in percent."""
-    return f"{cell['pattern']} {100 * cell['sparsity']:.4g} %"
+    """The pattern and the sparsity in percent, and how values are kept where it is not as fp32.
+
+    >>> zeros({"pattern": "3:32", "sparsity": 0.90625, "values": "bf16"})
+    '3:32 90.62 % bf16'
+    """
+    values = cell.get("values", FP32)
+    kept = "" if values == FP32 else f" {values}"
+    return f"{cell['pattern']} {100 * cell['sparsity']:.4g} %{kept}"
 
 
 def summary(cells: Sequence[Mapping[str, Any]]) -> Printed:
