@@ -15,7 +15,7 @@ from sparsewright.cli import main, parser
 from sparsewright.errors import ConfigError
 from sparsewright.lab import bench_run
 from sparsewright.lab.bench_layer import candidates, layer_cells
-from sparsewright.lab.bench_page import page_text, read_notes, write_page
+from sparsewright.lab.bench_page import STALE, page_text, read_notes, stale, write_page
 from sparsewright.lab.bench_run import Settings, cpu_flags, is_bench, read, run_bench, write
 from sparsewright.measure import timing
 from sparsewright.measure.environment import cores
@@ -82,6 +82,8 @@ def test_a_run_is_printed_and_reads_back(
     assert "secret" not in path.read_text()
     assert "refused: torch CSR: only chains of Linear and ReLU" in shown
     assert "x dense" in shown
+    assert re.search(r"^took \d+ s: 8 cells$", shown, re.MULTILINE)
+    assert data["seconds"] > 0
     assert shown.startswith(data["environment"]["cpu"])
     assert "Limits, 1 thread (by hand): 1 GFLOPS; GB/s of reading a block of 1 KiB 1," in shown
 
@@ -229,6 +231,9 @@ def test_the_page_says_who_is_ahead_by_how_much_and_why() -> None:
     assert "50 GFLOPS; GB/s of reading a block of 32 KiB 200" in text
     assert "openvino 3" in text
     assert "mkl" not in text
+    assert "- Command: `sparsewright bench layer --threads 1`\n" in text
+    assert "--threads 1`, in 1 min 15 s\n" in page_text([{**made_up(), "seconds": 75.2}], [])
+    assert f"{STALE}\n\n- `linear 8x8*`: never taken" in text
     won = copy.deepcopy(made_up())
     won["cells"] = won["cells"][:1]
     assert "No cell is behind its best peer." in page_text([won], [])
@@ -243,6 +248,19 @@ def test_what_is_written_is_read_into_the_same_page(tmp_path: Path) -> None:
     page = write_page([path, other], tmp_path / "docs" / "page.md")
     assert page.read_text() == page_text([made_up()], [])
     assert [p.name for p in page.parent.iterdir()] == ["page.md"]
+
+
+def test_a_reason_that_no_cell_has_any_more_is_named() -> None:
+    notes = [
+        {"cell": "linear 8x8*batch 1, *", "reason": "that cell is ahead by now"},
+        {"cell": "linear 8x8*batch 16, *", "reason": "true"},
+        {"cell": "linear *batch 16, *", "reason": "the one before comes first"},
+        {"cell": "linear 9x9*", "reason": "true too"},
+        {"cell": "linear 7x7*", "reason": "no such cell"},
+    ]
+    assert stale([made_up()], notes) == [notes[0], notes[2], notes[4]]
+    assert STALE not in page_text([made_up()], [notes[1], notes[3]])
+    assert stale([], notes) == notes
 
 
 @pytest.mark.parametrize(
@@ -260,6 +278,7 @@ def test_the_page_in_the_docs_is_what_the_results_give(tmp_path: Path) -> None:
     (tmp_path / notes).write_text((ROOT / "docs" / notes).read_text())
     page = write_page(RESULTS.glob("*.json"), tmp_path / "performance.md")
     kept = (ROOT / "docs" / "performance.md").read_text()
+    assert STALE not in page.read_text(), "a stale reason is a lie: remove it from the notes"
     assert kept == page.read_text(), "run: sparsewright bench page --from benchmarks/results/*.json"
 
 
@@ -282,7 +301,7 @@ def test_bench_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_bench_model_from_the_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = "bench model --only mlp --batch 2 --threads 1 --rounds 1 --peers eager"
+    words = "bench model --model mlp --batch 2 --threads 1 --rounds 1 --peers eager"
     assert main(words.split()) == 0
     shown = capsys.readouterr().out
     assert re.search(r"sparsewright deploy .* rows/s.*\(.+\)", shown)
@@ -318,6 +337,9 @@ def test_words_that_do_not_parse(
         ("model --only mlp --pattern 3:32 --peers", "no cell holds its pattern: 0: pattern 3:32"),
         ("layer --pattern 2x4", "no pattern is called '2x4'"),
         ("layer --peers nobody", "no peer is called 'nobody'"),
+        ("model --model nothing", "no model of the bench is called 'nothing'"),
+        ("scaling --model --shape 8", "a shape must be OUTxIN"),
+        ("scaling --only nothing", "--shape, --model, --only and --pattern leave no cell"),
         ("layer --docs", "--docs writes the page from the files in --out: give --out FOLDER"),
         ("model --only nothing", "--only nothing leaves no cell"),
         ("page --from nowhere.json", "nowhere.json: cannot be read"),

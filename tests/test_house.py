@@ -139,8 +139,8 @@ FLOORS = {
     **dict.fromkeys(("patterns", "scores", "allocate", "budget", "schedules"), 1),
     **dict.fromkeys(("layouts", "kernels", "initialise", "connectivity"), 1),
     "nn": 2,
-    **dict.fromkeys(("methods", "prune", "sparsifier", "measure"), 3),
-    **dict.fromkeys(("selection", "summary", "optimizer_state", "sparse_state"), 3),
+    **dict.fromkeys(("methods", "prune", "attach", "sparsifier", "measure"), 3),
+    **dict.fromkeys(("selection", "summary", "optimizer_state", "sparse_state", "gradients"), 3),
     **dict.fromkeys(
         (
             "serve",

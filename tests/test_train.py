@@ -24,8 +24,9 @@ from sparsewright.lab import train as train_module
 from sparsewright.lab.config import PruneConfig, TrainConfig, from_mapping, read_settings
 from sparsewright.lab.mask_diary import inputs_used, overlap
 from sparsewright.lab.prune_run import prune_run
+from sparsewright.lab.recipe import decay_groups, learning_rate
 from sparsewright.lab.run_folder import RunFolder
-from sparsewright.lab.train import Interrupted, learning_rate, train
+from sparsewright.lab.train import Interrupted, train
 from sparsewright.lab.trained import read_trained
 
 
@@ -365,7 +366,7 @@ def test_learning_rate_rises_then_falls_to_nearly_nothing(
 
 def test_biases_and_norms_do_not_decay() -> None:
     model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2))
-    decayed, free = train_module.decay_groups(model, 0.1)
+    decayed, free = decay_groups(model, 0.1)
     assert [p.dim() for p in decayed["params"]] == [4]
     assert [p.dim() for p in free["params"]] == [1, 1, 1]
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0.0)

@@ -9,6 +9,7 @@
 from . import schedules
 from .allocate import ER, ERK, LAMP, Global, Uniform
 from .artifact import load, save
+from .attach import attach
 from .core import (
     Allocate,
     Layer,
@@ -46,7 +47,7 @@ from .patterns.nm import NM
 from .patterns.unstructured import Unstructured
 from .plan import LayerPlan, Plan
 from .prune import prune
-from .sparsifier import Change, Sparsifier, attach
+from .sparsifier import Change, Sparsifier
 from .summary import Summary
 
 __version__ = "0.1.0"

@@ -8,9 +8,17 @@ the signal of a depth-L network shrinks like density^L.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+from .core import Layer
+from .errors import ConfigError
+
+Init = Literal["fan_in"] | Callable[[Layer], Tensor] | None
+""""fan_in" for `fan_in_values`, a function layer -> values, or None: values stay as they are."""
 
 
 def fan_in_values(
@@ -30,3 +38,20 @@ def fan_in_values(
     noise = torch.randn(mask.shape, generator=generator).to(mask.device)
     values = noise * deviation.reshape(-1, *[1] * (mask.dim() - 1))
     return values.masked_fill(~mask, 0.0)
+
+
+def initialise(layers: Sequence[Layer], init: Init) -> None:
+    """Write the first values of every layer's present weights; ConfigError if `init` is none."""
+    if init is None:
+        return
+    if isinstance(init, str) and init != "fan_in":
+        raise ConfigError(f"init must be None, 'fan_in' or a function of a layer; got {init!r}")
+    for layer in layers:
+        if callable(init):
+            values = init(layer)
+        elif layer.is_lookup:  # its rows are looked up, not summed over
+            continue
+        else:
+            values = fan_in_values(layer.mask, layer.generator)
+        with torch.no_grad():
+            layer.weight.copy_(values)

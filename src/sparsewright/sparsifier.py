@@ -10,27 +10,24 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .connectivity import problems
-from .core import Allocate, Layer, Method, Pattern, Update, find_weights
-from .errors import ConfigError, SparsityWarning, StateError
-from .initialise import fan_in_values
-from .methods import as_method
+from .core import Layer, Method, Update, find_weights
+from .errors import SparsityWarning, StateError
+from .gradients import Withheld, give_back, mask_gradient, masked, withhold
+from .initialise import Init, initialise
 from .optimizer_state import reset_state
-from .scores import as_score
-from .selection import LeftDense, Overrides, Skip, select_layers
+from .selection import LeftDense
 from .sparse_state import STATE_VERSION, check_version, read_tables, saved_tables
 from .summary import Summary, summarise
 
 WRAPPERS = ("module.", "_orig_mod.")
 """What DataParallel, AveragedModel and torch.compile put before a weight's name."""
-
-Init = Literal["fan_in"] | Callable[[Layer], Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -41,65 +38,6 @@ class Change:
     layer: str
     dropped: int
     grown: int
-
-
-def attach(
-    model: nn.Module,
-    optimizer: Optimizer | Sequence[Optimizer],
-    *,
-    method: str | Method,
-    sparsity: float | None = None,
-    pattern: str | Pattern = "unstructured",
-    allocate: str | Allocate = "erk",
-    steps: int | None = None,
-    skip: Skip = (),
-    overrides: Overrides | None = None,
-    on_misfit: str | Pattern = "error",
-    init: Init = None,
-    seed: int = 0,
-) -> Sparsifier:
-    """Make a model sparse and keep it so while any loop trains it with `optimizer`.
-
-    method: when masks change ("static", "gradual", "set", "rigl" or an object). sparsity: of the
-    whole model, in [0, 1), met exactly; None takes the one that the pattern fixes (N:M). pattern,
-    allocate: objects or names. steps: optimizer steps of the run, for methods that must know.
-    skip: names, globs or module types left dense. overrides: {glob: {"sparsity": ..., "pattern":
-    ...}}; a layer with a sparsity of its own is outside the budget. on_misfit: "error", "skip", or
-    the pattern for weights that do not fit. init: "fan_in" redraws present weights with the
-    variance of each neuron's actual fan-in (Evci et al. 2022), or a function layer -> values.
-    seed: of all random choices; the same seed gives the same masks on every replica.
-
-    optimizer: one, or several that step once each per iteration (Muon for matrices beside AdamW).
-    Raises MisfitError, BudgetError, UnknownNameError, ConfigError or StateError; warns
-    SparsityWarning where signal cannot pass.
-
-    >>> model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
-    >>> optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
-    >>> sparse = attach(model, optimizer, method="rigl", sparsity=0.9, steps=1000)
-    >>> sum(int((p != 0).sum()) for p in model.parameters() if p.dim() == 2)
-    948
-    """
-    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
-    generator = torch.Generator().manual_seed(seed)
-    bound = as_method(method).bind(steps)
-    layers, left_dense = select_layers(
-        model,
-        sparsity=sparsity,
-        pattern=pattern,
-        allocate=allocate,
-        score=as_score("magnitude"),
-        generator=generator,
-        skip=skip,
-        overrides=overrides,
-        on_misfit=on_misfit,
-    )
-    sparse = Sparsifier(model, optimizers, bound, layers, left_dense, sparsity)
-    try:
-        sparse._begin(init)
-    except BaseException:  # whatever went wrong, no hook stays behind
-        sparse.detach()
-        raise
-    return sparse
 
 
 class Sparsifier:
@@ -126,7 +64,7 @@ class Sparsifier:
         self._asked = asked
         self._steps = [0] * len(self._optimizers)
         self._of_optimizer = self._assign(model)
-        self._held: dict[int, list[tuple[nn.Parameter, Tensor]]] = {}
+        self._held: dict[int, Withheld] = {}
         self._handles = self._hook()
         self._attached = True
 
@@ -249,7 +187,7 @@ class Sparsifier:
     def _begin(self, init: Init) -> None:
         for layer in self.layers:
             layer.set_table(self.method.begin(layer))
-        _initialise(self.layers, init)
+        initialise(self.layers, init)
         self._apply_masks()
         for problem in problems(self.layers):
             warnings.warn(problem, SparsityWarning, stacklevel=3)
@@ -266,7 +204,7 @@ class Sparsifier:
         def hook(gradient: Tensor) -> Tensor | None:
             if self.method.needs_gradient and self._due(optimizer):
                 return None
-            return _masked(gradient, layer.absent)
+            return masked(gradient, layer.absent)
 
         hook.of_sparsifier = True  # type: ignore[attr-defined]
         return hook
@@ -304,7 +242,7 @@ class Sparsifier:
 
     def _post_hook(self, index: int) -> Callable[..., None]:
         def hook(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._release(index)
+            give_back(self._held.pop(index, []))
             self._apply_masks(index)
             if not _skipped_by_scaler(optimizer):
                 self._steps[index] += 1
@@ -325,11 +263,7 @@ class Sparsifier:
 
     def _mask_gradients(self, index: int) -> None:
         for layer in self._layers_of(index):
-            gradient = layer.weight.grad
-            if gradient is not None and gradient.is_sparse:
-                layer.weight.grad = _masked(gradient, layer.absent)
-            elif gradient is not None:  # in place: the gradient may be a view of a bucket
-                gradient.masked_fill_(layer.absent, 0.0)
+            mask_gradient(layer.weight, layer.absent)
 
     @torch.no_grad()
     def _update(self, layer: Layer, index: int) -> None:
@@ -363,17 +297,7 @@ class Sparsifier:
         reset_state(self._optimizers[index], layer.weight, new | gone)
 
     def _withhold(self, index: int) -> None:
-        """Hide all gradients from the optimizer, so that this step changes nothing."""
-        held = self._held.setdefault(index, [])
-        for group in self._optimizers[index].param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    held.append((parameter, parameter.grad))
-                    parameter.grad = None
-
-    def _release(self, index: int) -> None:
-        for parameter, gradient in self._held.pop(index, []):
-            parameter.grad = gradient
+        self._held.setdefault(index, []).extend(withhold(self._optimizers[index]))
 
     def _layers_of(self, index: int) -> list[Layer]:
         return [
@@ -394,34 +318,6 @@ def _refuse_second(layer: Layer) -> None:
             f"weight {layer.name!r} is attached already: call detach() on the Sparsifier that "
             "holds it first"
         )
-
-
-def _initialise(layers: Sequence[Layer], init: Init) -> None:
-    if init is None:
-        return
-    if isinstance(init, str) and init != "fan_in":
-        raise ConfigError(f"init must be None, 'fan_in' or a function of a layer; got {init!r}")
-    for layer in layers:
-        if callable(init):
-            values = init(layer)
-        elif layer.is_lookup:  # its rows are looked up, not summed over
-            continue
-        else:
-            values = fan_in_values(layer.mask, layer.generator)
-        with torch.no_grad():
-            layer.weight.copy_(values)
-
-
-def _masked(gradient: Tensor, absent: Tensor) -> Tensor:
-    """The gradient with zeros where weights are absent; sparse gradients (Embedding) too."""
-    if not gradient.is_sparse:
-        return gradient.masked_fill(absent, 0.0)
-    gradient = gradient.coalesce()
-    rows = gradient.indices()[0]
-    values = gradient.values().masked_fill(absent[rows], 0.0)
-    return torch.sparse_coo_tensor(
-        gradient.indices(), values, gradient.shape, is_coalesced=True, check_invariants=False
-    )
 
 
 def _skipped_by_scaler(optimizer: Optimizer) -> bool:

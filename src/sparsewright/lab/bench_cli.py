@@ -6,7 +6,7 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ PAGE = Path("docs/performance.md")
 
 
 def add_bench(commands: Any, command: Callable[..., Any]) -> None:
-    """Put `bench layer`, `bench model` and `bench page` under `commands`, made by `command`."""
+    """Put `bench layer`, `model`, `scaling` and `page` under `commands`, made by `command`."""
     bench = commands.add_parser("bench", help="measure against every other way on this CPU")
     parts = bench.add_subparsers(metavar="WHAT", required=True)
     add = command(
@@ -28,12 +28,7 @@ def add_bench(commands: Any, command: Callable[..., Any]) -> None:
         "  sparsewright bench layer\n"
         "  sparsewright bench layer --shape 768x3072 --sparsity 0.8 0.9 --batch 1 64 --threads 1",
     )
-    add.add_argument(
-        "--shape",
-        nargs="+",
-        metavar="SHAPE",
-        help="OUTxIN for a Linear, OUTxINxFILTER@IMAGE for a convolution",
-    )
+    _shapes(add, "+", "five shapes")
     _common(add)
     add = command(
         parts,
@@ -42,7 +37,19 @@ def add_bench(commands: Any, command: Callable[..., Any]) -> None:
         "time whole sparse models beside every dense and sparse peer",
         "  sparsewright bench model\n  sparsewright bench model --only resnet50 --batch 16",
     )
+    _models(add, None)
     _common(add)
+    add = command(
+        parts,
+        "scaling",
+        run_scaling,
+        "time layers and models on one thread, two, ... all, beside the same peers",
+        "  sparsewright bench scaling\n"
+        "  sparsewright bench scaling --shape 4096x4096 --model --batch 1 16 --threads 1 2 all",
+    )
+    _shapes(add, "*", "three shapes; none after the flag: no layer")
+    _models(add, "mlp resnet50; none after the flag: no model")
+    _common(add, threads=(), default="1 2 3 4, then doubled, all")
     add = command(
         parts,
         "page",
@@ -54,9 +61,30 @@ def add_bench(commands: Any, command: Callable[..., Any]) -> None:
     add.add_argument("--to", type=Path, default=PAGE, help=f"the page (default: {PAGE})")
 
 
-def _common(add: Any) -> None:
+def _shapes(add: Any, nargs: str, default: str) -> None:
     add.add_argument(
-        "--pattern", nargs="+", default=["unstructured"], help="such as unstructured 3:32 2:4"
+        "--shape",
+        nargs=nargs,
+        metavar="SHAPE",
+        help=f"OUTxIN for a Linear, OUTxINxFILTER@IMAGE for a convolution (default: {default})",
+    )
+
+
+def _models(add: Any, default: str | None) -> None:
+    add.add_argument(
+        "--model",
+        nargs="*" if default else "+",
+        metavar="NAME",
+        help=f"models of the bench (default: {default or 'all'})",
+    )
+
+
+def _common(add: Any, threads: Sequence[int] = (1, 0), default: str = "1 all") -> None:
+    add.add_argument(
+        "--pattern",
+        nargs="+",
+        default=["unstructured"],
+        help="such as unstructured 3:32 2:4 fan_in block:16x1",
     )
     add.add_argument("--sparsity", nargs="+", type=_sparsity, default=[0.9], metavar="S")
     add.add_argument("--batch", nargs="+", type=_positive, metavar="N", help="batch sizes")
@@ -64,9 +92,9 @@ def _common(add: Any) -> None:
         "--threads",
         nargs="+",
         type=_threads,
-        default=[1, 0],
+        default=threads,
         metavar="N",
-        help="numbers of threads, or all (default: 1 all)",
+        help=f"numbers of threads, or all (default: {default})",
     )
     add.add_argument("--only", nargs="+", default=(), metavar="TEXT", help="cells whose names hold")
     add.add_argument("--peers", nargs="*", metavar="NAME", help="these peers only")
@@ -80,6 +108,7 @@ def _common(add: Any) -> None:
         help=f"a Python that has DeepSparse (default: {PYTHON}); its figures are only printed",
     )
     add.add_argument("--out", type=Path, help="folder for the JSON file; none: it is not written")
+    add.add_argument("--part", action="store_true", help=argparse.SUPPRESS)  # of `bench scaling`
     add.add_argument(
         "--docs",
         type=Path,
@@ -123,9 +152,34 @@ def run_model(args: argparse.Namespace) -> None:
     from .bench_model import candidates, model_cells
     from .bench_run import run_bench
 
-    cells = model_cells(args.pattern, args.sparsity, args.batch)
+    cells = model_cells(args.pattern, args.sparsity, args.batch, args.model)
     settings = _settings(args, tolerance=MODEL_TOLERANCE)
     _written(args, run_bench("model", cells, candidates, settings, args.out))
+
+
+def run_scaling(args: argparse.Namespace) -> None:
+    from . import bench_scaling as scaling
+
+    settings = _settings(args)
+    shapes = scaling.SHAPES if args.shape is None else args.shape
+    models = scaling.MODELS if args.model is None else args.model
+    parts = scaling.scaling_parts(
+        shapes, models, args.pattern, args.sparsity, args.batch, args.only
+    )
+    counts = scaling.thread_counts(args.threads)
+    words = _passed_on(args)
+    _written(args, scaling.run_scaling(parts, counts, words, settings.command, args.out))
+
+
+def _passed_on(args: argparse.Namespace) -> list[str]:
+    """What `bench scaling` hands to the processes that measure, threads and cells aside."""
+    words = ["--seconds", str(args.seconds)]
+    words += ["--only", *args.only] if args.only else []
+    words += ["--peers", *args.peers] if args.peers is not None else []
+    words += ["--rounds", str(args.rounds)] if args.rounds is not None else []
+    words += ["--compile"] if args.compile else []
+    words += ["--deepsparse-python", args.deepsparse_python] if args.deepsparse_python else []
+    return words
 
 
 def run_page(args: argparse.Namespace) -> None:
@@ -166,7 +220,7 @@ def command_line(args: argparse.Namespace, words: list[str]) -> str:
 
 
 def _written(args: argparse.Namespace, path: Path | None) -> None:
-    if path is None:
+    if path is None or args.part:
         return
     print(f"written: {path}")
     if args.docs is not None:

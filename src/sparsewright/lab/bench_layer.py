@@ -19,7 +19,7 @@ from ..core import find_weights
 from ..deploy import deploy
 from ..errors import ConfigError
 from ..kernels import KERNELS
-from ..kernels.choose import is_dense
+from ..kernels.choose import LINEAR, is_dense, kernels_of
 from ..layouts import LAYOUTS
 from ..measure.peers import Case, Ready
 from ..patterns import as_pattern
@@ -28,7 +28,6 @@ from .bench_cell import OURS, Candidate
 
 SHAPES = ("512x512", "768x3072", "4096x4096", "128x128x3@28", "512x256x1@14")
 BATCHES = {nn.Linear: (1, 16, 64, 256), nn.Conv2d: (1, 16)}
-LINEAR = "linear"
 SHAPE = re.compile(r"(\d+)x(\d+)(?:x(\d+)@(\d+))?")
 
 
@@ -133,8 +132,8 @@ def candidates(case: Case, seconds: float) -> list[Candidate]:
         return [Candidate("sparsewright deploy", OURS, functools.partial(deployed, seconds))]
     return [
         Candidate(f"sparsewright {name}", OURS, functools.partial(_kernel, name))
-        for name, kernel in KERNELS.items()
-        if not is_dense(name) and getattr(kernel, "operation", LINEAR) == LINEAR
+        for name in kernels_of(LINEAR)
+        if not is_dense(name)
     ]
 
 

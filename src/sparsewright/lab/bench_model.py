@@ -42,9 +42,14 @@ def model_cells(
     patterns: Sequence[str] = ("unstructured",),
     sparsities: Sequence[float] = (0.9,),
     batches: Sequence[int] | None = None,
+    names: Sequence[str] | None = None,
 ) -> Iterator[ModelCell]:
-    """All models of the table; without `batches`, each at its own."""
-    for name, model in MODELS.items():
+    """The models of these names, by default all of the table; without `batches`, each at its own.
+
+    UnknownNameError if the table has no such model.
+    """
+    for name in MODELS.names() if names is None else names:
+        model = MODELS[name]
         for pattern in patterns:
             own = as_pattern(pattern).sparsity
             for sparsity in sparsities if own is None else (own,):

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import fnmatch
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from ..files import write_text
+from . import bench_speedup
 from .bench_cell import DENSE, OURS, PEER, best
 from .bench_run import is_bench, read
-from .bench_table import roof_line, times, title, zeros
+from .bench_table import duration, roof_line, times, title, zeros
 
 NOTES_SUFFIX = "-notes.json"
 UNEXPLAINED = "not yet explained"
@@ -29,11 +30,14 @@ Written by `sparsewright bench page --from benchmarks/results/*.json`: change th
 [the reasons](performance-notes.json), not this page. [Benchmarks](benchmarks.md) says how to
 measure your own machine and how to read the columns.
 """
+STALE = "## Reasons that no cell has any more: remove them"
 NONE_YET = "\nNo results are kept in this checkout yet.\n"
 COLUMNS = (
     *("workload", "zeros", "batch", "best dense ms", "best sparse peer ms", "sparsewright ms"),
     *("x dense", "x peer", "floor ms", "of floor"),
 )
+SCALING = """Each number of threads was measured in processes of its own. A speed-up is the time of
+a side's fastest way on one thread over that of its fastest way on so many."""
 LEFT = 2  # columns of words; the others are figures
 
 
@@ -43,18 +47,16 @@ def write_page(files: Iterable[Path], page: Path) -> Path:
     ConfigError if a file cannot be read, or the notes beside the page are not in their form.
     """
     runs = [read(path) for path in sorted(set(files)) if is_bench(path)]
-    text = page_text(runs, read_notes(page.with_name(page.stem + NOTES_SUFFIX)))
     page.parent.mkdir(parents=True, exist_ok=True)
-    draft = page.with_suffix(".tmp")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, page)
+    write_text(page, page_text(runs, read_notes(page.with_name(page.stem + NOTES_SUFFIX))))
     return page
 
 
 def read_notes(path: Path) -> list[Note]:
     """The reasons: a list of {"cell": pattern of a cell's title, "reason": text}; none if no file.
 
-    In a pattern * stands for any text. The first note whose pattern fits a cell is its reason.
+    In a pattern * stands for any text. The first note whose pattern fits a cell that is behind is
+    its reason; one that is the reason of no cell is stale, and the page says so.
     """
     if not path.exists():
         return []
@@ -72,28 +74,60 @@ def read_notes(path: Path) -> list[Note]:
 def page_text(runs: Sequence[Data], notes: Sequence[Note]) -> str:
     """The whole page as Markdown."""
     parts = [_run_text(run, notes) for run in runs] or [NONE_YET]
+    old = stale(runs, notes)
+    if old:
+        parts += [f"\n{STALE}\n\n", *(f"- `{note['cell']}`: {note['reason']}\n" for note in old)]
     return INTRODUCTION + "".join(parts)
+
+
+def stale(runs: Sequence[Data], notes: Sequence[Note]) -> list[Note]:
+    """The reasons that no cell has: what they explain is no more, or an earlier one comes first."""
+    titles = [title(cell) for run in runs for cell in run["cells"] if behind(cell) is not None]
+    used = {place for cell in titles if (place := _place(cell, notes)) is not None}
+    return [note for place, note in enumerate(notes) if place not in used]
 
 
 def _run_text(run: Data, notes: Sequence[Note]) -> str:
     about = run["environment"]
-    heading = {"layer": "Layers", "model": "Models"}.get(run["kind"], run["kind"])
+    heading, tables = KINDS.get(run["kind"], (run["kind"], _tables))
     lines = [f"\n## {heading} on {about['cpu']} ({about['kernels_isa']})", "", *_machine_lines(run)]
+    return "\n".join([*lines, *tables(run, heading, notes)]) + "\n"
+
+
+def _tables(run: Data, heading: str, notes: Sequence[Note]) -> list[str]:
+    """A table for every number of threads."""
+    lines: list[str] = []
     for threads in dict.fromkeys(cell["threads"] for cell in run["cells"]):
         cells = [cell for cell in run["cells"] if cell["threads"] == threads]
         lines += ["", f"### {heading}, {threads} thread{'s' if threads > 1 else ''}", ""]
-        lines += _row(COLUMNS), _row(["---"] * LEFT + ["--:"] * (len(COLUMNS) - LEFT))
-        lines += [_row(_cell_row(cell)) for cell in cells]
+        lines += _table(COLUMNS, map(_cell_row, cells))
         lines += ["", *_behind_lines(cells, notes)]
-    return "\n".join(lines) + "\n"
+    return lines
+
+
+def _scaling_table(run: Data, heading: str, notes: Sequence[Note]) -> list[str]:
+    """One table, the numbers of threads below each other."""
+    table = _table(bench_speedup.COLUMNS, bench_speedup.speedup_rows(run["cells"], published=True))
+    return ["", SCALING, "", *table, "", *_behind_lines(run["cells"], notes)]
+
+
+KINDS = {"layer": ("Layers", _tables), "model": ("Models", _tables)}
+KINDS["scaling"] = ("Threads", _scaling_table)
+"""Kind of a run -> its heading, and what writes its tables."""
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    ruler = ["---"] * LEFT + ["--:"] * (len(columns) - LEFT)
+    return [_row(columns), _row(ruler), *map(_row, rows)]
 
 
 def _machine_lines(run: Data) -> list[str]:
     about = run["environment"]
+    took = f", in {duration(run['seconds'])}" if "seconds" in run else ""
     versions = {k: v for k, v in about["versions"].items() if v}
     versions = {"sparsewright": about["sparsewright"], "torch": about["torch"], **versions}
     return [
-        f"- Command: `{run['command']}`",
+        f"- Command: `{run['command']}`{took}",
         f"- Commit: {about['commit'] or 'none'}; Python {about['python']}; {about['platform']}",
         "- Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()),
         f"- Cores: {about['cores']}; instruction set of torch: {about['isa']}; "
@@ -126,18 +160,24 @@ def _best(row: Data | None) -> str:
     return f"{row['median_ms']:.4g} {row['name'].removeprefix('sparsewright ')}"
 
 
+def behind(cell: Data) -> str | None:
+    """By how much another way was faster than the best of ours; None where none was."""
+    other = best(cell["rows"], DENSE, PEER, published=True)
+    ours = best(cell["rows"], OURS, published=True)
+    if other is None or (ours is not None and ours["median_ms"] <= other["median_ms"]):
+        return None
+    if ours is None:
+        return "nothing of ours served"
+    return f"{ours['median_ms'] / other['median_ms']:.2f}x the time of {other['name']}"
+
+
 def _behind_lines(cells: Sequence[Data], notes: Sequence[Note]) -> list[str]:
     """The cells where another way was faster: by how much, and why."""
-    lines = []
-    for cell in cells:
-        other = best(cell["rows"], DENSE, PEER, published=True)
-        ours = best(cell["rows"], OURS, published=True)
-        if other is None or (ours is not None and ours["median_ms"] <= other["median_ms"]):
-            continue
-        by = "nothing of ours served"
-        if ours is not None:
-            by = f"{ours['median_ms'] / other['median_ms']:.2f}x the time of {other['name']}"
-        lines.append(f"- {title(cell)}: {by}; {reason(title(cell), notes)}")
+    lines = [
+        f"- {title(cell)}: {by}; {reason(title(cell), notes)}"
+        for cell in cells
+        if (by := behind(cell)) is not None
+    ]
     if not lines:
         return ["No cell is behind its best peer."]
     return [f"Behind the best peer in {len(lines)} of {len(cells)} cells:", "", *lines]
@@ -149,5 +189,10 @@ def reason(cell: str, notes: Sequence[Note]) -> str:
     >>> reason("linear 8x8, batch 1", [{"cell": "linear *", "reason": "too small"}])
     'too small'
     """
-    fitting = (note["reason"] for note in notes if fnmatch.fnmatchcase(cell, note["cell"]))
-    return next(fitting, UNEXPLAINED)
+    place = _place(cell, notes)
+    return UNEXPLAINED if place is None else notes[place]["reason"]
+
+
+def _place(cell: str, notes: Sequence[Note]) -> int | None:
+    fitting = (p for p, note in enumerate(notes) if fnmatch.fnmatchcase(cell, note["cell"]))
+    return next(fitting, None)

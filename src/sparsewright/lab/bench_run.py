@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -17,14 +18,15 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..files import write_text
 from ..kernels import kernel_info
 from ..measure.environment import cores, environment
+from ..measure.environment import threads as using_threads
 from ..measure.peers import Case
 from ..measure.roofline import Roofline, measure_roofline
 from .bench_cell import LAYER_TOLERANCE, ROUNDS, Candidate, measure_cell, peers
-from .bench_table import cell_lines, machine_line, roof_line, summary
+from .bench_table import cell_lines, machine_line, roof_line, summary, took
 from .tables import show
-from .train import threads as using_threads
 
 FORMAT, VERSION = "sparsewright bench", 1
 PACKAGES = ("numpy", "onnxruntime", "openvino", "mkl", "scipy", "sparseprop")
@@ -101,7 +103,7 @@ def run_bench(
         "cells": [],
     }
     print(machine_line(data["environment"]))
-    path = None
+    path, start = None, time.perf_counter()
     for count in dict.fromkeys(count or cores() for count in settings.threads):
         with using_threads(count):
             roof = measure_roofline()
@@ -112,20 +114,22 @@ def run_bench(
                 print("\n".join(cell_lines(found)), flush=True)
                 data["cells"].append(found)
                 data["environment"]["load_end"] = os.getloadavg()[0]
+                data["seconds"] = time.perf_counter() - start
                 path = None if out is None else write(data, out)
     show(summary(data["cells"]))
+    print(took(data["seconds"], len(data["cells"])))
     return path
 
 
 def _chosen(cells: Iterable[Cell], only: Sequence[str]) -> list[Cell]:
     """The cells asked for that can be made; the others are named with their reasons."""
-    wanted = [cell for cell in cells if _wanted(cell, only)]
-    if not wanted:
+    asked = [cell for cell in cells if wanted(cell, only)]
+    if not asked:
         raise ConfigError(f"--only {' '.join(only)} leaves no cell to measure")
-    misfits = {cell: why for cell in wanted if (why := cell.misfit()) is not None}
+    misfits = {cell: why for cell in asked if (why := cell.misfit()) is not None}
     for cell, why in misfits.items():
         print(f"passed over: {cell.name}, {cell.pattern}, batch {cell.batch}: {why}")
-    fitting = [cell for cell in wanted if cell not in misfits]
+    fitting = [cell for cell in asked if cell not in misfits]
     if not fitting:
         raise ConfigError(f"no cell holds its pattern: {next(iter(misfits.values()))}")
     return fitting
@@ -152,7 +156,8 @@ def _measure(
     return {"workload": cell.name, **{k: getattr(cell, k) for k in names}, **measured}
 
 
-def _wanted(cell: Cell, only: Sequence[str]) -> bool:
+def wanted(cell: Cell, only: Sequence[str]) -> bool:
+    """Whether the cell's name and batch hold one of these texts, or there is none."""
     name = f"{cell.name} batch {cell.batch}"
     return not only or any(part in name for part in only)
 
@@ -197,10 +202,7 @@ def write(data: dict[str, Any], folder: Path) -> Path:
     name = f"{data['kind']}-{about['cpu']}-{about['kernels_isa']}".lower()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / (re.sub(r"[^a-z0-9]+", "-", name).strip("-") + ".json")
-    draft = path.with_suffix(".tmp")
-    text = json.dumps(publishable(data), indent=1, allow_nan=False)
-    draft.write_text(text + "\n", encoding="utf-8")
-    os.replace(draft, path)
+    write_text(path, json.dumps(publishable(data), indent=1, allow_nan=False) + "\n")
     return path
 
 

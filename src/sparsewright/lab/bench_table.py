@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table as Printed
 
 from .bench_cell import DENSE, OURS, PEER, best
+
+FP32 = "fp32"  # how a cell keeps its values, unless it says otherwise
 
 
 def machine_line(about: Mapping[str, Any]) -> str:
@@ -78,27 +80,56 @@ def title(cell: Mapping[str, Any]) -> str:
 
 
 def zeros(cell: Mapping[str, Any]) -> str:
-    """The pattern and the sparsity in percent."""
-    return f"{cell['pattern']} {100 * cell['sparsity']:.4g} %"
+    """The pattern and the sparsity in percent, and how values are kept where it is not as fp32.
+
+    >>> zeros({"pattern": "3:32", "sparsity": 0.90625, "values": "bf16"})
+    '3:32 90.62 % bf16'
+    """
+    values = cell.get("values", FP32)
+    kept = "" if values == FP32 else f" {values}"
+    return f"{cell['pattern']} {100 * cell['sparsity']:.4g} %{kept}"
 
 
 def summary(cells: Sequence[Mapping[str, Any]]) -> Printed:
     """One line for every cell: the best of each side, and how far from the floor."""
-    printed = Printed(
-        title="median microseconds; x: how many times faster sparsewright is than the best of each",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-        padding=(0, 2, 0, 0),
+    heading = "median microseconds; x: how many times faster sparsewright is than the best of each"
+    columns = (
+        *("workload", "zeros", "threads", "batch", "best dense", "best sparse peer"),
+        *("sparsewright", "x dense", "x peer", "floor", "of floor"),
     )
-    for column in ("workload", "zeros", "threads", "batch", "best dense", "best sparse peer"):
-        printed.add_column(column, overflow="fold")
-    printed.add_column("sparsewright", overflow="fold")
-    for column in ("x dense", "x peer", "floor", "of floor"):
-        printed.add_column(column, justify="right")
-    for cell in cells:
-        printed.add_row(*_summary_row(cell))
+    return printed_table(heading, columns, map(_summary_row, cells), words=7)
+
+
+def printed_table(
+    heading: str, columns: Iterable[str], rows: Iterable[Sequence[str]], words: int
+) -> Printed:
+    """A table for the terminal; the first so many columns hold words, the others figures."""
+    printed = Printed(
+        title=heading, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0)
+    )
+    for place, column in enumerate(columns):
+        printed.add_column(column, overflow="fold", justify="left" if place < words else "right")
+    for row in rows:
+        printed.add_row(*row)
     return printed
+
+
+def took(seconds: float, cells: int) -> str:
+    """How long a run took.
+
+    >>> took(754.2, 20)
+    'took 12 min 34 s: 20 cells'
+    """
+    return f"took {duration(seconds)}: {cells} cell{'s' if cells != 1 else ''}"
+
+
+def duration(seconds: float) -> str:
+    """
+    >>> duration(59.7), duration(61)
+    ('60 s', '1 min 1 s')
+    """
+    minutes, rest = divmod(round(seconds), 60) if seconds >= 60 else (0, round(seconds))
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _summary_row(cell: Mapping[str, Any]) -> list[str]:

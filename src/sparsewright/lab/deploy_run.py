@@ -14,8 +14,8 @@ from .. import artifact
 from ..deploy import Deployed, deploy
 from ..errors import ConfigError
 from ..measure.dense import TOLERANCE, dense_ways, relative_error
+from ..measure.environment import threads as using_threads
 from ..measure.timing import Timing, interleave
-from .train import threads as using_threads
 from .trained import Trained, read_trained
 
 SPARSE = "sparsewright"

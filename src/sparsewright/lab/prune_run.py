@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..measure.environment import environment
+from ..measure.environment import environment, threads
 from ..prune import prune
 from ..scores import as_score
 from .config import PruneConfig, TrainConfig, as_flags
 from .run_folder import RunFolder, now
-from .train import ending, evaluate, random_state, seed_all, threads
+from .train import ending, evaluate, random_state, seed_all
 from .trained import Trained, read_trained
 
 ONE_SHOT = "one-shot"

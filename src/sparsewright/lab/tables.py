@@ -23,7 +23,7 @@ from ..scores import SCORES
 from .bench_models import MODELS as BENCH_MODELS
 from .data import DATA, find
 from .models import MODELS
-from .train import OPTIMIZERS
+from .recipe import OPTIMIZERS
 
 TABLES: tuple[Table[Any], ...] = (
     METHODS,

@@ -10,39 +10,28 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import fields
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..core import Method, find_weights
-from ..errors import ConfigError, StateError, UnknownNameError
-from ..measure.environment import cores, environment
-from ..methods import METHODS
-from ..registry import Table
+from ..core import find_weights
+from ..errors import StateError
+from ..measure.environment import environment, threads
 from ..selection import LeftDense
-from ..sparsifier import Init, Sparsifier, attach
+from ..sparsifier import Sparsifier
 from ..summary import Summary, summarise
-from .config import DENSE, TrainConfig
+from .config import TrainConfig
 from .data import Pair, batches, load
 from .mask_diary import MaskDiary
 from .models import build
-from .run_folder import CURVES, RunFolder, now, train_command
-
-MakeOptimizer = Callable[[list[dict[str, Any]], TrainConfig], torch.optim.Optimizer]
-OPTIMIZERS: Table[MakeOptimizer] = Table("optimizer of the lab")
-
-INITS: Table[Init] = Table("initialisation")
-INITS.register("fan_in")("fan_in")
-INITS.register("model")(None)
+from .recipe import OPTIMIZERS, decay_groups, learning_rate, make_sparse
+from .run_folder import RunFolder, now, train_command
+from .watch import curves, progress_bar
 
 
 class Interrupted(KeyboardInterrupt):
@@ -199,17 +188,6 @@ def how_to_go_on(folder: RunFolder) -> str:
     )
 
 
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Run with `count` threads of torch (0: as many as the process has cores)."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or cores())
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def seed_all(seed: int) -> None:
     """Seed Python's, numpy's and torch's own random sources."""
     random.seed(seed)
@@ -219,81 +197,6 @@ def seed_all(seed: int) -> None:
 
 def to_device(pair: Pair, device: torch.device) -> Pair:
     return pair[0].to(device), pair[1].to(device)
-
-
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weights decay; biases and the scales of norms, which have one dimension, do not."""
-    parameters = list(model.parameters())
-    return [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-
-
-@OPTIMIZERS.register("sgd")
-def sgd(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
-    """Stochastic gradient descent with momentum."""
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
-
-
-@OPTIMIZERS.register("adamw")
-def adamw(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
-    """Adam with decoupled weight decay (Loshchilov, Hutter 2019)."""
-    return torch.optim.AdamW(groups, lr=config.lr)
-
-
-def make_sparse(
-    model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainConfig, steps: int
-) -> Sparsifier | None:
-    """Attach the method that the config names; None for a dense run."""
-    if config.method == DENSE:
-        return None
-    return attach(
-        model,
-        optimizer,
-        method=make_method(config.method, config.options()),
-        sparsity=config.sparsity,
-        pattern=config.pattern,
-        allocate=config.allocate,
-        steps=steps,
-        skip=config.skip,
-        overrides=config.overrides,
-        on_misfit=config.on_misfit,
-        init=INITS[config.init],
-        seed=config.seed,
-    )
-
-
-def make_method(name: str, options: dict[str, Any]) -> Method:
-    """A method by name with options; ConfigError lists the options that it has.
-
-    >>> make_method("set", {"every": 50}).every
-    50
-    """
-    if name not in METHODS:
-        raise UnknownNameError("method", name, [*METHODS, DENSE])
-    kind = METHODS[name]
-    known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
-    for option in options:
-        if option not in known:
-            raise ConfigError(
-                f"method {name!r} has no option {option!r}; it has: {', '.join(known)}"
-            )
-    return kind(**options)
-
-
-def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int, steps: int) -> float:
-    """A straight rise over the warm-up, then half a cosine down to 0 at the end of the run.
-
-    >>> config = TrainConfig(lr=1.0, warmup=1)
-    >>> [round(learning_rate(config, step, 2, 6), 3) for step in range(6)]
-    [0.5, 1.0, 1.0, 0.854, 0.5, 0.146]
-    """
-    warm = min(config.warmup * steps_per_epoch, steps / 2)
-    if step < warm:
-        return config.lr * (step + 1) / math.ceil(warm)
-    done = (step - warm) / (steps - warm)
-    return config.lr * 0.5 * (1.0 + math.cos(math.pi * done))
 
 
 def check_finite(loss: Tensor, epoch: int, step: int, lr: float) -> None:
@@ -377,44 +280,3 @@ def dense_summary(model: nn.Module) -> Summary:
 def ending(summary: Summary, test_accuracy: float, seconds: float) -> dict[str, Any]:
     """What summary.json says."""
     return {**summary.to_dict(), "test_accuracy": test_accuracy, "seconds": seconds}
-
-
-@contextmanager
-def progress_bar() -> Iterator[Progress]:
-    """A bar on a terminal's standard error; nothing elsewhere."""
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        yield progress
-
-
-@contextmanager
-def curves(
-    folder: RunFolder, config: TrainConfig, done: int
-) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A function that adds a line of metrics to the TensorBoard curves, where they are wanted."""
-    if not config.tensorboard:
-        yield lambda line: None
-        return
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        yield lambda line: None  # metrics.jsonl has the same; `sparsewright doctor` says so
-        return
-    writer = SummaryWriter(str(folder / CURVES), purge_step=done + 1)
-    try:
-        yield lambda line: _add_curves(writer, line)
-    finally:
-        writer.close()
-
-
-def _add_curves(writer: Any, line: dict[str, Any]) -> None:
-    for name, value in line.items():
-        if name not in ("epoch", "step"):
-            writer.add_scalar(name.replace("_", "/", 1), value, line["epoch"])
-    writer.flush()
