@@ -15,6 +15,7 @@ struct Columns {
   int64_t width;
   Columns chunk(int64_t c) const { return {x + c * kPlaces * width, width}; }
   const float* at(uint8_t place) const { return x + place * width; }
+  Columns row(uint32_t) const { return *this; }
 };
 
 // The same by a table of distances: rows of an image, shifted (convolution).
@@ -23,6 +24,15 @@ struct Shifts {
   const int64_t* shifts;
   Shifts chunk(int64_t c) const { return {x, shifts + c * kPlaces}; }
   const float* at(uint8_t place) const { return x + shifts[place]; }
+  Shifts row(uint32_t) const { return *this; }
+};
+
+// The same for a convolution in groups: the rows of a block may read different channels.
+struct GroupShifts {
+  const float* x;
+  const int64_t *shifts, *rows;
+  GroupShifts chunk(int64_t c) const { return {x, shifts + c * kPlaces, rows}; }
+  Shifts row(uint32_t r) const { return {x, shifts + rows[r]}; }
 };
 
 template <int V>
@@ -32,8 +42,8 @@ void add(Vec* sums, Vec value, const float* x) {
 
 // Two rows, `steps` weights of each, an even number.
 template <int V, class Where>
-void csb_pair(const float* values, const uint8_t* places, int64_t steps, const Where& where,
-              float* row_a, float* row_b) {
+void csb_pair(const float* values, const uint8_t* places, int64_t steps, const Where& in_a,
+              const Where& in_b, float* row_a, float* row_b) {
   // Narrow sums would wait for each other's fma: then every second step has sums of its own.
   constexpr int kSets = V <= 2 ? 2 : 1;
   Vec a[kSets][V], b[kSets][V], w[4];
@@ -45,10 +55,10 @@ void csb_pair(const float* values, const uint8_t* places, int64_t steps, const W
   for (int64_t i = 0; i < steps; i += 2) {
     Simd::broadcast4(values + 2 * i, w);
     const uint8_t* p = places + 2 * i;
-    add<V>(a[0], w[0], where.at(p[0]));
-    add<V>(b[0], w[1], where.at(p[1]));
-    add<V>(a[kSets - 1], w[2], where.at(p[2]));
-    add<V>(b[kSets - 1], w[3], where.at(p[3]));
+    add<V>(a[0], w[0], in_a.at(p[0]));
+    add<V>(b[0], w[1], in_b.at(p[1]));
+    add<V>(a[kSets - 1], w[2], in_a.at(p[2]));
+    add<V>(b[kSets - 1], w[3], in_b.at(p[3]));
   }
   for (int v = 0; v < V; ++v) {
     if constexpr (kSets == 2) {
@@ -71,8 +81,9 @@ void csb_block(const Csb& w, int64_t block, const Where& where, float* sums) {
     for (int64_t i = start[0]; i < start[2]; ++i) {
       const uint32_t pair = static_cast<uint32_t>(w.pairs[i]);
       const int64_t steps = pair >> 16;
-      csb_pair<V>(values, places, steps, here, sums + (pair & 255) * width,
-                  sums + (pair >> 8 & 255) * width);
+      const uint32_t a = pair & 255, b = pair >> 8 & 255;
+      csb_pair<V>(values, places, steps, here.row(a), here.row(b), sums + a * width,
+                  sums + b * width);
       values += 2 * steps, places += 2 * steps;
     }
   }
@@ -114,7 +125,11 @@ void csb_pixels(const Csb& w, const Pixels& tile, int64_t block) {
   alignas(64) float sums[kCsbSums];
   const int64_t begin = block * w.block, end = least(w.out, begin + w.block);
   begin_csb(sums, w, tile.bias, tile.width, begin, end);
-  csb_block_of(w, block, Shifts{tile.x, tile.shifts}, tile.width, sums);
+  if (tile.rows) {
+    csb_block_of(w, block, GroupShifts{tile.x, tile.shifts, tile.rows}, tile.width, sums);
+  } else {
+    csb_block_of(w, block, Shifts{tile.x, tile.shifts}, tile.width, sums);
+  }
   for (const Segment* s = tile.segments; tile.residual && s < tile.segments + tile.segment_count;
        ++s) {
     for (int64_t row = begin; row < end; ++row) {

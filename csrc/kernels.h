@@ -86,6 +86,9 @@ struct Pixels {
   int64_t plane;
   const float* bias;
   Activation activation;
+  // Convolutions in groups: how much further on the shifts of each of the block's rows lie, and of
+  // the row that stands for none. Null: all rows have the same.
+  const int64_t* rows;
 };
 
 constexpr int kLanes = 16;     // rows side by side in layout nm

@@ -80,11 +80,11 @@ void lay_out(const Image& i, const float* x, float* planes) {
   }
 }
 
-// Where the activation of every place of the weight lies, from the first position of an image; the
-// places of padding are filled for every image.
-void fill_shifts(const Image& i, int64_t chunk, int64_t* shifts) {
+// Where the activation of every place of the weight lies, from the first position of an image, for
+// the channels [first, last) of one group; the places of padding are filled for every image.
+void fill_shifts(const Image& i, int64_t first, int64_t last, int64_t chunk, int64_t* shifts) {
   int64_t column = 0, chunk_of = 0;
-  for (int64_t c = 0; c < i.channels; ++c) {
+  for (int64_t c = first; c < last; ++c) {
     for (int64_t y = 0; y < i.h.kernel; ++y) {
       for (int64_t x = 0; x < i.w.kernel; ++x) {
         const int64_t plane = (c * i.h.phases() + i.h.phase(y)) * i.w.phases() + i.w.phase(x);
@@ -94,6 +94,15 @@ void fill_shifts(const Image& i, int64_t chunk, int64_t* shifts) {
       }
     }
   }
+}
+
+// For every block its rows' groups, as distances in the shifts; a block has one row more, for none.
+std::vector<int64_t> rows_of_blocks(const Csb& w, int64_t groups, int64_t group_step) {
+  if (groups == 1) return {};
+  std::vector<int64_t> rows(w.blocks * (w.block + 1), 0);
+  for (int64_t row = 0; row < w.out; ++row)
+    rows[row / w.block * (w.block + 1) + row % w.block] = row / (w.out / groups) * group_step;
+  return rows;
 }
 
 // The parts of positions [from, to) that are output, as places behind `base`.
@@ -135,10 +144,12 @@ Tensor csb_conv2d(const Tensor& input, const Tensor& starts, const Tensor& pairs
   const int64_t batch = x.size(0), channels = x.size(1);
   const Axis h = {x.size(2), kernel_h, stride_h, padding_h, dilation_h};
   const Axis w = {x.size(3), kernel_w, stride_w, padding_w, dilation_w};
-  SW_CHECK(groups == 1, "layout csb has no convolution in groups; got ", groups);
+  SW_CHECK(groups >= 1 && channels % groups == 0 && out_features % groups == 0,
+           "groups must divide the channels of x and of the output; got ", groups, " for ",
+           channels, " and ", out_features);
   check_axis(h, "h");
   check_axis(w, "w");
-  const Csb weight = csb_of(starts, pairs, columns, values, channels * kernel_h * kernel_w,
+  const Csb weight = csb_of(starts, pairs, columns, values, channels / groups * kernel_h * kernel_w,
                             out_features, chunk, block);
   const float* bias_data = nullptr;
   if (bias) {
@@ -167,7 +178,9 @@ Tensor csb_conv2d(const Tensor& input, const Tensor& starts, const Tensor& pairs
   const int64_t laid = image.direct ? 0 : image.planes * image.plane + kSlack;
   const int64_t turn = image.direct ? batch : std::clamp<int64_t>(kImageFloats / laid, 1, batch);
   const int64_t zeros = ceil_div(positions + kSlack, 16) * 16;
-  const int64_t table = std::max<int64_t>(weight.chunks, 1) * kPlaces * 2;  // int64 in floats
+  // A table of shifts per group, which are not a power of two apart: that would crowd cache lines.
+  const int64_t group_shifts = std::max<int64_t>(weight.chunks, 1) * kPlaces + 24;
+  const int64_t table = groups * group_shifts * 2;  // int64 in floats
   float* memory = scratch(table + zeros + turn * laid);
   int64_t* shifts = reinterpret_cast<int64_t*>(memory);
   float* zero = memory + table;
@@ -176,7 +189,10 @@ Tensor csb_conv2d(const Tensor& input, const Tensor& starts, const Tensor& pairs
   const float* from = static_cast<const float*>(x.const_data_ptr());
   float* y = static_cast<float*>(output.mutable_data_ptr());
   const float* more = added ? static_cast<const float*>(added->const_data_ptr()) : nullptr;
-  fill_shifts(image, weight.chunk, shifts);
+  const int64_t depth = channels / groups;
+  for (int64_t g = 0; g < groups; ++g)
+    fill_shifts(image, g * depth, (g + 1) * depth, weight.chunk, shifts + g * group_shifts);
+  const std::vector<int64_t> rows = rows_of_blocks(weight, groups, group_shifts);
 
   const int64_t tiles = ceil_div(positions, k.tile), items = tiles * weight.blocks;
   const int64_t per_item = std::max<int64_t>(
@@ -194,17 +210,18 @@ Tensor csb_conv2d(const Tensor& input, const Tensor& starts, const Tensor& pairs
           });
     }
     torch::stable::parallel_for(
-        0, images * items, ceil_div(kGrain, per_item), [&](int64_t a, int64_t b) {
+        0, images * items, ceil_div(kGrain, per_item), [&](int64_t from_item, int64_t to_item) {
           std::vector<int64_t> own;  // the table with zeros as seen from this image
           int64_t seen = -1;
-          for (int64_t i = a; i < b; ++i) {
-            const int64_t n = i / items, tile = i % items / weight.blocks;
+          for (int64_t i = from_item; i < to_item; ++i) {
+            const int64_t n = i / items, tile = i % items / weight.blocks, b = i % weight.blocks;
             const float* base =
                 image.direct ? from + (first + n) * channels * image.plane : padded + n * laid;
             if (n != seen) {
               own.assign(shifts, shifts + table / 2);
-              for (int64_t c = 0; c < weight.chunks; ++c)
-                own[c * kPlaces + kPlaces - 1] = zero - base;
+              for (int64_t g = 0; g < groups; ++g)
+                for (int64_t c = 0; c < weight.chunks; ++c)
+                  own[g * group_shifts + c * kPlaces + kPlaces - 1] = zero - base;
               seen = n;
             }
             // Positions [begin, end); where the planes are x's own, nothing beyond them is read.
@@ -216,8 +233,9 @@ Tensor csb_conv2d(const Tensor& input, const Tensor& starts, const Tensor& pairs
             const int64_t image_out = (first + n) * out_features * out_plane;
             k.csb_pixels(weight,
                          {base + start, own.data(), width, segments.data(), count, y + image_out,
-                          more ? more + image_out : nullptr, out_plane, bias_data, then},
-                         i % weight.blocks);
+                          more ? more + image_out : nullptr, out_plane, bias_data, then,
+                          rows.empty() ? nullptr : rows.data() + b * (weight.block + 1)},
+                         b);
           }
         });
   }

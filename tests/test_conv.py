@@ -37,6 +37,10 @@ CONVS = {
     "one output": (Conv2d((3, 3)), (1, 1), (1, 1, 3, 3)),
     "padding beyond": (Conv2d((2, 2), (3, 3), (5, 4)), (3, 2), (2, 2, 2, 3)),
     "no image": (Conv2d((3, 3), padding=(1, 1)), (8, 4), (0, 4, 5, 5)),
+    "1x1 groups": (Conv2d((1, 1), groups=3), (144, 20), (2, 60, 8, 8)),
+    "groups across blocks": (Conv2d((3, 3), padding=(1, 1), groups=6), (150, 4), (3, 24, 7, 6)),
+    "groups of two chunks": (Conv2d((3, 3), (2, 1), (1, 1), groups=2), (70, 30), (2, 60, 9, 7)),
+    "depthwise": (Conv2d((3, 3), (1, 1), (1, 1), groups=80), (80, 1), (2, 80, 9, 11)),
     "one channel of each": (Conv2d((3, 3), (1, 1), (1, 1), (1, 1), 2), (4, 1), (1, 2, 6, 6)),
 }
 """Geometry, (out, channels of one group), shape of x."""
@@ -57,9 +61,6 @@ def random_weight(conv: Conv2d, sides: tuple[int, int], density: float) -> Tenso
 
 
 def run(kernel: Kernel, conv: Conv2d, weight: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
-    reason = kernel.cannot(conv)
-    if reason is not None:
-        pytest.skip(reason)
     ready = weight if kernel.layout == "dense" else pack(kernel.layout, conv.matrix(weight))
     return kernel.run(x, conv.prepare(kernel, ready, tuple(x.shape)), bias)
 
@@ -124,7 +125,7 @@ def test_residual_and_activation_follow_the_sums(name: str, activation: int) -> 
 def test_infinite_activations_reach_present_weights_only(name: str) -> None:
     if KERNELS[name].refuses():
         pytest.skip(f"{name}: {KERNELS[name].refuses()}")
-    for which in ("1x1", "3x3", "5x3 dilated"):
+    for which in ("1x1", "3x3", "5x3 dilated", "groups across blocks"):
         conv, sides, shape = CONVS[which]
         weight, x = random_weight(conv, sides, 0.2), torch.randn(shape)
         weight[:, 2], weight[3] = 0.0, 0.0
@@ -205,9 +206,6 @@ def test_built_modules_follow_the_choice(name: str, kernel_name: str) -> None:
     x = torch.randn(shape)
     task = task_of(layer, x)
     assert not isinstance(task, str)
-    reason = KERNELS[kernel_name].cannot(task.operation)
-    if reason is not None:
-        pytest.skip(reason)
     given = {"operation": task.operation, "kernels": [kernel_name], "seconds": 0}
     built = build_conv(choose(task.weight, task.bias, task.x, **given), layer)
     # float32 sums of at most 60 products in another order
