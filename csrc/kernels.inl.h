@@ -3,6 +3,7 @@
 #include "block.inl.h"
 #include "csb.inl.h"
 #include "csr.inl.h"
+#include "depthwise.inl.h"
 #include "nm.inl.h"
 #include "sell.inl.h"
 
@@ -28,6 +29,7 @@ const Kernels kKernels = {
     .block_tile_rows = kBlockVectors * kW,
     .block_lanes = block_lanes,
     .block_tile = block_tile,
+    .depthwise = depthwise,
     .activate = activate,
     .transpose_in = transpose_in,
 };

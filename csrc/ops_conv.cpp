@@ -7,21 +7,10 @@
 #include <array>
 #include <vector>
 
-#include "ops.h"
+#include "conv.h"
 
 namespace sparsewright {
 namespace {
-
-// One direction of the image.
-struct Axis {
-  int64_t size, kernel, stride, padding, dilation;
-  int64_t reach() const { return (kernel - 1) * dilation; }
-  int64_t out() const { return (size + 2 * padding - reach() - 1) / stride + 1; }
-  int64_t phases() const { return kernel == 1 ? 1 : stride; }  // planes per channel
-  int64_t rows() const { return out() + reach() / stride; }    // of one plane
-  int64_t phase(int64_t k) const { return k * dilation % stride; }
-  int64_t shift(int64_t k) const { return k * dilation / stride; }
-};
 
 struct Image {
   Axis h, w;
@@ -117,16 +106,6 @@ int64_t segments_of(const Image& i, int64_t from, int64_t to, int64_t base, Segm
   return n;
 }
 
-void check_axis(const Axis& a, const char* name) {
-  SW_CHECK(a.kernel >= 1 && a.stride >= 1 && a.dilation >= 1 && a.padding >= 0, "kernel_", name,
-           ", stride_", name, " and dilation_", name, " must be at least 1 and padding_", name,
-           " at least 0; got ", a.kernel, ", ", a.stride, ", ", a.dilation, " and ", a.padding);
-  SW_CHECK(a.kernel <= 4096 && a.stride <= 4096 && a.dilation <= 4096 && a.padding <= 4096,
-           "a kernel, stride, dilation or padding is at most 4096");
-  SW_CHECK(a.size + 2 * a.padding > a.reach(), "the kernel reaches over ", a.reach() + 1,
-           " places, the padded image has ", a.size + 2 * a.padding, " (", name, ")");
-}
-
 }  // namespace
 
 Tensor csb_conv2d(const Tensor& input, const Tensor& starts, const Tensor& pairs,
@@ -136,10 +115,7 @@ Tensor csb_conv2d(const Tensor& input, const Tensor& starts, const Tensor& pairs
                   int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h,
                   int64_t dilation_w, int64_t groups, int64_t activation, int64_t isa) {
   const Kernels& k = kernels_for(isa);
-  SW_CHECK(input.is_cpu() && input.scalar_type() == ScalarType::Float,
-           "x must be float32 on the CPU");
-  SW_CHECK(input.dim() == 4, "x must have shape (batch, channels, height, width); got ",
-           input.dim(), " dimensions");
+  check_image(input);
   const Tensor x = input.is_contiguous() ? input : torch::stable::contiguous(input);
   const int64_t batch = x.size(0), channels = x.size(1);
   const Axis h = {x.size(2), kernel_h, stride_h, padding_h, dilation_h};
@@ -151,25 +127,10 @@ Tensor csb_conv2d(const Tensor& input, const Tensor& starts, const Tensor& pairs
   check_axis(w, "w");
   const Csb weight = csb_of(starts, pairs, columns, values, channels / groups * kernel_h * kernel_w,
                             out_features, chunk, block);
-  const float* bias_data = nullptr;
-  if (bias) {
-    check_tensor(*bias, "bias", ScalarType::Float, "float32");
-    SW_CHECK(bias->dim() == 1 && bias->size(0) == out_features, "bias must have shape (",
-             out_features, ",)");
-    bias_data = static_cast<const float*>(bias->const_data_ptr());
-  }
+  const float* bias_data = bias_of(bias, out_features);
   const int64_t shape[] = {batch, out_features, h.out(), w.out()};
   Tensor output = new_output(shape, 4);
-  std::optional<Tensor> added;
-  if (residual) {
-    SW_CHECK(residual->is_cpu() && residual->scalar_type() == ScalarType::Float,
-             "residual must be float32 on the CPU");
-    const auto sizes = residual->sizes();
-    SW_CHECK(sizes.size() == 4 && std::equal(shape, shape + 4, sizes.begin()),
-             "residual must have the output's shape, (", batch, ", ", out_features, ", ", shape[2],
-             ", ", shape[3], ")");
-    added = residual->is_contiguous() ? *residual : torch::stable::contiguous(*residual);
-  }
+  const std::optional<Tensor> added = residual_of(residual, shape);
   const Activation then = activation_of(activation);
   if (batch == 0 || out_features == 0) return output;
 

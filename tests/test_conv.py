@@ -15,14 +15,24 @@ from torch.nn import functional as F
 
 import sparsewright as sw
 from sparsewright.errors import KernelError
-from sparsewright.kernels import KERNELS, Conv2d, Kernel, choose, explain, library, reference
+from sparsewright.kernels import (
+    KERNELS,
+    Conv2d,
+    Kernel,
+    choose,
+    depthwise,
+    explain,
+    library,
+    reference,
+)
 from sparsewright.layouts import pack
 from sparsewright.nn import PackedConv1d, PackedConv2d, PrepackedConv2d, build_conv, task_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:sparsewright runs without its compiled kernels")
 
 NAMES = [name for name, kernel in KERNELS.items() if kernel.operation == "conv2d"]
-EXPORTED = [name for name in NAMES if name != "csb.conv2d.reference"]  # plain code, no op
+GENERAL = [name for name in NAMES if name not in depthwise.NAMES]  # those: test_depthwise.py
+EXPORTED = [name for name in GENERAL if name != "csb.conv2d.reference"]  # plain code, no op
 SPARSE = [name for name in NAMES if KERNELS[name].layout != "dense"]
 MARGIN = 8
 CONVS = {
@@ -46,7 +56,7 @@ CONVS = {
 """Geometry, (out, channels of one group), shape of x."""
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=GENERAL)
 def kernel(request: pytest.FixtureRequest) -> Kernel:
     found = KERNELS[request.param]
     reason = found.refuses()
@@ -188,6 +198,9 @@ LAYERS = {
     "same": (nn.Conv2d(4, 8, (3, 5), padding="same", dilation=2), (2, 4, 9, 9)),
     "valid": (nn.Conv2d(4, 8, 3, padding="valid", bias=False), (2, 4, 9, 9)),
     "groups": (nn.Conv2d(4, 8, 3, groups=2, stride=(2, 1), padding=(0, 2)), (2, 4, 9, 9)),
+    "depthwise": (nn.Conv2d(4, 8, 3, groups=4, stride=2, padding=1), (2, 4, 9, 9)),
+    "depthwise signal": (nn.Conv1d(4, 4, 3, groups=4, padding=1), (2, 4, 19)),
+    "signal in groups": (nn.Conv1d(8, 6, 3, groups=2, padding=2, dilation=2), (2, 8, 19)),
     "one image": (nn.Conv2d(4, 8, 3), (4, 9, 9)),
     "signal": (nn.Conv1d(4, 8, 3, stride=2, padding=1, dilation=2), (2, 4, 19)),
     "same signal": (nn.Conv1d(4, 8, 5, padding="same"), (2, 4, 19)),
@@ -219,8 +232,6 @@ def test_built_modules_follow_the_choice(name: str, kernel_name: str) -> None:
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [
-        (nn.Conv2d(4, 4, 3, groups=4), "depthwise"),
-        (nn.Conv2d(4, 8, 3, groups=4), "depthwise"),
         (nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), "padding_mode 'reflect'"),
         (nn.Conv2d(4, 4, 2, padding="same"), "pads one side more"),
         (nn.Conv3d(4, 4, 2), "no sparse kernel for Conv3d"),
@@ -268,9 +279,9 @@ def test_convolutions_are_deployed() -> None:
     x = torch.randn(2, 3, 16, 16)
     fast = sw.deploy(model, x, kernels=["csr.conv2d.reference", "csr.reference"], seconds=0)
     rows = {row.layer: row for row in fast.plan.layers}
-    assert [rows[n].layout for n in "02357"] == ["csr", "dense", "csr", "csr", "csr"]
+    assert [rows[n].layout for n in "02357"] == ["csr"] * 5
     assert rows["0"].operation == "conv2d 3x3 stride 2 padding 1"
-    assert "depthwise" in rows["2"].candidates[0].refused
+    assert rows["2"].operation == "conv2d 3x3 groups 8"
     for batch in (1, 2, 5):
         y = torch.randn(batch, 3, 16, 16)
         for z in (y, y.contiguous(memory_format=torch.channels_last)):
