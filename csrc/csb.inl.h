@@ -11,12 +11,15 @@
 namespace sparsewright::SPARSEWRIGHT_ISA {
 namespace {
 
-// Where the activations of a place of a chunk begin: beside each other, as transpose_in lays them.
+// Where the activations of a place of a chunk begin, for the first row of a pair and the second:
+// beside each other, as transpose_in lays them.
 template <int V>
 struct Columns {
   const float* x;
   Columns chunk(int64_t c) const { return {x + c * kPlaces * V * kW}; }
-  const float* at(uint32_t place) const { return x + place * (V * kW); }
+  const float* a(uint32_t place) const { return x + place * (V * kW); }
+  const float* b(uint32_t place) const { return a(place); }
+  const Columns& of(uint32_t, uint32_t) const { return *this; }
 };
 
 // Sums that wait in memory for the other chunks of the weight.
@@ -54,10 +57,10 @@ void csb_pair(const float* values, const uint8_t* places, int64_t steps, const W
     const Simd::Four w = Simd::four(values + 2 * i);
     uint32_t four;  // places, by one load
     std::memcpy(&four, places + 2 * i, sizeof four);
-    add<V>(a[0], Simd::spread4<0>(w), where.at(four & 255));
-    add<V>(b[0], Simd::spread4<1>(w), where.at(four >> 8 & 255));
-    add<V>(a[kSets - 1], Simd::spread4<2>(w), where.at(four >> 16 & 255));
-    add<V>(b[kSets - 1], Simd::spread4<3>(w), where.at(four >> 24));
+    add<V>(a[0], Simd::spread4<0>(w), where.a(four & 255));
+    add<V>(b[0], Simd::spread4<1>(w), where.b(four >> 8 & 255));
+    add<V>(a[kSets - 1], Simd::spread4<2>(w), where.a(four >> 16 & 255));
+    add<V>(b[kSets - 1], Simd::spread4<3>(w), where.b(four >> 24));
   }
   if constexpr (kSets == 2) {
     for (int v = 0; v < V; ++v) {
@@ -78,7 +81,8 @@ void csb_chunk(const Csb& w, int64_t block, int64_t chunk, const Where& where, c
   for (int64_t i = start[0]; i < start[2]; ++i) {
     const uint32_t pair = static_cast<uint32_t>(w.pairs[i]);
     const int64_t steps = pair >> 16;
-    csb_pair<V>(values, places, steps, where, rows, pair & 255, pair >> 8 & 255);
+    const uint32_t a = pair & 255, b = pair >> 8 & 255;
+    csb_pair<V>(values, places, steps, where.of(a, b), rows, a, b);
     values += 2 * steps, places += 2 * steps;
   }
 }

@@ -55,7 +55,25 @@ struct Shifts {
   const float* x;
   const int64_t* shifts;
   Shifts chunk(int64_t c) const { return {x, shifts + c * kPlaces}; }
-  const float* at(uint32_t place) const { return x + shifts[place]; }
+  const float* a(uint32_t place) const { return x + shifts[place]; }
+  const float* b(uint32_t place) const { return a(place); }
+  const Shifts& of(uint32_t, uint32_t) const { return *this; }
+};
+
+// Two rows that may read different channels.
+struct TwoShifts {
+  const float* x;
+  const int64_t *shifts_a, *shifts_b;
+  const float* a(uint32_t place) const { return x + shifts_a[place]; }
+  const float* b(uint32_t place) const { return x + shifts_b[place]; }
+};
+
+// The same for a convolution in groups.
+struct GroupShifts {
+  const float* x;
+  const int64_t *shifts, *rows;
+  GroupShifts chunk(int64_t c) const { return {x, shifts + c * kPlaces, rows}; }
+  TwoShifts of(uint32_t a, uint32_t b) const { return {x, shifts + rows[a], shifts + rows[b]}; }
 };
 
 // `count` sums of one row to their place in the output, what is added to it, and ReLU.
@@ -151,6 +169,8 @@ void csb_pixels_of(const Csb& w, const Pixels& tile, int64_t block, const Where&
 
 template <int V>
 void csb_pixels_wide(const Csb& w, const Pixels& tile, int64_t block) {
+  if (tile.rows)
+    return csb_pixels_of<V>(w, tile, block, GroupShifts{tile.x, tile.shifts, tile.rows});
   if (tile.shifts) return csb_pixels_of<V>(w, tile, block, Shifts{tile.x, tile.shifts});
   csb_pixels_of<V>(w, tile, block, Columns<V>{tile.x});
 }

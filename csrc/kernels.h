@@ -87,7 +87,42 @@ struct Pixels {
   int64_t plane;
   const float* bias;
   Activation activation;
+  // Convolutions in groups: how much further on the shifts of each of the block's rows lie, and of
+  // the row that stands for none. Null: all rows have the same.
+  const int64_t* rows;
 };
+
+// A convolution of planes, each with one kernel of weights of its own (depthwise).
+//
+// masks: for kernels and strides that `depthwise_is_usual`, else null; which lanes of every load
+// lie in a row of x, (vectors of an output row, loads of each, width). zeros: a row of x.
+// For others, in a padded row of `row` floats the columns of like remainder by the stride lie
+// together, in `phases` parts, and those of weight kx at an output's column + shifts[kx]; `band`
+// output rows are computed from as many such rows as fit the nearest cache.
+struct Planes {
+  int64_t height, width, out_height, out_width;
+  int64_t kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h;
+  Activation activation;
+  const int32_t* masks;
+  const float* zeros;
+  int64_t row, phases, band;
+  const int64_t* shifts;
+};
+
+constexpr bool depthwise_is_usual(int64_t kernel, int64_t stride) {
+  return ((kernel == 3 || kernel == 5) && (stride == 1 || stride == 2)) ||
+         (kernel == 7 && stride == 1);
+}
+
+// Of a row of x, for a vector of outputs: with stride two, two loads hold two weights' columns.
+constexpr int64_t depthwise_loads(int64_t kernel, int64_t stride) {
+  return stride == 1 ? kernel : (kernel + 1) / 2 * 2;
+}
+
+// Where a load begins, from the first column of the first output on.
+constexpr int64_t depthwise_column(int64_t load, int64_t stride, int64_t width) {
+  return stride == 1 ? load : load / 2 * 2 + load % 2 * width;
+}
 
 constexpr int kLanes = 16;     // rows side by side in layout nm
 constexpr int kTable = 32;     // columns that the register look-up can hold
@@ -136,6 +171,9 @@ struct Kernels {
   void (*block_lanes)(const Block&, const float* x, int64_t batch, const float* bias, float* y,
                       int64_t begin, int64_t end, Activation);
   void (*block_tile)(const Block&, const Tile&, int64_t begin, int64_t end);
+  // One plane of x times (kernel_h, kernel_w) weights, plus residual if it is not null.
+  void (*depthwise)(const Planes&, const float* x, const float* weights, float bias,
+                    const float* residual, float* y, float* band);
   void (*activate)(float* y, int64_t n, Activation);
   // Rows [0, batch) of x, columns [begin, end) -> column-major (in, width), zeros beyond batch.
   void (*transpose_in)(const float* x, int64_t in, int64_t batch, float* out, int64_t width,

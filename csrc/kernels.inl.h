@@ -4,6 +4,7 @@
 #include "csb.inl.h"
 #include "csb_pixels.inl.h"
 #include "csr.inl.h"
+#include "depthwise.inl.h"
 #include "nm.inl.h"
 #include "sell.inl.h"
 
@@ -31,6 +32,7 @@ const Kernels kKernels = {
     .block_tile_rows = kBlockVectors * kW,
     .block_lanes = block_lanes,
     .block_tile = block_tile,
+    .depthwise = depthwise,
     .activate = activate,
     .transpose_in = transpose_in,
 };

@@ -29,6 +29,12 @@ Tensor csb_conv2d(const Tensor& x, const Tensor& starts, const Tensor& pairs, co
                   int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h,
                   int64_t dilation_w, int64_t groups, int64_t activation, int64_t isa);
 
+Tensor dense_conv2d(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                    const std::optional<Tensor>& residual, int64_t kernel_h, int64_t kernel_w,
+                    int64_t stride_h, int64_t stride_w, int64_t padding_h, int64_t padding_w,
+                    int64_t dilation_h, int64_t dilation_w, int64_t groups, int64_t activation,
+                    int64_t isa);
+
 namespace {
 
 // What `doctor` and the kernel table ask: 0 where the instruction set serves, else a reason's code.
@@ -58,6 +64,10 @@ STABLE_TORCH_LIBRARY(sparsewright, m) {
   m.def(
       "block_linear(Tensor x, Tensor starts, Tensor columns, Tensor values, Tensor? bias, "
       "int in_features, int out_features, int activation, int isa) -> Tensor");
+  m.def(
+      "dense_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int kernel_h, "
+      "int kernel_w, int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h, "
+      "int dilation_w, int groups, int activation, int isa) -> Tensor");
   m.def("isa_missing(int isa) -> int");
   m.def("best_isa() -> int");
   m.def("pool_bytes() -> int");
@@ -69,6 +79,7 @@ STABLE_TORCH_LIBRARY_IMPL(sparsewright, CPU, m) {
   m.impl("block_linear", TORCH_BOX(&sparsewright::block_linear));
   m.impl("csb_linear", TORCH_BOX(&sparsewright::csb_linear));
   m.impl("csb_conv2d", TORCH_BOX(&sparsewright::csb_conv2d));
+  m.impl("dense_conv2d", TORCH_BOX(&sparsewright::dense_conv2d));
 }
 STABLE_TORCH_LIBRARY_IMPL(sparsewright, CompositeExplicitAutograd, m) {
   m.impl("isa_missing", TORCH_BOX(&sparsewright::isa_missing));

@@ -8,21 +8,10 @@
 #include <array>
 #include <vector>
 
-#include "ops.h"
+#include "conv.h"
 
 namespace sparsewright {
 namespace {
-
-// One direction of the image.
-struct Axis {
-  int64_t size, kernel, stride, padding, dilation;
-  int64_t reach() const { return (kernel - 1) * dilation; }
-  int64_t out() const { return (size + 2 * padding - reach() - 1) / stride + 1; }
-  int64_t phases() const { return kernel == 1 ? 1 : stride; }  // planes per channel
-  int64_t rows() const { return out() + reach() / stride; }    // of one plane
-  int64_t phase(int64_t k) const { return k * dilation % stride; }
-  int64_t shift(int64_t k) const { return k * dilation / stride; }
-};
 
 struct Image {
   Axis h, w;
@@ -54,10 +43,10 @@ constexpr int64_t kTileBytes = 40 * 1024;  // activations of a chunk in a tile
 constexpr int64_t kTogether = 16;          // weights of a column that pay for copying it
 constexpr int64_t kImageFloats = 1024 * 1024;  // floats of padded images held at once
 
-Image image_of(const Axis& h, const Axis& w, int64_t channels) {
+Image image_of(const Axis& h, const Axis& w, int64_t channels, int64_t groups) {
   Image i = {h, w, channels, false, w.size, h.size * w.size, channels};
-  i.own = h.kernel == 1 && w.kernel == 1 && h.stride == 1 && w.stride == 1 && h.padding == 0 &&
-          w.padding == 0;
+  i.own = groups == 1 && h.kernel == 1 && w.kernel == 1 && h.stride == 1 && w.stride == 1 &&
+          h.padding == 0 && w.padding == 0;
   if (i.own) return i;
   // With a stride of one, the zeros right of a row are those left of the next one.
   const int64_t right = w.rows() - w.padding - w.size;
@@ -95,11 +84,11 @@ void lay_out(const Image& i, const float* x, float* planes) {
   }
 }
 
-// Where the activation of every place of the weight lies, from the first position of an image; the
-// places of padding are filled for every image.
-void fill_shifts(const Image& i, int64_t chunk, int64_t* shifts) {
+// Where the activation of every place of the weight lies, from the first position of an image, for
+// the channels [first, last) of one group; the places of padding are filled for every image.
+void fill_shifts(const Image& i, int64_t first, int64_t last, int64_t chunk, int64_t* shifts) {
   int64_t column = 0, chunk_of = 0;
-  for (int64_t c = 0; c < i.channels; ++c) {
+  for (int64_t c = first; c < last; ++c) {
     for (int64_t y = 0; y < i.h.kernel; ++y) {
       for (int64_t x = 0; x < i.w.kernel; ++x) {
         const int64_t plane = (c * i.h.phases() + i.h.phase(y)) * i.w.phases() + i.w.phase(x);
@@ -109,6 +98,15 @@ void fill_shifts(const Image& i, int64_t chunk, int64_t* shifts) {
       }
     }
   }
+}
+
+// For every block its rows' groups, as distances in the shifts; a block has one row more, for none.
+std::vector<int64_t> rows_of_blocks(const Csb& w, int64_t groups, int64_t group_step) {
+  if (groups == 1) return {};
+  std::vector<int64_t> rows(w.blocks * (w.block + 1), 0);
+  for (int64_t row = 0; row < w.out; ++row)
+    rows[row / w.block * (w.block + 1) + row % w.block] = row / (w.out / groups) * group_step;
+  return rows;
 }
 
 // The parts of positions [from, to) that are output, as places behind `base`.
@@ -133,16 +131,6 @@ int64_t most_vectors(const Csb& w, const Kernels& k) {
   return std::clamp<int64_t>(kTileBytes / column, 1, k.pixels / k.width);
 }
 
-void check_axis(const Axis& a, const char* name) {
-  SW_CHECK(a.kernel >= 1 && a.stride >= 1 && a.dilation >= 1 && a.padding >= 0, "kernel_", name,
-           ", stride_", name, " and dilation_", name, " must be at least 1 and padding_", name,
-           " at least 0; got ", a.kernel, ", ", a.stride, ", ", a.dilation, " and ", a.padding);
-  SW_CHECK(a.kernel <= 4096 && a.stride <= 4096 && a.dilation <= 4096 && a.padding <= 4096,
-           "a kernel, stride, dilation or padding is at most 4096");
-  SW_CHECK(a.size + 2 * a.padding > a.reach(), "the kernel reaches over ", a.reach() + 1,
-           " places, the padded image has ", a.size + 2 * a.padding, " (", name, ")");
-}
-
 }  // namespace
 
 Tensor csb_conv2d(const Tensor& input, const Tensor& starts, const Tensor& pairs,
@@ -152,52 +140,38 @@ Tensor csb_conv2d(const Tensor& input, const Tensor& starts, const Tensor& pairs
                   int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h,
                   int64_t dilation_w, int64_t groups, int64_t activation, int64_t isa) {
   const Kernels& k = kernels_for(isa);
-  SW_CHECK(input.is_cpu() && input.scalar_type() == ScalarType::Float,
-           "x must be float32 on the CPU");
-  SW_CHECK(input.dim() == 4, "x must have shape (batch, channels, height, width); got ",
-           input.dim(), " dimensions");
+  check_image(input);
   const Tensor x = input.is_contiguous() ? input : torch::stable::contiguous(input);
   const int64_t batch = x.size(0), channels = x.size(1);
   const Axis h = {x.size(2), kernel_h, stride_h, padding_h, dilation_h};
   const Axis w = {x.size(3), kernel_w, stride_w, padding_w, dilation_w};
-  SW_CHECK(groups == 1, "layout csb has no convolution in groups; got ", groups);
+  SW_CHECK(groups >= 1 && channels % groups == 0 && out_features % groups == 0,
+           "groups must divide the channels of x and of the output; got ", groups, " for ",
+           channels, " and ", out_features);
   check_axis(h, "h");
   check_axis(w, "w");
-  const Csb weight = csb_of(starts, pairs, columns, values, channels * kernel_h * kernel_w,
+  const Csb weight = csb_of(starts, pairs, columns, values, channels / groups * kernel_h * kernel_w,
                             out_features, chunk, block);
-  const float* bias_data = nullptr;
-  if (bias) {
-    check_tensor(*bias, "bias", ScalarType::Float, "float32");
-    SW_CHECK(bias->dim() == 1 && bias->size(0) == out_features, "bias must have shape (",
-             out_features, ",)");
-    bias_data = static_cast<const float*>(bias->const_data_ptr());
-  }
+  const float* bias_data = bias_of(bias, out_features);
   const int64_t shape[] = {batch, out_features, h.out(), w.out()};
   Tensor output = new_output(shape, 4);
-  std::optional<Tensor> added;
-  if (residual) {
-    SW_CHECK(residual->is_cpu() && residual->scalar_type() == ScalarType::Float,
-             "residual must be float32 on the CPU");
-    const auto sizes = residual->sizes();
-    SW_CHECK(sizes.size() == 4 && std::equal(shape, shape + 4, sizes.begin()),
-             "residual must have the output's shape, (", batch, ", ", out_features, ", ", shape[2],
-             ", ", shape[3], ")");
-    added = residual->is_contiguous() ? *residual : torch::stable::contiguous(*residual);
-  }
+  const std::optional<Tensor> added = residual_of(residual, shape);
   const Activation then = activation_of(activation);
   if (batch == 0 || out_features == 0) return output;
 
-  const Image image = image_of(h, w, channels);
+  const Image image = image_of(h, w, channels, groups);
   const int64_t positions = image.positions(), out_plane = shape[2] * shape[3];
   const Tiles tiles(positions, k.width, most_vectors(weight, k));
   const int64_t items = tiles.count * weight.blocks;
   const int64_t steps = values.size(0) * 2;
   // Copied together tile by tile, the activations of few weights would cost more than they bring.
-  const bool together = image.own || steps >= kTogether * weight.in;
+  const bool together = image.own || (groups == 1 && steps >= kTogether * weight.in);
   const int64_t laid = image.own ? 0 : image.planes * image.plane + kSlack;
   const int64_t turn = image.own ? batch : std::clamp<int64_t>(kImageFloats / laid, 1, batch);
   const int64_t zeros = together ? 0 : ceil_div(positions + kSlack, 16) * 16;
-  const int64_t table = std::max<int64_t>(weight.chunks, 1) * kPlaces * 2;  // int64 in floats
+  // A table of shifts per group, which are not a power of two apart: that would crowd cache lines.
+  const int64_t group_shifts = std::max<int64_t>(weight.chunks, 1) * kPlaces + 24;
+  const int64_t table = groups * group_shifts * 2;  // int64 in floats
   float* memory = scratch(table + zeros + turn * laid);
   int64_t* shifts = reinterpret_cast<int64_t*>(memory);
   float* zero = memory + table;
@@ -206,7 +180,10 @@ Tensor csb_conv2d(const Tensor& input, const Tensor& starts, const Tensor& pairs
   const float* from = static_cast<const float*>(x.const_data_ptr());
   float* y = static_cast<float*>(output.mutable_data_ptr());
   const float* more = added ? static_cast<const float*>(added->const_data_ptr()) : nullptr;
-  fill_shifts(image, weight.chunk, shifts);
+  const int64_t depth = channels / groups;
+  for (int64_t g = 0; g < groups; ++g)
+    fill_shifts(image, g * depth, (g + 1) * depth, weight.chunk, shifts + g * group_shifts);
+  const std::vector<int64_t> rows = rows_of_blocks(weight, groups, group_shifts);
 
   const int64_t per_item = std::max<int64_t>(
       (steps + out_features) / weight.blocks * ceil_div(positions, k.width) / tiles.count, 1);
@@ -228,7 +205,7 @@ Tensor csb_conv2d(const Tensor& input, const Tensor& starts, const Tensor& pairs
           float* tile_of = together ? scratch<kShare>(weight.chunks * kPlaces * k.pixels) : nullptr;
           int64_t seen = -1, seen_tile = -1;
           for (int64_t i = a; i < b; ++i) {
-            const int64_t n = i / items, tile = i % items / weight.blocks;
+            const int64_t n = i / items, tile = i % items / weight.blocks, of = i % weight.blocks;
             const int64_t begin = tiles.begin(tile), end = tiles.end(tile);
             const int64_t width = tiles.width(tile);
             const float* base =
@@ -239,8 +216,9 @@ Tensor csb_conv2d(const Tensor& input, const Tensor& starts, const Tensor& pairs
               k.lay_tile(weight, base + begin, shifts, count, width, tile_of);
             } else if (!together && n != seen) {
               table_of.assign(shifts, shifts + table / 2);
-              for (int64_t c = 0; c < weight.chunks; ++c)
-                table_of[c * kPlaces + kPlaces - 1] = zero - base;
+              for (int64_t g = 0; g < groups; ++g)
+                for (int64_t c = 0; c < weight.chunks; ++c)
+                  table_of[g * group_shifts + c * kPlaces + kPlaces - 1] = zero - base;
             }
             seen = n, seen_tile = tile;
             std::array<Segment, kMostSegments> segments;
@@ -249,8 +227,9 @@ Tensor csb_conv2d(const Tensor& input, const Tensor& starts, const Tensor& pairs
             k.csb_pixels(weight,
                          {together ? tile_of : base + begin, together ? nullptr : table_of.data(),
                           width, segments.data(), count, y + image_out,
-                          more ? more + image_out : nullptr, out_plane, bias_data, then},
-                         i % weight.blocks);
+                          more ? more + image_out : nullptr, out_plane, bias_data, then,
+                          rows.empty() ? nullptr : rows.data() + of * (weight.block + 1)},
+                         of);
           }
         });
   }

@@ -35,6 +35,19 @@ struct Simd {
   static Vec relu(Vec v) { return _mm256_max_ps(zero(), v); }  // NaN stays NaN
   static Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
   static Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+  // The second where either is NaN.
+  static Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
+  static Vec min(Vec a, Vec b) { return _mm256_min_ps(a, b); }
+  // Zero, and nothing read, where the mask is 0; it is -1 elsewhere.
+  static Vec load_some(const float* p, const int32_t* mask) {
+    return _mm256_maskload_ps(p, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(mask)));
+  }
+  // Every other float of two vectors, in an order that in_order undoes.
+  static Vec evens(Vec a, Vec b) { return _mm256_shuffle_ps(a, b, 0x88); }
+  static Vec odds(Vec a, Vec b) { return _mm256_shuffle_ps(a, b, 0xdd); }
+  static Vec in_order(Vec v) {
+    return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(v), 0xd8));
+  }
   static float sum(Vec v) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));

@@ -53,6 +53,29 @@ struct Simd {
   static Vec relu(Vec v) { return _mm512_max_ps(zero(), v); }  // NaN stays NaN
   static Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
   static Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+  // The second where either is NaN.
+  static Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+  static Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
+  // Zero, and nothing read, where the mask is 0; it is -1 elsewhere.
+  static Vec load_some(const float* p, const int32_t* mask) {
+#ifdef SPARSEWRIGHT_EMULATE_AVX512
+    alignas(64) float f[16];
+    for (int i = 0; i < 16; ++i) f[i] = mask[i] ? p[i] : 0.0f;
+    return _mm512_loadu_ps(f);
+#else
+    return _mm512_maskz_loadu_ps(_mm512_movepi32_mask(_mm512_loadu_si512(mask)), p);
+#endif
+  }
+  // Every other float of two vectors.
+  static Vec evens(Vec a, Vec b) {
+    return _mm512_permutex2var_ps(
+        a, _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0), b);
+  }
+  static Vec odds(Vec a, Vec b) {
+    return _mm512_permutex2var_ps(
+        a, _mm512_set_epi32(31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1), b);
+  }
+  static Vec in_order(Vec v) { return v; }
   static float sum(Vec v) {
     alignas(64) float f[16];
     _mm512_storeu_ps(f, v);

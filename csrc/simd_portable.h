@@ -37,6 +37,25 @@ struct Simd {
   }
   static Vec add(Vec a, Vec b) { return a + b; }
   static Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
+  // The second where either is NaN.
+  static Vec max(Vec a, Vec b) {
+    for (int i = 0; i < kWidth; ++i) b[i] = a[i] > b[i] ? a[i] : b[i];
+    return b;
+  }
+  static Vec min(Vec a, Vec b) {
+    for (int i = 0; i < kWidth; ++i) b[i] = a[i] < b[i] ? a[i] : b[i];
+    return b;
+  }
+  // Zero, and nothing read, where the mask is 0; it is -1 elsewhere.
+  static Vec load_some(const float* p, const int32_t* mask) {
+    Vec v;
+    for (int i = 0; i < kWidth; ++i) v[i] = mask[i] ? p[i] : 0.0f;
+    return v;
+  }
+  // Every other float of two vectors.
+  static Vec evens(Vec a, Vec b) { return Vec{a[0], a[2], b[0], b[2]}; }
+  static Vec odds(Vec a, Vec b) { return Vec{a[1], a[3], b[1], b[3]}; }
+  static Vec in_order(Vec v) { return v; }
   static float sum(Vec v) { return (v[0] + v[2]) + (v[1] + v[3]); }
   template <class Index>
   static Vec gather(const float* x, const Index* i) {

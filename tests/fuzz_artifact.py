@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 
 import sparsewright as sw
 from sparsewright.errors import ArtifactError, KernelError, SparsewrightError, SparsityWarning
-from sparsewright.kernels import KERNELS, Kernel
+from sparsewright.kernels import KERNELS, Kernel, depthwise
 
 PATTERNS = ("3:32", "block:4x4", "unstructured")
 DECISIONS = 192  # bytes: more than any kind of damage reads
@@ -63,15 +63,16 @@ def layouts() -> list[str]:
 
 @cache
 def valid(layout: str) -> Valid:
-    """A valid artifact whose Linear layers are in the layout."""
+    """A valid artifact whose Linear layers are in the layout, with a depthwise convolution."""
     torch.manual_seed(0)
     kernel = [k.name for k in serving() if k.layout == layout][-1]  # not dense.eager, the first
+    kernels = [kernel, *(k.name for k in serving() if k.name in depthwise.NAMES)]
     for pattern in PATTERNS:
         model = Small().eval()
         sw.prune(model, None if ":" in pattern and "b" not in pattern else 0.8, pattern,
                  allocate="uniform_all", on_misfit="skip")  # fmt: skip
         try:
-            fast = sw.deploy(model, torch.randn(EXAMPLE), kernels=[kernel], seconds=0)
+            fast = sw.deploy(model, torch.randn(EXAMPLE), kernels=kernels, seconds=0)
         except KernelError:  # the layout refuses the pattern
             continue
         with tempfile.TemporaryDirectory() as folder:

@@ -15,14 +15,24 @@ from torch.nn import functional as F
 
 import sparsewright as sw
 from sparsewright.errors import KernelError
-from sparsewright.kernels import KERNELS, Conv2d, Kernel, choose, explain, library, reference
+from sparsewright.kernels import (
+    KERNELS,
+    Conv2d,
+    Kernel,
+    choose,
+    depthwise,
+    explain,
+    library,
+    reference,
+)
 from sparsewright.layouts import pack
 from sparsewright.nn import PackedConv1d, PackedConv2d, PrepackedConv2d, build_conv, task_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:sparsewright runs without its compiled kernels")
 
 NAMES = [name for name, kernel in KERNELS.items() if kernel.operation == "conv2d"]
-EXPORTED = [name for name in NAMES if name != "csb.conv2d.reference"]  # plain code, no op
+GENERAL = [name for name in NAMES if name not in depthwise.NAMES]  # those: test_depthwise.py
+EXPORTED = [name for name in GENERAL if name != "csb.conv2d.reference"]  # plain code, no op
 SPARSE = [name for name in NAMES if KERNELS[name].layout != "dense"]
 MARGIN = 8
 CONVS = {
@@ -37,12 +47,16 @@ CONVS = {
     "one output": (Conv2d((3, 3)), (1, 1), (1, 1, 3, 3)),
     "padding beyond": (Conv2d((2, 2), (3, 3), (5, 4)), (3, 2), (2, 2, 2, 3)),
     "no image": (Conv2d((3, 3), padding=(1, 1)), (8, 4), (0, 4, 5, 5)),
+    "1x1 groups": (Conv2d((1, 1), groups=3), (144, 20), (2, 60, 8, 8)),
+    "groups across blocks": (Conv2d((3, 3), padding=(1, 1), groups=6), (150, 4), (3, 24, 7, 6)),
+    "groups of two chunks": (Conv2d((3, 3), (2, 1), (1, 1), groups=2), (70, 30), (2, 60, 9, 7)),
+    "depthwise": (Conv2d((3, 3), (1, 1), (1, 1), groups=80), (80, 1), (2, 80, 9, 11)),
     "one channel of each": (Conv2d((3, 3), (1, 1), (1, 1), (1, 1), 2), (4, 1), (1, 2, 6, 6)),
 }
 """Geometry, (out, channels of one group), shape of x."""
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=GENERAL)
 def kernel(request: pytest.FixtureRequest) -> Kernel:
     found = KERNELS[request.param]
     reason = found.refuses()
@@ -57,9 +71,6 @@ def random_weight(conv: Conv2d, sides: tuple[int, int], density: float) -> Tenso
 
 
 def run(kernel: Kernel, conv: Conv2d, weight: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
-    reason = kernel.cannot(conv)
-    if reason is not None:
-        pytest.skip(reason)
     ready = weight if kernel.layout == "dense" else pack(kernel.layout, conv.matrix(weight))
     return kernel.run(x, conv.prepare(kernel, ready, tuple(x.shape)), bias)
 
@@ -124,7 +135,7 @@ def test_residual_and_activation_follow_the_sums(name: str, activation: int) -> 
 def test_infinite_activations_reach_present_weights_only(name: str) -> None:
     if KERNELS[name].refuses():
         pytest.skip(f"{name}: {KERNELS[name].refuses()}")
-    for which in ("1x1", "3x3", "5x3 dilated"):
+    for which in ("1x1", "3x3", "5x3 dilated", "groups across blocks"):
         conv, sides, shape = CONVS[which]
         weight, x = random_weight(conv, sides, 0.2), torch.randn(shape)
         weight[:, 2], weight[3] = 0.0, 0.0
@@ -187,6 +198,9 @@ LAYERS = {
     "same": (nn.Conv2d(4, 8, (3, 5), padding="same", dilation=2), (2, 4, 9, 9)),
     "valid": (nn.Conv2d(4, 8, 3, padding="valid", bias=False), (2, 4, 9, 9)),
     "groups": (nn.Conv2d(4, 8, 3, groups=2, stride=(2, 1), padding=(0, 2)), (2, 4, 9, 9)),
+    "depthwise": (nn.Conv2d(4, 8, 3, groups=4, stride=2, padding=1), (2, 4, 9, 9)),
+    "depthwise signal": (nn.Conv1d(4, 4, 3, groups=4, padding=1), (2, 4, 19)),
+    "signal in groups": (nn.Conv1d(8, 6, 3, groups=2, padding=2, dilation=2), (2, 8, 19)),
     "one image": (nn.Conv2d(4, 8, 3), (4, 9, 9)),
     "signal": (nn.Conv1d(4, 8, 3, stride=2, padding=1, dilation=2), (2, 4, 19)),
     "same signal": (nn.Conv1d(4, 8, 5, padding="same"), (2, 4, 19)),
@@ -205,9 +219,6 @@ def test_built_modules_follow_the_choice(name: str, kernel_name: str) -> None:
     x = torch.randn(shape)
     task = task_of(layer, x)
     assert not isinstance(task, str)
-    reason = KERNELS[kernel_name].cannot(task.operation)
-    if reason is not None:
-        pytest.skip(reason)
     given = {"operation": task.operation, "kernels": [kernel_name], "seconds": 0}
     built = build_conv(choose(task.weight, task.bias, task.x, **given), layer)
     # float32 sums of at most 60 products in another order
@@ -221,8 +232,6 @@ def test_built_modules_follow_the_choice(name: str, kernel_name: str) -> None:
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [
-        (nn.Conv2d(4, 4, 3, groups=4), "depthwise"),
-        (nn.Conv2d(4, 8, 3, groups=4), "depthwise"),
         (nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), "padding_mode 'reflect'"),
         (nn.Conv2d(4, 4, 2, padding="same"), "pads one side more"),
         (nn.Conv3d(4, 4, 2), "no sparse kernel for Conv3d"),
@@ -270,9 +279,9 @@ def test_convolutions_are_deployed() -> None:
     x = torch.randn(2, 3, 16, 16)
     fast = sw.deploy(model, x, kernels=["csr.conv2d.reference", "csr.reference"], seconds=0)
     rows = {row.layer: row for row in fast.plan.layers}
-    assert [rows[n].layout for n in "02357"] == ["csr", "dense", "csr", "csr", "csr"]
+    assert [rows[n].layout for n in "02357"] == ["csr"] * 5
     assert rows["0"].operation == "conv2d 3x3 stride 2 padding 1"
-    assert "depthwise" in rows["2"].candidates[0].refused
+    assert rows["2"].operation == "conv2d 3x3 groups 8"
     for batch in (1, 2, 5):
         y = torch.randn(batch, 3, 16, 16)
         for z in (y, y.contiguous(memory_format=torch.channels_last)):

@@ -3,6 +3,7 @@ layer that the file declares, and what a kernel's indices rely on is checked at 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -50,7 +51,7 @@ def _conv2d(packed: Packed, numbers: Mapping[str, Any]) -> Rule:
         if type(value) is not int or not least <= value <= max(most, 1):
             raise ArtifactError(f"{name} must be in [{least}, {most}]; got {str(value)[:40]}")
     conv = Conv2d.from_numbers([numbers[name] for name in CONV_NUMBERS])
-    out, fan_in = packed.shape
+    out, fan_in = packed.shape[0], math.prod(packed.shape[1:])
     if fan_in % conv.places or out % conv.groups:
         raise ArtifactError(
             f"a kernel of {conv.kernel} and {conv.groups} groups do not divide the layer's fan-in "

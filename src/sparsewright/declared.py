@@ -22,11 +22,10 @@ from .kernels import Operation as Product
 from .kernels.reference import ACTIVATIONS
 from .layouts import LAYOUTS, count_present, unpack, validate
 from .nn import PackedLayer, Prepacked
-from .operations import Operation, own_operation, own_parts
+from .operations import DENSE, Operation, own_operation, own_parts
 from .plan import pattern_of
 from .rebuild import MAX_TEXT, field, tensor_name
 
-DENSE = "dense"
 HINTS = {2: ("rows",), 4: ("batch", "height", "width")}
 """Axes of a dense weight -> what its meta say of the input that the layer is likely to get."""
 Key = tuple[str, frozenset[tuple[str, str]]]
@@ -177,7 +176,7 @@ class Declared:
             rule = rule_of(parts[1], packed, numbers)
         except ArtifactError as error:
             raise ArtifactError(f"{name} {error}") from error
-        best = _isa(self.kernels[key], packed, rule.product)
+        best = _isa(self.kernels[key], packed, rule.product, operation)
         own: Document = {**free, **given, "bias": bias, "activation": activation, "isa": best}
         return operation, [own[n] for n in names], rule
 
@@ -209,11 +208,12 @@ def _validate(packed: Packed, place: str) -> None:
             raise ArtifactError(f"{place}: {error}") from error
 
 
-def _isa(kernel: str, packed: Packed, product: Product) -> int:
+def _isa(kernel: str, packed: Packed, product: Product, operation: Operation) -> int:
     """The instruction set of the kernel that was chosen, if it serves here; else the best one."""
-    if not _serves(kernel, packed.layout, product.name):
+    if not _serves(kernel, packed.layout, product.name) or KERNELS[kernel].op is not operation:
         return 0
-    return product.prepare(KERNELS[kernel], packed, ()).numbers[-1] or 0
+    weight = packed.tensors["weight"] if packed.layout == DENSE else packed
+    return product.prepare(KERNELS[kernel], weight, ()).numbers[-1] or 0
 
 
 def _serves(kernel: str, layout: str, product: str, *weight: Tensor) -> bool:

@@ -21,6 +21,7 @@ from .errors import KernelError, StateError
 from .fold import Folded, fold_norms
 from .graph import Graph
 from .measure.dense import relative_error
+from .nn import Prepacked
 from .plan import LayerPlan, Plan
 from .program import MISS, Program, program_of
 from .serve import Seen, Wishes, record, repeat, serve
@@ -220,7 +221,8 @@ def _error(got: list[Tensor], expected: list[Tensor]) -> float:
 def _traced(
     model: nn.Module, inputs: tuple[Tensor, ...], plan: Plan
 ) -> tuple[Program | None, Graph | None]:
-    if not any(row.is_sparse for row in plan.layers):
+    fuses = any(isinstance(m, Prepacked) and m.is_op for m in model.modules())
+    if not (fuses or any(row.is_sparse for row in plan.layers)):
         return None, None  # tracing takes longer than a dense model gains
     with torch.no_grad(), plain_attention():
         return program_of(model, inputs)

@@ -23,8 +23,10 @@ Operation = Callable[..., Any]
 
 SIZE_LIMIT = 2**62
 OWN = "sparsewright."
+DENSE = "dense"
 PRODUCTS = ("linear", "conv2d")
-"""What sparsewright's own operations compute, each on a layout: csr_linear, csr_conv2d, ..."""
+"""What sparsewright's own operations compute, each on a layout: csr_linear, csr_conv2d, ...; on
+"dense" there is conv2d, where every output reads one channel."""
 
 # Core, but not for files: they read memory that nothing has written, draw random numbers, look
 # at storage, make complex numbers or sizes that depend on data, or trust sizes that they are told.
@@ -193,7 +195,8 @@ def own_parts(name: str) -> tuple[str, str] | None:
     ('csr', 'conv2d')
     """
     layout, _, product = name.removeprefix(OWN).removesuffix(".default").rpartition("_")
-    if name != f"{OWN}{layout}_{product}.default" or layout not in LAYOUTS:
+    known = layout in LAYOUTS or layout == DENSE
+    if name != f"{OWN}{layout}_{product}.default" or not known:
         return None
     return (layout, product) if product in PRODUCTS else None
 

@@ -75,7 +75,6 @@ def register_conv(
     plain: Callable[..., Tensor],
     tensors: Sequence[str],
     numbers: Callable[[Packed], tuple[int, ...]],
-    cannot: Callable[[Any], str | None],
 ) -> None:
     """The same for a convolution's op: after the bias it takes a residual, the layout's `numbers`,
     those of the convolution, the activation and the instruction set."""
@@ -87,7 +86,7 @@ def register_conv(
         return Prepared(held, (NO_RESIDUAL, *own, NO_ACTIVATION, isa_number(isa)))
 
     name = f"{layout}.{Conv2d.name}"
-    whole = Kernel(name, layout, "cpu", never, prepare, op, operation=Conv2d.name, cannot=cannot)
+    whole = Kernel(name, layout, "cpu", never, prepare, op, operation=Conv2d.name)
     _register(whole, plain)
 
 

@@ -1,7 +1,8 @@
 """The CPU kernels of convolutions over layout csb: shifted rows of the image, no im2col.
 
 Every weight multiplies a whole row of positions of the padded image (Park et al. 2017; Elsen et
-al. 2020), a chunk of the weight's columns after the other, as csb's products do.
+al. 2020), a chunk of the weight's columns after the other, as csb's products do. In groups a row of
+the weight reads its own group's channels.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from ..core import Packed
 from ..layouts import LAYOUTS, unpack
 from . import reference
 from ._ops import define, register_conv
-from .operation import Conv2d
 
 TENSORS = ("starts", "pairs", "columns", "values")
 
@@ -33,7 +33,7 @@ def csb_conv2d_reference(
     *numbers: int,
 ) -> Tensor:
     """As reference.csr_conv2d, with W in layout csb."""
-    width = x.shape[1] * numbers[0] * numbers[1]
+    width = x.shape[1] // numbers[8] * numbers[0] * numbers[1]
     tensors = dict(zip(TENSORS, (starts, pairs, columns, values), strict=True))
     packed = Packed("csb", (out_features, width), tensors, {"chunk": chunk, "block": block})
     rows, at, present = LAYOUTS["csr"].pack(unpack(packed)).tensors.values()
@@ -42,12 +42,6 @@ def csb_conv2d_reference(
 
 def _shape(x: Tensor, *rest: Any) -> tuple[int, ...]:
     return reference.conv_shape(x, rest[6], rest[5], rest[9:])
-
-
-def _cannot(operation: Conv2d) -> str | None:
-    if operation.groups > 1:
-        return f"layout csb has no convolution in groups; got {operation.groups}"
-    return None
 
 
 csb_conv2d = define(
@@ -64,5 +58,4 @@ register_conv(
     csb_conv2d_reference,
     TENSORS,
     lambda packed: (packed.shape[0], packed.meta["chunk"], packed.meta["block"]),
-    _cannot,
 )

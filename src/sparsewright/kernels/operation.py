@@ -96,8 +96,6 @@ class Conv2d:
         """The operation of a module, or why kernels cannot compute it."""
         if module.padding_mode != "zeros":
             return f"padding_mode {module.padding_mode!r} stays dense: kernels pad with zeros"
-        if module.groups > 1 and module.in_channels == module.groups:
-            return "a depthwise convolution stays dense: each output reads a single channel"
         padding = _padding(module)
         if isinstance(padding, str):
             return padding

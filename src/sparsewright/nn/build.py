@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..kernels import Choice, Conv2d, Linear, Operation
+from ..kernels import Choice, Conv2d, Linear, Operation, depthwise
 from ..registry import Table
 from .packed_conv import PackedConv1d, PackedConv2d
 from .packed_linear import PackedLinear
@@ -65,6 +65,10 @@ def hold(choice: Choice, conv: Convolution) -> nn.Module:
     kind = PrepackedConv1d if conv.weight.dim() == 3 else PrepackedConv2d
     assert isinstance(choice.operation, Conv2d)
     return kind(_image(conv.weight), conv.bias, choice.operation, choice.shape, choice.kernel)
+
+
+for name in depthwise.NAMES:
+    DENSE_CONV.register(name)(hold)
 
 
 def build_conv(choice: Choice, conv: Convolution) -> nn.Module:
@@ -138,8 +142,8 @@ def task_of(module: nn.Module, x: Tensor) -> Task | str:
     >>> import torch
     >>> task_of(nn.Linear(3, 2), torch.ones(1, 3)).operation
     Linear()
-    >>> task_of(nn.Conv2d(4, 4, 3, groups=4), torch.ones(1, 4, 8, 8))
-    'a depthwise convolution stays dense: each output reads a single channel'
+    >>> task_of(nn.Conv2d(4, 4, 2, padding="same"), torch.ones(1, 4, 8, 8))
+    "padding 'same' stays dense here: it pads one side more than the other"
     """
     if type(module) not in KINDS:
         return f"no sparse kernel for {type(module).__name__} yet"

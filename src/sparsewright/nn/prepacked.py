@@ -17,8 +17,9 @@ class Prepacked(nn.Module):
 
     shape: of inputs that are likely. The plain weight stays the buffer that state_dict and
     torch.export see; what the kernel made of it is made again wherever the module is built, loaded
-    or copied. While torch compiles or exports, the module is the operation's plain formula.
-    KernelError where the kernel cannot serve.
+    or copied. While torch compiles or exports, the module is the operation's plain formula; a
+    kernel that is an op of its own over the plain weight stays that op. KernelError where the
+    kernel cannot serve.
     """
 
     weight: Tensor
@@ -34,6 +35,7 @@ class Prepacked(nn.Module):
             raise KernelError(f"kernel {kernel} cannot serve: {reason}")
         self.kernel, self.operation, self.shape = kernel, operation, tuple(shape)
         self._op = chosen.op
+        self.is_op = isinstance(chosen.op, torch._ops.OpOverload)
         self.register_buffer("weight", weight.detach().contiguous())
         self.register_buffer("bias", None if bias is None else bias.detach().contiguous())
         self._reordered: Tensor | None = None
@@ -48,9 +50,10 @@ class Prepacked(nn.Module):
 
     def run(self, x: Tensor) -> Tensor:
         """The kernel, or where that cannot be traced the formula."""
-        if torch.compiler.is_compiling() or (x.requires_grad and torch.is_grad_enabled()):
+        plain = torch.compiler.is_compiling() and not self.is_op
+        if plain or (x.requires_grad and torch.is_grad_enabled()):
             return self.operation.dense(x, self.weight, self.bias)
-        weight = self._reordered
+        weight = self.weight if self.is_op else self._reordered
         if weight is None:
             weight = self._prepare()
         return self._op(x, weight, self.bias, *self._numbers)

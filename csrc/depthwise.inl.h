@@ -1,0 +1,174 @@
+// Depthwise convolution: each output plane is one channel times one small kernel of weights
+// (Howard et al. 2017). For the usual kernels four output rows are computed at once, straight from
+// the image: what is loaded of a row serves every output row that it is part of.
+#pragma once
+#include <cstdint>
+
+#include "depthwise_any.inl.h"
+
+namespace sparsewright::SPARSEWRIGHT_ISA {
+namespace {
+
+// What is left of the sums: ReLU and its like need no pass of their own. NaN stays NaN.
+struct Clamp {
+  Vec low, high;
+  Vec operator()(Vec sum) const { return Simd::min(high, Simd::max(low, sum)); }
+};
+
+// The same pointer, of which the compiler knows nothing: else it would work out the addresses of
+// all loads before the first one, and run out of registers.
+[[gnu::always_inline]] inline const float* opaque(const float* p) {
+  __asm__("" : "+r"(p));
+  return p;
+}
+
+// Adds an input row, times a row of weights each, to the outputs that it is part of: R rows of V
+// vectors, which begin in the row's columns `at`. M: the row ends inside a vector, and the lanes of
+// `masks` say where.
+template <int K, int S, int R, int V, bool M>
+[[gnu::always_inline]] inline void add_row(const float* row, int t, const int64_t* at,
+                                           const int32_t* masks, const Vec* w, Vec (&sums)[R][V]) {
+  constexpr int64_t kLoads = depthwise_loads(K, S);
+  const auto load = [&](int v, int i, int64_t column) [[gnu::always_inline]] {
+    const float* from = row + at[v] + column;
+    if constexpr (M) return Simd::load_some(from, masks + (v * kLoads + i) * kW);
+    return Simd::load(from);
+  };
+  const auto add = [&](int kx, const Vec* x) [[gnu::always_inline]] {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const int ky = t - r * S;
+      if (ky < 0 || ky >= K) continue;
+      for (int v = 0; v < V; ++v) sums[r][v] = Simd::fma(w[ky * K + kx], x[v], sums[r][v]);
+    }
+  };
+  if constexpr (S == 1) {
+#pragma GCC unroll 8
+    for (int kx = 0; kx < K; ++kx) {
+      Vec x[V];
+      for (int v = 0; v < V; ++v) x[v] = load(v, kx, kx);
+      add(kx, x);
+    }
+  } else {
+#pragma GCC unroll 8
+    for (int kx = 0; kx < K; kx += 2) {
+      Vec even[V], odd[V];
+      for (int v = 0; v < V; ++v) {
+        const Vec low = load(v, kx, kx), high = load(v, kx + 1, kx + kW);
+        even[v] = Simd::evens(low, high), odd[v] = Simd::odds(low, high);
+      }
+      add(kx, even);
+      if (kx + 1 < K) add(kx + 1, odd);
+    }
+  }
+}
+
+template <int K, int S, int R, int V, bool M>
+[[gnu::always_inline]] inline void square_sums(const float* const* rows, const int64_t* at,
+                                               const int32_t* masks, const Vec* w,
+                                               Vec (&sums)[R][V]) {
+#pragma GCC unroll 16
+  for (int t = 0; t < (R - 1) * S + K; ++t)
+    add_row<K, S, R, V, M>(opaque(rows[t]), t, at, masks, w, sums);
+}
+
+// R output rows from `first` on. N: they may be narrower than a vector.
+template <int K, int S, int R, int V, bool N>
+void square_rows(const Planes& p, const float* x, const float* weights, float bias,
+                 const Clamp& clamp, const Place& to, int64_t first) {
+  constexpr int kTall = (R - 1) * S + K;
+  constexpr int64_t kLoads = depthwise_loads(K, S);
+  constexpr int64_t kReach = depthwise_column(kLoads - 1, S, kW) + kW;
+  const float* rows[kTall];
+  for (int t = 0; t < kTall; ++t) {
+    const int64_t row = first * S + t - p.padding_h;
+    rows[t] = 0 <= row && row < p.height ? x + row * p.width : p.zeros;
+  }
+  Vec w[K * K];
+  for (int i = 0; i < K * K; ++i) w[i] = Simd::broadcast(weights[i]);
+  const Vec start = Simd::broadcast(bias);
+  const int64_t vectors = (p.out_width + kW - 1) / kW;
+  for (int64_t c = 0; c < vectors; c += V) {
+    const int64_t v0 = least(c, most(0, vectors - V));  // the last may be done for a second time
+    int64_t out[V], at[V];
+    bool whole = true;
+    for (int v = 0; v < V; ++v) {
+      out[v] = most(0, least((v0 + v) * kW, p.out_width - kW));
+      at[v] = out[v] * S - p.padding_w;
+      whole = whole && at[v] >= 0 && at[v] + kReach <= p.width;
+    }
+    Vec sums[R][V];
+    for (int r = 0; r < R; ++r)
+      for (int v = 0; v < V; ++v) sums[r][v] = start;
+    if (whole) {
+      square_sums<K, S, R, V, false>(rows, at, nullptr, w, sums);
+    } else {
+      square_sums<K, S, R, V, true>(rows, at, p.masks + v0 * kLoads * kW, w, sums);
+    }
+    float* y = to.y + first * p.out_width;
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r, y += p.out_width) {
+      for (int v = 0; v < V; ++v) {
+        const Vec sum = clamp(S == 1 ? sums[r][v] : Simd::in_order(sums[r][v]));
+        if constexpr (N) {
+          to.put(y - to.y + out[v], sum);
+        } else {
+          Simd::store(y + out[v], sum);
+        }
+      }
+    }
+  }
+}
+
+template <int K, int S>
+void square(const Planes& p, const float* x, const float* weights, float bias, const Clamp& clamp,
+            const Place& to) {
+  constexpr int kRows = 4, kWide = K > 3 ? 2 : 1;
+  const int64_t rows = p.out_height;
+  if (rows < kRows) {
+    for (int64_t r = 0; r < rows; ++r)
+      square_rows<K, S, 1, 1, true>(p, x, weights, bias, clamp, to, r);
+    return;
+  }
+  for (int64_t r = 0; r < rows; r += kRows) {
+    const int64_t first = least(r, rows - kRows);  // the last four may be partly done again
+    if (p.out_width > kW) {
+      square_rows<K, S, kRows, kWide, false>(p, x, weights, bias, clamp, to, first);
+    } else {
+      square_rows<K, S, kRows, 1, true>(p, x, weights, bias, clamp, to, first);
+    }
+  }
+}
+
+void depthwise(const Planes& p, const float* x, const float* weights, float bias,
+               const float* residual, float* y, float* band) {
+  const Place to = {y, y + p.out_height * p.out_width};
+  const bool clamps = !residual && p.activation == Activation::kRelu;
+  const float infinite = __builtin_inff();
+  const Clamp clamp = {Simd::broadcast(clamps ? 0.0f : -infinite), Simd::broadcast(infinite)};
+  const auto by = [&](auto how) { how(p, x, weights, bias, clamp, to); };
+  if (!p.masks) {
+    depthwise_any(p, x, weights, bias, band, to);
+    return finish_plane(p, residual, y);
+  }
+  switch (10 * p.kernel_h + p.stride_h) {
+    case 31:
+      by(square<3, 1>);
+      break;
+    case 32:
+      by(square<3, 2>);
+      break;
+    case 51:
+      by(square<5, 1>);
+      break;
+    case 52:
+      by(square<5, 2>);
+      break;
+    default:
+      by(square<7, 1>);
+  }
+  if (!clamps) finish_plane(p, residual, y);
+}
+
+}  // namespace
+}  // namespace sparsewright::SPARSEWRIGHT_ISA
