@@ -15,8 +15,8 @@ struct Clamp {
   Vec operator()(Vec sum) const { return Simd::min(high, Simd::max(low, sum)); }
 };
 
-// The same pointer, of which the compiler knows nothing: else it would work out the addresses of all
-// loads before the first one, and run out of registers.
+// The same pointer, of which the compiler knows nothing: else it would work out the addresses of
+// all loads before the first one, and run out of registers.
 [[gnu::always_inline]] inline const float* opaque(const float* p) {
   __asm__("" : "+r"(p));
   return p;
@@ -68,7 +68,8 @@ template <int K, int S, int R, int V, bool M>
                                                const int32_t* masks, const Vec* w,
                                                Vec (&sums)[R][V]) {
 #pragma GCC unroll 16
-  for (int t = 0; t < (R - 1) * S + K; ++t) add_row<K, S, R, V, M>(opaque(rows[t]), t, at, masks, w, sums);
+  for (int t = 0; t < (R - 1) * S + K; ++t)
+    add_row<K, S, R, V, M>(opaque(rows[t]), t, at, masks, w, sums);
 }
 
 // R output rows from `first` on. N: they may be narrower than a vector.
@@ -125,7 +126,8 @@ void square(const Planes& p, const float* x, const float* weights, float bias, c
   constexpr int kRows = 4, kWide = K > 3 ? 2 : 1;
   const int64_t rows = p.out_height;
   if (rows < kRows) {
-    for (int64_t r = 0; r < rows; ++r) square_rows<K, S, 1, 1, true>(p, x, weights, bias, clamp, to, r);
+    for (int64_t r = 0; r < rows; ++r)
+      square_rows<K, S, 1, 1, true>(p, x, weights, bias, clamp, to, r);
     return;
   }
   for (int64_t r = 0; r < rows; r += kRows) {
@@ -141,9 +143,11 @@ void square(const Planes& p, const float* x, const float* weights, float bias, c
 void depthwise(const Planes& p, const float* x, const float* weights, float bias,
                const float* residual, float* y, float* band) {
   const Place to = {y, y + p.out_height * p.out_width};
-  const bool clamps = !residual && p.activation == Activation::kRelu;
+  const bool six = p.activation == Activation::kRelu6;
+  const bool clamps = !residual && (six || p.activation == Activation::kRelu);
   const float infinite = __builtin_inff();
-  const Clamp clamp = {Simd::broadcast(clamps ? 0.0f : -infinite), Simd::broadcast(infinite)};
+  const Clamp clamp = {Simd::broadcast(clamps ? 0.0f : -infinite),
+                       Simd::broadcast(clamps && six ? 6.0f : infinite)};
   const auto by = [&](auto how) { how(p, x, weights, bias, clamp, to); };
   if (!p.masks) {
     depthwise_any(p, x, weights, bias, band, to);
