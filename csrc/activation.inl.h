@@ -1,5 +1,6 @@
-// What may follow the bias inside a kernel: ReLU, GELU, SiLU, over values that are still in cache.
-// Plain loops that the compiler turns into vectors of the instruction set at hand.
+// What may follow the bias inside a kernel: ReLU, GELU, SiLU, ReLU6, hard swish (Howard et al.
+// 2019), over values that are still in cache. Plain loops that the compiler turns into vectors of
+// the instruction set at hand.
 #pragma once
 #include <bit>
 #include <cstdint>
@@ -43,6 +44,10 @@ inline float gelu(float x) {
 
 inline float silu(float x) { return x / (1.0f + exponential(-x)); }
 
+inline float relu6(float x) { return x > 6.0f ? 6.0f : x > 0.0f ? x : 0.0f; }
+
+inline float hardswish(float x) { return x * relu6(x + 3.0f) / 6.0f; }
+
 template <class F>
 void each(float* y, int64_t n, const F& f) {
   for (int64_t i = 0; i < n; ++i) {
@@ -61,6 +66,10 @@ void activate(float* y, int64_t n, Activation activation) {
       return each(y, n, gelu);
     case Activation::kSilu:
       return each(y, n, silu);
+    case Activation::kRelu6:
+      return each(y, n, relu6);
+    case Activation::kHardswish:
+      return each(y, n, hardswish);
   }
 }
 

@@ -143,9 +143,11 @@ void square(const Planes& p, const float* x, const float* weights, float bias, c
 void depthwise(const Planes& p, const float* x, const float* weights, float bias,
                const float* residual, float* y, float* band) {
   const Place to = {y, y + p.out_height * p.out_width};
-  const bool clamps = !residual && p.activation == Activation::kRelu;
+  const bool six = p.activation == Activation::kRelu6;
+  const bool clamps = !residual && (six || p.activation == Activation::kRelu);
   const float infinite = __builtin_inff();
-  const Clamp clamp = {Simd::broadcast(clamps ? 0.0f : -infinite), Simd::broadcast(infinite)};
+  const Clamp clamp = {Simd::broadcast(clamps ? 0.0f : -infinite),
+                       Simd::broadcast(clamps && six ? 6.0f : infinite)};
   const auto by = [&](auto how) { how(p, x, weights, bias, clamp, to); };
   if (!p.masks) {
     depthwise_any(p, x, weights, bias, band, to);

@@ -6,7 +6,14 @@
 namespace sparsewright {
 
 // What a kernel applies to its sums before it stores them.
-enum class Activation : int { kNone = 0, kRelu = 1, kGelu = 2, kSilu = 3 };
+enum class Activation : int {
+  kNone = 0,
+  kRelu = 1,
+  kGelu = 2,
+  kSilu = 3,
+  kRelu6 = 4,
+  kHardswish = 5
+};
 
 // Rows of present weights, ascending columns (DESIGN: layout csr).
 struct Csr {

@@ -74,8 +74,10 @@ inline void check_tensor(const Tensor& t, const char* name, ScalarType type,
 }
 
 inline Activation activation_of(int64_t number) {
-  SW_CHECK(0 <= number && number <= 3,
-           "activation must be 0 (none), 1 (relu), 2 (gelu) or 3 (silu); got ", number);
+  SW_CHECK(0 <= number && number <= 5,
+           "activation must be 0 (none), 1 (relu), 2 (gelu), 3 (silu), 4 (relu6) or 5 (hardswish); "
+           "got ",
+           number);
   return static_cast<Activation>(number);
 }
 

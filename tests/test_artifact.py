@@ -601,7 +601,7 @@ def test_nm_claims_are_checked(saved, tmp_path):
         sw.load(forge(tmp_path / "file", forged, tensors))
 
 
-@pytest.mark.parametrize("activation", [-1, 4, True, "relu", None, 2**70])
+@pytest.mark.parametrize("activation", [-1, 6, True, "relu", None, 2**70])
 def test_activations_are_checked(saved, tmp_path, activation):
     document, tensors = contents(saved("cnn")[1])
     node(document, "nm_linear")["args"][6] = activation

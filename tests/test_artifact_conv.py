@@ -134,7 +134,7 @@ HOSTILE = {
     "more groups": ("groups", 3, "do not divide the layer's fan-in"),
     "no groups": ("groups", 0, "groups must be in"),
     "too many groups": ("groups", 2**40, "groups must be in"),
-    "an activation beyond": ("activation", 4, "activation must be one of"),
+    "an activation beyond": ("activation", 6, "activation must be one of"),
     "another isa": ("isa", 3, "isa 0"),
     "isa true": ("isa", False, "isa 0"),
     "a kernel beyond x": ("dilation_h", 9, "does not fit into x"),

@@ -50,6 +50,9 @@ FUSED = {
     "relu": (lambda m, x: torch.relu(m.conv(x)), [("csb_conv2d", "relu", False)], True),
     "gelu": (lambda m, x: F.gelu(m.conv(x)), [("csb_conv2d", "gelu", False)], False),
     "silu": (lambda m, x: F.silu(m.fc(x)), [("csr_linear", "silu", False)], False),
+    "relu6": (lambda m, x: F.relu6(m.conv(x)), [("csb_conv2d", "relu6", False)], True),
+    "hardtanh": (lambda m, x: nn.ReLU6()(m.conv(x)), [("csb_conv2d", "relu6", False)], True),
+    "hardswish": (lambda m, x: F.hardswish(m.fc(x)), [("csr_linear", "hardswish", False)], False),
     "linear": (lambda m, x: F.relu_(m.fc(x)), [("csr_linear", "relu", False)], True),
     "residual": (
         lambda m, x: torch.relu(m.conv(x) + x),
@@ -109,6 +112,7 @@ KEPT = {
     "two readers": two_readers,
     "returned as well": returned,
     "tanh form": lambda m, x: F.gelu(m.conv(x), approximate="tanh"),
+    "another hardtanh": lambda m, x: F.hardtanh(m.conv(x), 0.0, 5.0),
     "another activation": lambda m, x: torch.sigmoid(m.conv(x)),
     "twice itself": lambda m, x: (lambda y: y + y)(m.conv(x)),
     "a number": lambda m, x: m.conv(x) + 2.0,

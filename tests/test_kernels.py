@@ -377,7 +377,7 @@ def block_call(**changes: object) -> Tensor:
         ({"out_features": 9}, "starts must have shape"),
         ({"out_features": -1}, "out_features must not be negative"),
         ({"bias": torch.ones(8)}, r"bias must have shape \(6,\)"),
-        ({"activation": 4}, "activation must be"),
+        ({"activation": 6}, "activation must be"),
         ({"isa": 9}, "isa must be 1"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

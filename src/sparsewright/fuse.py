@@ -18,14 +18,22 @@ from .kernels.reference import ACTIVATIONS
 from .operations import own_parts
 
 TOLERANCE = 1e-5
-"""Of the largest output, between a model with fused additions, GELU or SiLU and the same one
-without: an addition may come before the sum instead of after it, and erf and exp are polynomials
-that are right to about 2e-7."""
+"""Of the largest output, between a model with fused additions, GELU, SiLU or hard swish and the
+same one without: an addition may come before the sum instead of after it, and erf and exp are
+polynomials that are right to about 2e-7."""
 
 aten = torch.ops.aten
 NUMBERS = {name: number for number, (name, _) in enumerate(ACTIVATIONS)}
-FUSED = {aten.relu.default: "relu", aten.gelu.default: "gelu", aten.silu.default: "silu"}
-EXACT = ("relu",)
+FUSED: tuple[tuple[Callable[..., Any], tuple[Any, ...], str], ...] = (
+    (aten.relu.default, (), "relu"),
+    (aten.gelu.default, (), "gelu"),
+    (aten.silu.default, (), "silu"),
+    (aten.relu6.default, (), "relu6"),
+    (aten.hardtanh.default, (0.0, 6.0), "relu6"),  # nn.ReLU6
+    (aten.hardswish.default, (), "hardswish"),
+)
+"""Operation, what follows its input, the activation that it is."""
+EXACT = ("relu", "relu6")
 
 
 def fuse(graph: fx.Graph) -> bool:
@@ -70,13 +78,14 @@ def _take_activation(graph: fx.Graph, node: fx.Node) -> str | None:
     last = node
     while (user := _only_user(last)) is not None and user.target is aten.squeeze.dim:
         last = user  # a signal's image of height 1
-    if user is None or user.target not in FUSED or len(user.args) != 1:
+    found = (n for op, rest, n in FUSED if user and user.target is op and user.args[1:] == rest)
+    name = next(found, None)
+    if user is None or name is None:
         return None
     if user.kwargs.get("approximate", "none") != "none":
         return None
     if _given(node, "activation") != NUMBERS["none"]:
         return None
-    name = FUSED[user.target]
     _give(node, "activation", NUMBERS[name])
     user.replace_all_uses_with(last)
     graph.erase_node(user)

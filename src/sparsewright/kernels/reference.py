@@ -22,6 +22,8 @@ ACTIVATIONS: tuple[tuple[str, Callable[[Tensor], Tensor]], ...] = (
     ("relu", F.relu),
     ("gelu", F.gelu),
     ("silu", F.silu),
+    ("relu6", F.relu6),
+    ("hardswish", F.hardswish),
 )
 """What an op may apply to its output: its `activation` is the place in this tuple."""
 
