@@ -31,8 +31,8 @@ void add(Vec* sums, Vec value, const float* x) {
 }
 
 // Two rows, `steps` weights of each, an even number.
-template <int V, class Where>
-void csb_pair(const float* values, const uint8_t* places, int64_t steps, const Where& where,
+template <int V, class T, class Where>
+void csb_pair(const T* values, const uint8_t* places, int64_t steps, const Where& where,
               float* row_a, float* row_b) {
   // Narrow sums would wait for each other's fma: then every second step has sums of its own.
   constexpr int kSets = V <= 2 ? 2 : 1;
@@ -60,12 +60,12 @@ void csb_pair(const float* values, const uint8_t* places, int64_t steps, const W
   }
 }
 
-template <int V, class Where>
+template <int V, class T, class Where>
 void csb_block(const Csb& w, int64_t block, const Where& where, float* sums) {
   constexpr int64_t width = V * kW;
   for (int64_t c = 0; c < w.chunks; ++c) {
     const int32_t* start = w.starts + 2 * (block * w.chunks + c);
-    const float* values = w.values + 2 * int64_t{start[1]};
+    const T* values = values_of<T>(w.values) + 2 * int64_t{start[1]};
     const uint8_t* places = w.columns + 2 * int64_t{start[1]};
     const Where here = where.chunk(c);
     for (int64_t i = start[0]; i < start[2]; ++i) {
@@ -80,16 +80,18 @@ void csb_block(const Csb& w, int64_t block, const Where& where, float* sums) {
 
 template <class Where>
 void csb_block_of(const Csb& w, int64_t block, const Where& where, int64_t width, float* sums) {
-  switch (width / kW) {
-    case 1:
-      return csb_block<1>(w, block, where, sums);
-    case 2:
-      return csb_block<2>(w, block, where, sums);
-    case 3:
-      return csb_block<3>(w, block, where, sums);
-    default:
-      return csb_block<4>(w, block, where, sums);
-  }
+  by_number(w.values, [&]<class T>() {
+    switch (width / kW) {
+      case 1:
+        return csb_block<1, T>(w, block, where, sums);
+      case 2:
+        return csb_block<2, T>(w, block, where, sums);
+      case 3:
+        return csb_block<3, T>(w, block, where, sums);
+      default:
+        return csb_block<4, T>(w, block, where, sums);
+    }
+  });
 }
 
 // One more row of sums than a block has: the partner of an odd last row.
@@ -98,7 +100,7 @@ constexpr int64_t kCsbSums = (kMaxBlock + 1) * kTileWidth;
 // The bias in the rows [begin, end) of the weight, zeros in those that only fill pairs.
 void begin_csb(float* sums, const Csb& w, const float* bias, int64_t width, int64_t begin,
                int64_t end) {
-  begin_block(sums, bias, width, begin, end);
+  begin_block(sums, w.values, bias, width, begin, end);
   for (int64_t i = (end - begin) * width; i < (w.block + 1) * width; ++i) sums[i] = 0.0f;
 }
 
@@ -107,7 +109,7 @@ void csb_tile(const Csb& w, const Tile& tile, int64_t block) {
   const int64_t begin = block * w.block, end = least(w.out, begin + w.block);
   begin_csb(sums, w, tile.bias, tile.width, begin, end);
   csb_block_of(w, block, Columns{tile.x, tile.width}, tile.width, sums);
-  finish_block(sums, tile, begin, end, w.out);
+  finish_block(sums, w.values, tile, begin, end, w.out);
 }
 
 void csb_pixels(const Csb& w, const Pixels& tile, int64_t block) {
@@ -115,6 +117,7 @@ void csb_pixels(const Csb& w, const Pixels& tile, int64_t block) {
   const int64_t begin = block * w.block, end = least(w.out, begin + w.block);
   begin_csb(sums, w, tile.bias, tile.width, begin, end);
   csb_block_of(w, block, Shifts{tile.x, tile.shifts}, tile.width, sums);
+  scale_block(sums, w.values, tile.bias, tile.width, begin, end);
   for (const Segment* s = tile.segments; tile.residual && s < tile.segments + tile.segment_count;
        ++s) {
     for (int64_t row = begin; row < end; ++row) {

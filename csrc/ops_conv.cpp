@@ -121,11 +121,12 @@ void check_axis(const Axis& a, const char* name) {
 }  // namespace
 
 Tensor csb_conv2d(const Tensor& input, const Tensor& starts, const Tensor& pairs,
-                  const Tensor& columns, const Tensor& values, const std::optional<Tensor>& bias,
-                  const std::optional<Tensor>& residual, int64_t out_features, int64_t chunk,
-                  int64_t block, int64_t kernel_h, int64_t kernel_w, int64_t stride_h,
-                  int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h,
-                  int64_t dilation_w, int64_t groups, int64_t activation, int64_t isa) {
+                  const Tensor& columns, const Tensor& values, const std::optional<Tensor>& scales,
+                  const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
+                  int64_t out_features, int64_t chunk, int64_t block, int64_t kernel_h,
+                  int64_t kernel_w, int64_t stride_h, int64_t stride_w, int64_t padding_h,
+                  int64_t padding_w, int64_t dilation_h, int64_t dilation_w, int64_t groups,
+                  int64_t activation, int64_t isa) {
   const Kernels& k = kernels_for(isa);
   SW_CHECK(input.is_cpu() && input.scalar_type() == ScalarType::Float,
            "x must be float32 on the CPU");
@@ -138,7 +139,7 @@ Tensor csb_conv2d(const Tensor& input, const Tensor& starts, const Tensor& pairs
   SW_CHECK(groups == 1, "layout csb has no convolution in groups; got ", groups);
   check_axis(h, "h");
   check_axis(w, "w");
-  const Csb weight = csb_of(starts, pairs, columns, values, channels * kernel_h * kernel_w,
+  const Csb weight = csb_of(starts, pairs, columns, values, scales, channels * kernel_h * kernel_w,
                             out_features, chunk, block);
   const float* bias_data = nullptr;
   if (bias) {

@@ -1,7 +1,10 @@
 // Four floats through the compiler's vector extension: runs on every CPU.
 #pragma once
+#include <bit>
 #include <cstdint>
 #include <cstring>
+
+#include "kernels.h"
 
 namespace sparsewright::portable {
 
@@ -16,13 +19,18 @@ struct Simd {
 
   static Vec zero() { return Vec{0, 0, 0, 0}; }
   static Vec broadcast(float v) { return Vec{v, v, v, v}; }
-  static void broadcast4(const float* p, Vec* out) {
-    for (int i = 0; i < 4; ++i) out[i] = broadcast(p[i]);
+  template <class T>
+  static void broadcast4(const T* p, Vec* out) {
+    for (int i = 0; i < 4; ++i) out[i] = broadcast(widen(p[i]));
   }
   static Vec load(const float* p) {
     Vec v;
     std::memcpy(&v, p, sizeof v);
     return v;
+  }
+  template <class T>
+  static Vec load(const T* p) {
+    return Vec{widen(p[0]), widen(p[1]), widen(p[2]), widen(p[3])};
   }
   static void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
   static Vec add(Vec a, Vec b) { return a + b; }
@@ -67,10 +75,10 @@ struct Simd {
     std::memcpy(p.v + 16, b, 16);
     return p;
   }
-  static Lanes lanes(const float* a, const float* b) {
+  template <class T>
+  static Lanes lanes(const T* a, const T* b) {
     Lanes l;
-    std::memcpy(l.v, a, 64);
-    std::memcpy(l.v + 16, b, 64);
+    for (int i = 0; i < 16; ++i) l.v[i] = widen(a[i]), l.v[16 + i] = widen(b[i]);
     return l;
   }
   // table[place], or 0 for padding.
@@ -86,6 +94,8 @@ struct Simd {
     std::memcpy(a, l.v, 64);
     std::memcpy(b, l.v + 16, 64);
   }
+
+#include "widen.h"
 
   static void transpose8x8(const float* x, int64_t x_step, float* y, int64_t y_step) {
     for (int r = 0; r < 8; ++r)
