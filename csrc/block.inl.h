@@ -20,20 +20,21 @@ struct Cursors {
   }
 };
 
-template <bool kWhole, int V>
-void block_column(const float* values, const float* x, Vec (*sums)[V]) {
+template <bool kWhole, int V, class T>
+void block_column(const T* values, const float* x, Vec (*sums)[V]) {
   Vec from[V];
   for (int v = 0; v < V; ++v) from[v] = Simd::load(x + v * kW);
   for (int k = 0; k < kGroup; ++k) {
-    if (!kWhole && values[k] == 0.0f) continue;
-    const Vec value = Simd::broadcast(values[k]);
+    const float one = Simd::widen(values[k]);
+    if (!kWhole && one == 0.0f) continue;
+    const Vec value = Simd::broadcast(one);
     for (int v = 0; v < V; ++v) sums[k][v] = Simd::fma(value, from[v], sums[k][v]);
   }
 }
 
 // The batch along the vector: steps [i, end) of a strip of R rows up to column `limit`, for each
 // group of its rows. Returns the first step that is left.
-template <bool kWhole, int V, int R, class Index>
+template <bool kWhole, int V, int R, class Index, class T>
 int64_t block_steps(const Block& w, int64_t i, int64_t end, int64_t limit, const float* x,
                     float* sums) {
   constexpr int64_t width = V * kW;
@@ -44,7 +45,7 @@ int64_t block_steps(const Block& w, int64_t i, int64_t end, int64_t limit, const
     Vec s[kGroup][V];
     for (int k = 0; k < kGroup; ++k)
       for (int v = 0; v < V; ++v) s[k][v] = Simd::load(sums + k * width + v * kW);
-    const float* values = w.values + i * R + group;
+    const T* values = values_of<T>(w.values) + i * R + group;
     int64_t j = i;
     do {
       block_column<kWhole, V>(values, x + columns[j] * width, s);
@@ -57,13 +58,13 @@ int64_t block_steps(const Block& w, int64_t i, int64_t end, int64_t limit, const
   return last;
 }
 
-template <int V, int R, class Index>
+template <int V, int R, class Index, class T>
 void block_tile_of(const Block& w, const Tile& tile, int64_t begin, int64_t end) {
   constexpr int64_t width = V * kW;
   constexpr int64_t kChunk = kBlockFloats / width;
   alignas(64) float sums[kBlockRows * width];
   const int64_t row = begin * R, rows = least(w.out, end * R) - row;
-  begin_block(sums, tile.bias, width, row, row + rows);
+  begin_block(sums, w.values, tile.bias, width, row, row + rows);
   for (int64_t i = rows * width; i < (end - begin) * R * width; ++i) sums[i] = 0.0f;
   Cursors cursors(w, begin, end);
   for (int64_t first = 0; first < w.in; first += kChunk) {
@@ -71,27 +72,27 @@ void block_tile_of(const Block& w, const Tile& tile, int64_t begin, int64_t end)
     for (int64_t s = begin; s < end; ++s) {
       int64_t* at = cursors.at + 2 * (s - begin);
       float* to = sums + (s - begin) * R * width;
-      at[0] = block_steps<true, V, R, Index>(w, at[0], w.starts[2 * s + 1], limit, tile.x, to);
-      at[1] = block_steps<false, V, R, Index>(w, at[1], w.starts[2 * s + 2], limit, tile.x, to);
+      at[0] = block_steps<true, V, R, Index, T>(w, at[0], w.starts[2 * s + 1], limit, tile.x, to);
+      at[1] = block_steps<false, V, R, Index, T>(w, at[1], w.starts[2 * s + 2], limit, tile.x, to);
     }
   }
-  finish_block(sums, tile, row, row + rows, w.out);
+  finish_block(sums, w.values, tile, row, row + rows, w.out);
 }
 
-template <int R, class Index>
+template <int R, class Index, class T>
 void block_tile_by(const Block& w, const Tile& tile, int64_t begin, int64_t end) {
   switch (tile.width / kW) {
     case 1:
-      return block_tile_of<1, R, Index>(w, tile, begin, end);
+      return block_tile_of<1, R, Index, T>(w, tile, begin, end);
     case 2:
-      return block_tile_of<2, R, Index>(w, tile, begin, end);
+      return block_tile_of<2, R, Index, T>(w, tile, begin, end);
     default:
-      return block_tile_of<kBlockVectors, R, Index>(w, tile, begin, end);
+      return block_tile_of<kBlockVectors, R, Index, T>(w, tile, begin, end);
   }
 }
 
 // The values along the vector: B rows of the batch, read where they lie.
-template <int B, int R, class Index>
+template <int B, int R, class Index, class T>
 struct Lanes {
   static constexpr int kParts = R > kW ? R / kW : 1;    // vectors of a column
   static constexpr int kColumns = R < kW ? kW / R : 1;  // columns of a vector
@@ -100,7 +101,7 @@ struct Lanes {
   Vec sums[kSets][B][kParts];
 
   template <bool kWhole>
-  void step(int set, const float* values, const Index* columns, const float* x, int64_t in) {
+  void step(int set, const T* values, const Index* columns, const float* x, int64_t in) {
     Vec value[kParts];
     for (int k = 0; k < kParts; ++k) value[k] = Simd::load(values + k * kW);
     for (int b = 0; b < B; ++b) {
@@ -113,9 +114,8 @@ struct Lanes {
   }
 
   // Fewer columns than a vector has: values of the others are 0, and so are their activations.
-  void last_steps(const float* values, const Index* columns, int64_t n, const float* x,
-                  int64_t in) {
-    alignas(64) float held[kColumns * R] = {};
+  void last_steps(const T* values, const Index* columns, int64_t n, const float* x, int64_t in) {
+    alignas(64) T held[kColumns * R] = {};
     Index at[kColumns];
     for (int64_t i = 0; i < n * R; ++i) held[i] = values[i];
     for (int64_t i = 0; i < kColumns; ++i) at[i] = columns[i < n ? i : 0];
@@ -125,16 +125,16 @@ struct Lanes {
   template <bool kWhole>
   int64_t steps(const Block& w, int64_t i, int64_t end, int64_t limit, const float* x) {
     const Index* columns = static_cast<const Index*>(w.columns);
+    const T* values = values_of<T>(w.values);
     constexpr int64_t kMany = kSets * kColumns;
     for (; i + kMany <= end && columns[i + kMany - 1] < limit; i += kMany)
       for (int set = 0; set < kSets; ++set)
-        step<kWhole>(set, w.values + (i + set * kColumns) * R, columns + i + set * kColumns, x,
-                     w.in);
+        step<kWhole>(set, values + (i + set * kColumns) * R, columns + i + set * kColumns, x, w.in);
     for (; i + kColumns <= end && columns[i + kColumns - 1] < limit; i += kColumns)
-      step<kWhole>(0, w.values + i * R, columns + i, x, w.in);
+      step<kWhole>(0, values + i * R, columns + i, x, w.in);
     int64_t n = 0;
     while (i + n < end && columns[i + n] < limit) ++n;
-    if (n > 0) last_steps(w.values + i * R, columns + i, n, x, w.in);
+    if (n > 0) last_steps(values + i * R, columns + i, n, x, w.in);
     return i + n;
   }
 
@@ -165,11 +165,11 @@ struct Lanes {
   }
 };
 
-template <int B, int R, class Index>
+template <int B, int R, class Index, class T>
 void block_lanes_of(const Block& w, const float* x, float* y, int64_t begin, int64_t end) {
   constexpr int64_t kChunk = kBlockFloats / B;
   Cursors cursors(w, begin, end);
-  Lanes<B, R, Index> lanes;
+  Lanes<B, R, Index, T> lanes;
   for (int64_t first = 0; first < w.in; first += kChunk) {
     const int64_t limit = least(w.in, first + kChunk);
     for (int64_t s = begin; s < end; ++s) {
@@ -182,46 +182,54 @@ void block_lanes_of(const Block& w, const float* x, float* y, int64_t begin, int
   }
 }
 
-template <int R, class Index>
+template <int R, class Index, class T>
 void block_lanes_by(const Block& w, const float* x, int64_t batch, const float* bias, float* y,
                     int64_t begin, int64_t end, Activation activation) {
   // All rows of the batch that come here, where the registers hold their sums.
   constexpr int kMost = R >= 4 * kW ? 2 : Simd::kBlockLanesBatch;
   const int64_t row = begin * R, rows = least(w.out, end * R) - row;
   for (int64_t b = 0; b < batch; ++b)
-    for (int64_t r = row; r < row + rows; ++r) y[b * w.out + r] = bias ? bias[r] : 0.0f;
+    for (int64_t r = row; r < row + rows; ++r) y[b * w.out + r] = start_of(w.values, bias, r);
   int64_t b = 0;
   for (; b + kMost <= batch; b += kMost)
-    block_lanes_of<kMost, R, Index>(w, x + b * w.in, y + b * w.out, begin, end);
+    block_lanes_of<kMost, R, Index, T>(w, x + b * w.in, y + b * w.out, begin, end);
   for (; b + 4 <= batch; b += 4)
-    block_lanes_of<4, R, Index>(w, x + b * w.in, y + b * w.out, begin, end);
+    block_lanes_of<4, R, Index, T>(w, x + b * w.in, y + b * w.out, begin, end);
   for (; b + 2 <= batch; b += 2)
-    block_lanes_of<2, R, Index>(w, x + b * w.in, y + b * w.out, begin, end);
-  if (b < batch) block_lanes_of<1, R, Index>(w, x + b * w.in, y + b * w.out, begin, end);
-  for (b = 0; b < batch; ++b) activate(y + b * w.out + row, rows, activation);
-}
-
-// f.template operator()<R, Index>() for the rows of a strip and the type of its columns.
-template <class F>
-void block_by(const Block& w, const F& f) {
-  switch (w.rows) {
-    case 4:
-      return w.wide ? f.template operator()<4, int32_t>() : f.template operator()<4, uint16_t>();
-    case 8:
-      return w.wide ? f.template operator()<8, int32_t>() : f.template operator()<8, uint16_t>();
-    default:
-      return w.wide ? f.template operator()<16, int32_t>() : f.template operator()<16, uint16_t>();
+    block_lanes_of<2, R, Index, T>(w, x + b * w.in, y + b * w.out, begin, end);
+  if (b < batch) block_lanes_of<1, R, Index, T>(w, x + b * w.in, y + b * w.out, begin, end);
+  for (b = 0; b < batch; ++b) {
+    float* sums = y + b * w.out;
+    for (int64_t r = row; r < row + rows; ++r) sums[r] = finished(w.values, bias, r, sums[r]);
+    activate(sums + row, rows, activation);
   }
 }
 
+// f.template operator()<R, Index, T>() for the rows of a strip and the types of its columns and
+// values.
+template <class F>
+void block_by(const Block& w, const F& f) {
+  by_types(w.values, w.wide, [&]<class Index, class T>() {
+    switch (w.rows) {
+      case 4:
+        return f.template operator()<4, Index, T>();
+      case 8:
+        return f.template operator()<8, Index, T>();
+      default:
+        return f.template operator()<16, Index, T>();
+    }
+  });
+}
+
 void block_tile(const Block& w, const Tile& tile, int64_t begin, int64_t end) {
-  block_by(w, [&]<int R, class Index>() { block_tile_by<R, Index>(w, tile, begin, end); });
+  block_by(w,
+           [&]<int R, class Index, class T>() { block_tile_by<R, Index, T>(w, tile, begin, end); });
 }
 
 void block_lanes(const Block& w, const float* x, int64_t batch, const float* bias, float* y,
                  int64_t begin, int64_t end, Activation activation) {
-  block_by(w, [&]<int R, class Index>() {
-    block_lanes_by<R, Index>(w, x, batch, bias, y, begin, end, activation);
+  block_by(w, [&]<int R, class Index, class T>() {
+    block_lanes_by<R, Index, T>(w, x, batch, bias, y, begin, end, activation);
   });
 }
 

@@ -43,8 +43,8 @@ void add(Vec* sums, Vec value, const float* x) {
 }
 
 // Two rows, `steps` weights of each, an even number.
-template <int V, class Where, class Rows>
-void csb_pair(const float* values, const uint8_t* places, int64_t steps, const Where& where,
+template <int V, class T, class Where, class Rows>
+void csb_pair(const T* values, const uint8_t* places, int64_t steps, const Where& where,
               const Rows& rows, int64_t row_a, int64_t row_b) {
   // Narrow sums would wait for each other's fma: then every second step has sums of its own.
   constexpr int kSets = V <= 2 ? 2 : 1;
@@ -73,10 +73,10 @@ void csb_pair(const float* values, const uint8_t* places, int64_t steps, const W
 }
 
 // Those rows of a block that have weights in a chunk.
-template <int V, class Where, class Rows>
+template <int V, class T, class Where, class Rows>
 void csb_chunk(const Csb& w, int64_t block, int64_t chunk, const Where& where, const Rows& rows) {
   const int32_t* start = w.starts + 2 * (block * w.chunks + chunk);
-  const float* values = w.values + 2 * int64_t{start[1]};
+  const T* values = values_of<T>(w.values) + 2 * int64_t{start[1]};
   const uint8_t* places = w.columns + 2 * int64_t{start[1]};
   for (int64_t i = start[0]; i < start[2]; ++i) {
     const uint32_t pair = static_cast<uint32_t>(w.pairs[i]);
@@ -89,14 +89,16 @@ void csb_chunk(const Csb& w, int64_t block, int64_t chunk, const Where& where, c
 
 template <int V, class Where>
 void csb_block(const Csb& w, int64_t block, const Where& where, float* sums) {
-  for (int64_t c = 0; c < w.chunks; ++c)
-    csb_chunk<V>(w, block, c, where.chunk(c), Waiting<V>{sums});
+  by_number(w.values, [&]<class T>() {
+    for (int64_t c = 0; c < w.chunks; ++c)
+      csb_chunk<V, T>(w, block, c, where.chunk(c), Waiting<V>{sums});
+  });
 }
 
 // The bias in the rows [begin, end) of the weight, zeros in those that only fill pairs.
 void begin_csb(float* sums, const Csb& w, const float* bias, int64_t width, int64_t begin,
                int64_t end) {
-  begin_block(sums, bias, width, begin, end);
+  begin_block(sums, w.values, bias, width, begin, end);
   for (int64_t i = (end - begin) * width; i < (w.block + 1) * width; ++i) sums[i] = 0.0f;
 }
 
@@ -107,7 +109,7 @@ void csb_tile_of(const Csb& w, const Tile& tile, int64_t block) {
   const int64_t begin = block * w.block, end = least(w.out, begin + w.block);
   begin_csb(sums, w, tile.bias, tile.width, begin, end);
   csb_block<V>(w, block, Columns<V>{tile.x}, sums);
-  finish_block(sums, tile, begin, end, w.out);
+  finish_block(sums, w.values, tile, begin, end, w.out);
 }
 
 void csb_tile(const Csb& w, const Tile& tile, int64_t block) {

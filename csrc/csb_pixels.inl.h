@@ -139,7 +139,7 @@ void csb_straight(const Csb& w, const Pixels& tile, int64_t block, const Where& 
   const int64_t begin = block * w.block, rows = least(w.out - begin, w.block);
   bool done[kMaxBlock] = {};
   const Straight<V, kRelu> out{tile, begin, rows, done};
-  csb_chunk<V>(w, block, 0, where, out);
+  csb_chunk<V, float>(w, block, 0, where, out);
   for (int64_t row = 0; row < rows; ++row) {
     if (done[row]) continue;  // else a row without weights
     Vec v[V];
@@ -152,13 +152,15 @@ template <int V, class Where>
 void csb_pixels_of(const Csb& w, const Pixels& tile, int64_t block, const Where& where) {
   const bool plain = tile.activation == Activation::kNone;
   const bool relu = tile.activation == Activation::kRelu;
-  if (w.chunks == 1 && tile.segment_count == 1 && (plain || relu))
+  const bool straight = w.chunks == 1 && tile.segment_count == 1;
+  if (straight && w.values.number == Number::kFloat && (plain || relu))
     return relu ? csb_straight<V, true>(w, tile, block, where)
                 : csb_straight<V, false>(w, tile, block, where);
   alignas(64) float sums[(kMaxBlock + 1) * V * kW];
   const int64_t begin = block * w.block, end = least(w.out, begin + w.block);
   begin_csb(sums, w, tile.bias, tile.width, begin, end);
   csb_block<V>(w, block, where, sums);
+  scale_block(sums, w.values, tile.bias, tile.width, begin, end);
   if (relu) return finish_rows<true>(sums, tile, begin, end);
   if (plain) return finish_rows<false>(sums, tile, begin, end);
   finish_rows<false>(sums, tile, begin, end);

@@ -15,8 +15,8 @@ bool row_fits(const Csr& w, const Index* columns, int64_t row) {
   return begin == end || static_cast<uint64_t>(columns[end - 1]) < static_cast<uint64_t>(w.in);
 }
 
-template <class Index>
-float dot(const float* values, const Index* columns, int64_t n, const float* x) {
+template <class Index, class T>
+float dot(const T* values, const Index* columns, int64_t n, const float* x) {
   Vec a = Simd::zero(), b = Simd::zero();
   int64_t i = 0;
   for (; i + 2 * kW <= n; i += 2 * kW) {
@@ -25,39 +25,44 @@ float dot(const float* values, const Index* columns, int64_t n, const float* x) 
   }
   float even = 0.0f, odd = 0.0f;
   for (; i + 2 <= n; i += 2) {
-    even += values[i] * x[columns[i]];
-    odd += values[i + 1] * x[columns[i + 1]];
+    even += Simd::widen(values[i]) * x[columns[i]];
+    odd += Simd::widen(values[i + 1]) * x[columns[i + 1]];
   }
-  if (i < n) even += values[i] * x[columns[i]];
+  if (i < n) even += Simd::widen(values[i]) * x[columns[i]];
   return (Simd::sum(a) + Simd::sum(b)) + (even + odd);
 }
 
-template <class Index>
+template <class Index, class T>
 bool csr_dot_of(const Csr& w, const float* x, int64_t batch, const float* bias, float* y,
                 int64_t begin, int64_t end) {
   const Index* columns = static_cast<const Index*>(w.columns);
   for (int64_t row = begin; row < end; ++row) {
     if (!row_fits(w, columns, row)) return false;
     const int64_t first = w.rows[row], n = w.rows[row + 1] - first;
-    const float start = bias ? bias[row] : 0.0f;
-    for (int64_t r = 0; r < batch; ++r)
-      y[r * w.out + row] = start + dot(w.values + first, columns + first, n, x + r * w.in);
+    const T* values = values_of<T>(w.values) + first;
+    const float start = start_of(w.values, bias, row);
+    for (int64_t r = 0; r < batch; ++r) {
+      const float sum = start + dot(values, columns + first, n, x + r * w.in);
+      y[r * w.out + row] = finished(w.values, bias, row, sum);
+    }
   }
   return true;
 }
 
 bool csr_dot(const Csr& w, const float* x, int64_t batch, const float* bias, float* y,
              int64_t begin, int64_t end) {
-  return w.wide ? csr_dot_of<int32_t>(w, x, batch, bias, y, begin, end)
-                : csr_dot_of<uint16_t>(w, x, batch, bias, y, begin, end);
+  return by_types(w.values, w.wide, [&]<class Index, class T>() {
+    return csr_dot_of<Index, T>(w, x, batch, bias, y, begin, end);
+  });
 }
 
 // No steps over the columns here: cutting rows into short pieces, whose ends the CPU cannot
 // predict, cost more than activations read from L2 (measured at 1024 to 4096 columns).
-template <class Index, int V>
+template <class Index, class T, int V>
 bool csr_block(const Csr& w, const Tile& tile, float* sums, int64_t begin, int64_t end) {
   constexpr int64_t width = V * kW;
   const Index* columns = static_cast<const Index*>(w.columns);
+  const T* values = values_of<T>(w.values);
   for (int64_t row = begin; row < end; ++row) {
     if (!row_fits(w, columns, row)) return false;
     const int64_t last = w.rows[row + 1];
@@ -65,26 +70,26 @@ bool csr_block(const Csr& w, const Tile& tile, float* sums, int64_t begin, int64
     Sums<V> s;
     s.load(sums + (row - begin) * width);
     for (; i + 2 <= last; i += 2) {
-      s.to_a(w.values[i], tile.x + static_cast<int64_t>(columns[i]) * width);
-      s.to_b(w.values[i + 1], tile.x + static_cast<int64_t>(columns[i + 1]) * width);
+      s.to_a(values[i], tile.x + static_cast<int64_t>(columns[i]) * width);
+      s.to_b(values[i + 1], tile.x + static_cast<int64_t>(columns[i + 1]) * width);
     }
-    if (i < last) s.to_a(w.values[i], tile.x + static_cast<int64_t>(columns[i]) * width);
+    if (i < last) s.to_a(values[i], tile.x + static_cast<int64_t>(columns[i]) * width);
     s.store_total(sums + (row - begin) * width);
   }
   return true;
 }
 
-template <class Index>
+template <class Index, class T>
 bool csr_block_of(const Csr& w, const Tile& tile, float* sums, int64_t begin, int64_t end) {
   switch (tile.width / kW) {
     case 1:
-      return csr_block<Index, 1>(w, tile, sums, begin, end);
+      return csr_block<Index, T, 1>(w, tile, sums, begin, end);
     case 2:
-      return csr_block<Index, 2>(w, tile, sums, begin, end);
+      return csr_block<Index, T, 2>(w, tile, sums, begin, end);
     case 3:
-      return csr_block<Index, 3>(w, tile, sums, begin, end);
+      return csr_block<Index, T, 3>(w, tile, sums, begin, end);
     default:
-      return csr_block<Index, 4>(w, tile, sums, begin, end);
+      return csr_block<Index, T, 4>(w, tile, sums, begin, end);
   }
 }
 
@@ -92,11 +97,12 @@ bool csr_tile(const Csr& w, const Tile& tile, int64_t begin, int64_t end) {
   alignas(64) float sums[kRowBlock * kTileWidth];
   for (int64_t from = begin; from < end; from += kRowBlock) {
     const int64_t to = least(end, from + kRowBlock);
-    begin_block(sums, tile.bias, tile.width, from, to);
-    const bool fits = w.wide ? csr_block_of<int32_t>(w, tile, sums, from, to)
-                             : csr_block_of<uint16_t>(w, tile, sums, from, to);
+    begin_block(sums, w.values, tile.bias, tile.width, from, to);
+    const bool fits = by_types(w.values, w.wide, [&]<class Index, class T>() {
+      return csr_block_of<Index, T>(w, tile, sums, from, to);
+    });
     if (!fits) return false;
-    finish_block(sums, tile, from, to, w.out);
+    finish_block(sums, w.values, tile, from, to, w.out);
   }
   return true;
 }

@@ -15,19 +15,36 @@ enum class Activation : int {
   kHardswish = 5
 };
 
+// A float32 without its lower half.
+struct Bf16 {
+  uint16_t bits;
+};
+
+// The type of the stored values. It saves bytes alone: activations and sums are float32, so values
+// are widened in registers. The instructions that multiply short numbers as they are
+// (AVX512_BF16's vdpbf16ps, VNNI's vpdpbusd) want short activations too, which would cost accuracy
+// that nobody asked to give up.
+enum class Number : int { kFloat = 0, kBf16 = 1, kInt8 = 2 };
+
+struct Values {
+  const void* data;  // float, Bf16 or int8_t
+  Number number;
+  const float* scales;  // (out): a row's sum is multiplied by its scale, before the bias; or null
+};
+
 // Rows of present weights, ascending columns (DESIGN: layout csr).
 struct Csr {
   const int32_t* rows;  // (out + 1)
   const void* columns;  // (nnz) uint16 or int32
   bool wide;            // columns are int32
-  const float* values;  // (nnz)
+  Values values;        // (nnz)
   int64_t in, out, nnz;
 };
 
 // 16 rows side by side; in every chunk of columns each row has `slots` places (layout nm).
 // A slot of value 0 is padding: its place is 255 and no activation is read for it.
 struct Nm {
-  const float* values;     // (tiles, chunks, slots, 16)
+  Values values;           // (tiles, chunks, slots, 16)
   const uint8_t* columns;  // same shape: place inside the chunk
   int64_t in, out, chunk, tiles, chunks, slots;
 };
@@ -39,7 +56,7 @@ struct Sell {
   const int32_t* order;   // (slices, 16) row of each lane, -1 where there is none
   const void* columns;    // (steps, 16) uint16 or int32
   bool wide;              // columns are int32
-  const float* values;    // (steps, 16)
+  Values values;          // (steps, 16)
   int64_t in, out, slices;
   int64_t x_step;  // from one row of the activations to the next: in + 1
 };
@@ -47,7 +64,7 @@ struct Sell {
 // Blocks of rows, chunks of columns, pairs of rows (layout csb). Padding has value 0 and place
 // 255, which holds a zero.
 struct Csb {
-  const float* values;     // (steps, 2)
+  Values values;           // (steps, 2)
   const uint8_t* columns;  // (steps, 2) place inside the chunk
   const int32_t* pairs;    // row of the block, its partner << 8, steps << 16
   const int32_t* starts;   // (blocks * chunks + 1, 2) first pair and first step
@@ -60,7 +77,7 @@ struct Block {
   const int32_t* starts;  // (2 * strips + 1)
   const void* columns;    // (steps) uint16 or int32, ascending in each of the two
   bool wide;              // columns are int32
-  const float* values;    // (steps, rows)
+  Values values;          // (steps, rows)
   int64_t in, out, rows, strips;
 };
 

@@ -6,28 +6,33 @@
 namespace sparsewright {
 
 Tensor csr_linear(const Tensor& x, const Tensor& rows, const Tensor& columns, const Tensor& values,
-                  const std::optional<Tensor>& bias, int64_t activation, int64_t isa);
+                  const std::optional<Tensor>& scales, const std::optional<Tensor>& bias,
+                  int64_t activation, int64_t isa);
 Tensor nm_linear(const Tensor& x, const Tensor& values, const Tensor& columns,
-                 const std::optional<Tensor>& bias, int64_t out_features, int64_t chunk,
-                 int64_t activation, int64_t isa);
+                 const std::optional<Tensor>& scales, const std::optional<Tensor>& bias,
+                 int64_t out_features, int64_t chunk, int64_t activation, int64_t isa);
 
 Tensor sell_linear(const Tensor& x, const Tensor& starts, const Tensor& order,
-                   const Tensor& columns, const Tensor& values, const std::optional<Tensor>& bias,
-                   int64_t out_features, int64_t activation, int64_t isa);
+                   const Tensor& columns, const Tensor& values, const std::optional<Tensor>& scales,
+                   const std::optional<Tensor>& bias, int64_t out_features, int64_t activation,
+                   int64_t isa);
 Tensor csb_linear(const Tensor& x, const Tensor& starts, const Tensor& pairs, const Tensor& columns,
-                  const Tensor& values, const std::optional<Tensor>& bias, int64_t out_features,
-                  int64_t chunk, int64_t block, int64_t activation, int64_t isa);
+                  const Tensor& values, const std::optional<Tensor>& scales,
+                  const std::optional<Tensor>& bias, int64_t out_features, int64_t chunk,
+                  int64_t block, int64_t activation, int64_t isa);
 
 Tensor block_linear(const Tensor& x, const Tensor& starts, const Tensor& columns,
-                    const Tensor& values, const std::optional<Tensor>& bias, int64_t in_features,
-                    int64_t out_features, int64_t activation, int64_t isa);
+                    const Tensor& values, const std::optional<Tensor>& scales,
+                    const std::optional<Tensor>& bias, int64_t in_features, int64_t out_features,
+                    int64_t activation, int64_t isa);
 
 Tensor csb_conv2d(const Tensor& x, const Tensor& starts, const Tensor& pairs, const Tensor& columns,
-                  const Tensor& values, const std::optional<Tensor>& bias,
-                  const std::optional<Tensor>& residual, int64_t out_features, int64_t chunk,
-                  int64_t block, int64_t kernel_h, int64_t kernel_w, int64_t stride_h,
-                  int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h,
-                  int64_t dilation_w, int64_t groups, int64_t activation, int64_t isa);
+                  const Tensor& values, const std::optional<Tensor>& scales,
+                  const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
+                  int64_t out_features, int64_t chunk, int64_t block, int64_t kernel_h,
+                  int64_t kernel_w, int64_t stride_h, int64_t stride_w, int64_t padding_h,
+                  int64_t padding_w, int64_t dilation_h, int64_t dilation_w, int64_t groups,
+                  int64_t activation, int64_t isa);
 
 Tensor dense_conv2d(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                     const std::optional<Tensor>& residual, int64_t kernel_h, int64_t kernel_w,
@@ -45,24 +50,29 @@ int64_t isa_missing(int64_t isa) { return why_not(isa) ? 1 : 0; }
 
 STABLE_TORCH_LIBRARY(sparsewright, m) {
   m.def(
-      "csr_linear(Tensor x, Tensor rows, Tensor columns, Tensor values, Tensor? bias, "
+      "csr_linear(Tensor x, Tensor rows, Tensor columns, Tensor values, Tensor? scales, Tensor? "
+      "bias, "
       "int activation, int isa) -> Tensor");
   m.def(
-      "nm_linear(Tensor x, Tensor values, Tensor columns, Tensor? bias, int out_features, "
+      "nm_linear(Tensor x, Tensor values, Tensor columns, Tensor? scales, Tensor? bias, int "
+      "out_features, "
       "int chunk, int activation, int isa) -> Tensor");
   m.def(
       "sell_linear(Tensor x, Tensor starts, Tensor order, Tensor columns, Tensor values, "
-      "Tensor? bias, int out_features, int activation, int isa) -> Tensor");
+      "Tensor? scales, Tensor? bias, int out_features, int activation, int isa) -> Tensor");
   m.def(
       "csb_linear(Tensor x, Tensor starts, Tensor pairs, Tensor columns, Tensor values, "
-      "Tensor? bias, int out_features, int chunk, int block, int activation, int isa) -> Tensor");
+      "Tensor? scales, Tensor? bias, int out_features, int chunk, int block, int activation, int "
+      "isa) -> Tensor");
   m.def(
       "csb_conv2d(Tensor x, Tensor starts, Tensor pairs, Tensor columns, Tensor values, "
-      "Tensor? bias, Tensor? residual, int out_features, int chunk, int block, int kernel_h, "
+      "Tensor? scales, Tensor? bias, Tensor? residual, int out_features, int chunk, int block, int "
+      "kernel_h, "
       "int kernel_w, int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h, "
       "int dilation_w, int groups, int activation, int isa) -> Tensor");
   m.def(
-      "block_linear(Tensor x, Tensor starts, Tensor columns, Tensor values, Tensor? bias, "
+      "block_linear(Tensor x, Tensor starts, Tensor columns, Tensor values, Tensor? scales, "
+      "Tensor? bias, "
       "int in_features, int out_features, int activation, int isa) -> Tensor");
   m.def(
       "dense_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int kernel_h, "

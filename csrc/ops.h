@@ -73,6 +73,25 @@ inline void check_tensor(const Tensor& t, const char* name, ScalarType type,
   SW_CHECK(t.is_contiguous(), name, " must be contiguous");
 }
 
+// Float32 or bfloat16 values, or int8 steps with a float32 scale for each of `out` rows.
+inline Values values_of(const Tensor& values, const std::optional<Tensor>& scales, int64_t out) {
+  const ScalarType type = values.scalar_type();
+  const bool steps = type == ScalarType::Char, half = type == ScalarType::BFloat16;
+  SW_CHECK(steps || half || type == ScalarType::Float,
+           "values must be float32, bfloat16 or int8 with scales");
+  check_tensor(values, "values", type, "of that type");
+  SW_CHECK(steps == scales.has_value(), "int8 values need scales, and only they");
+  const float* rows = nullptr;
+  if (scales) {
+    check_tensor(*scales, "scales", ScalarType::Float, "float32");
+    SW_CHECK(scales->dim() == 1 && scales->size(0) == out, "scales must have shape (", out,
+             ",); got ", scales->numel(), " entries in ", scales->dim(), " dimensions");
+    rows = static_cast<const float*>(scales->const_data_ptr());
+  }
+  const Number number = steps ? Number::kInt8 : half ? Number::kBf16 : Number::kFloat;
+  return {values.const_data_ptr(), number, rows};
+}
+
 inline Activation activation_of(int64_t number) {
   SW_CHECK(0 <= number && number <= 5,
            "activation must be 0 (none), 1 (relu), 2 (gelu), 3 (silu), 4 (relu6) or 5 (hardswish); "
@@ -152,11 +171,11 @@ inline Linear begin(const Tensor& x, const std::optional<Tensor>& bias, int64_t 
 
 // A weight in layout csb, its sizes checked.
 inline Csb csb_of(const Tensor& starts, const Tensor& pairs, const Tensor& columns,
-                  const Tensor& values, int64_t in, int64_t out, int64_t chunk, int64_t block) {
+                  const Tensor& values, const std::optional<Tensor>& scales, int64_t in,
+                  int64_t out, int64_t chunk, int64_t block) {
   check_tensor(starts, "starts", ScalarType::Int, "int32");
   check_tensor(pairs, "pairs", ScalarType::Int, "int32");
   check_tensor(columns, "columns", ScalarType::Byte, "uint8");
-  check_tensor(values, "values", ScalarType::Float, "float32");
   SW_CHECK(values.dim() == 2 && columns.dim() == 2 && values.size(1) == 2 && columns.size(1) == 2 &&
                values.size(0) == columns.size(0),
            "values and columns must have shape (steps, 2)");
@@ -168,7 +187,7 @@ inline Csb csb_of(const Tensor& starts, const Tensor& pairs, const Tensor& colum
            "starts must have shape (", blocks * chunks + 1, ", 2) for ", in, " in_features and ",
            out, " out_features; got ", starts.numel(), " entries");
   SW_CHECK(pairs.dim() == 1, "pairs must have one dimension");
-  const Csb w = {static_cast<const float*>(values.const_data_ptr()),
+  const Csb w = {values_of(values, scales, out),
                  static_cast<const uint8_t*>(columns.const_data_ptr()),
                  static_cast<const int32_t*>(pairs.const_data_ptr()),
                  static_cast<const int32_t*>(starts.const_data_ptr()),

@@ -4,10 +4,9 @@
 namespace sparsewright {
 namespace {
 
-Block block_of(const Tensor& starts, const Tensor& columns, const Tensor& values, int64_t in,
-               int64_t out) {
+Block block_of(const Tensor& starts, const Tensor& columns, const Tensor& values,
+               const std::optional<Tensor>& scales, int64_t in, int64_t out) {
   check_tensor(starts, "starts", ScalarType::Int, "int32");
-  check_tensor(values, "values", ScalarType::Float, "float32");
   const bool wide = columns.scalar_type() == ScalarType::Int;
   check_tensor(columns, "columns", wide ? ScalarType::Int : ScalarType::UInt16, "uint16 or int32");
   SW_CHECK(values.dim() == 2 && columns.dim() == 1 && values.size(0) == columns.size(0),
@@ -21,7 +20,7 @@ Block block_of(const Tensor& starts, const Tensor& columns, const Tensor& values
   const Block w = {static_cast<const int32_t*>(starts.const_data_ptr()),
                    columns.const_data_ptr(),
                    wide,
-                   static_cast<const float*>(values.const_data_ptr()),
+                   values_of(values, scales, out),
                    in,
                    out,
                    rows,
@@ -35,10 +34,11 @@ Block block_of(const Tensor& starts, const Tensor& columns, const Tensor& values
 }  // namespace
 
 Tensor block_linear(const Tensor& x, const Tensor& starts, const Tensor& columns,
-                    const Tensor& values, const std::optional<Tensor>& bias, int64_t in_features,
-                    int64_t out_features, int64_t activation, int64_t isa) {
+                    const Tensor& values, const std::optional<Tensor>& scales,
+                    const std::optional<Tensor>& bias, int64_t in_features, int64_t out_features,
+                    int64_t activation, int64_t isa) {
   const Kernels& k = kernels_for(isa);
-  const Block w = block_of(starts, columns, values, in_features, out_features);
+  const Block w = block_of(starts, columns, values, scales, in_features, out_features);
   Linear l = begin(x, bias, out_features, activation);
   SW_CHECK(l.in == in_features, "x must have ", in_features, " in_features; got ", l.in);
   if (l.batch == 0 || out_features == 0) return std::move(l.output);

@@ -134,11 +134,12 @@ int64_t most_vectors(const Csb& w, const Kernels& k) {
 }  // namespace
 
 Tensor csb_conv2d(const Tensor& input, const Tensor& starts, const Tensor& pairs,
-                  const Tensor& columns, const Tensor& values, const std::optional<Tensor>& bias,
-                  const std::optional<Tensor>& residual, int64_t out_features, int64_t chunk,
-                  int64_t block, int64_t kernel_h, int64_t kernel_w, int64_t stride_h,
-                  int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h,
-                  int64_t dilation_w, int64_t groups, int64_t activation, int64_t isa) {
+                  const Tensor& columns, const Tensor& values, const std::optional<Tensor>& scales,
+                  const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
+                  int64_t out_features, int64_t chunk, int64_t block, int64_t kernel_h,
+                  int64_t kernel_w, int64_t stride_h, int64_t stride_w, int64_t padding_h,
+                  int64_t padding_w, int64_t dilation_h, int64_t dilation_w, int64_t groups,
+                  int64_t activation, int64_t isa) {
   const Kernels& k = kernels_for(isa);
   check_image(input);
   const Tensor x = input.is_contiguous() ? input : torch::stable::contiguous(input);
@@ -150,8 +151,8 @@ Tensor csb_conv2d(const Tensor& input, const Tensor& starts, const Tensor& pairs
            channels, " and ", out_features);
   check_axis(h, "h");
   check_axis(w, "w");
-  const Csb weight = csb_of(starts, pairs, columns, values, channels / groups * kernel_h * kernel_w,
-                            out_features, chunk, block);
+  const Csb weight = csb_of(starts, pairs, columns, values, scales,
+                            channels / groups * kernel_h * kernel_w, out_features, chunk, block);
   const float* bias_data = bias_of(bias, out_features);
   const int64_t shape[] = {batch, out_features, h.out(), w.out()};
   Tensor output = new_output(shape, 4);

@@ -27,10 +27,10 @@ void csr_small(const Kernels& k, const Csr& w, const Linear& l, std::atomic<bool
 }  // namespace
 
 Tensor csr_linear(const Tensor& x, const Tensor& rows, const Tensor& columns, const Tensor& values,
-                  const std::optional<Tensor>& bias, int64_t activation, int64_t isa) {
+                  const std::optional<Tensor>& scales, const std::optional<Tensor>& bias,
+                  int64_t activation, int64_t isa) {
   const Kernels& k = kernels_for(isa);
   check_tensor(rows, "rows", ScalarType::Int, "int32");
-  check_tensor(values, "values", ScalarType::Float, "float32");
   const bool wide = columns.scalar_type() == ScalarType::Int;
   check_tensor(columns, "columns", wide ? ScalarType::Int : ScalarType::UInt16, "uint16 or int32");
   SW_CHECK(rows.dim() == 1 && rows.size(0) >= 1, "rows must have shape (out_features + 1,)");
@@ -42,7 +42,7 @@ Tensor csr_linear(const Tensor& x, const Tensor& rows, const Tensor& columns, co
   const Csr w = {static_cast<const int32_t*>(rows.const_data_ptr()),
                  columns.const_data_ptr(),
                  wide,
-                 static_cast<const float*>(values.const_data_ptr()),
+                 values_of(values, scales, out),
                  l.in,
                  out,
                  values.size(0)};

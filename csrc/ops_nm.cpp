@@ -4,10 +4,9 @@
 namespace sparsewright {
 
 Tensor nm_linear(const Tensor& x, const Tensor& values, const Tensor& columns,
-                 const std::optional<Tensor>& bias, int64_t out_features, int64_t chunk,
-                 int64_t activation, int64_t isa) {
+                 const std::optional<Tensor>& scales, const std::optional<Tensor>& bias,
+                 int64_t out_features, int64_t chunk, int64_t activation, int64_t isa) {
   const Kernels& k = kernels_for(isa);
-  check_tensor(values, "values", ScalarType::Float, "float32");
   check_tensor(columns, "columns", ScalarType::Byte, "uint8");
   const auto shape = values.sizes(), places = columns.sizes();
   SW_CHECK(shape.size() == 4 && shape[3] == kLanes,
@@ -21,7 +20,7 @@ Tensor nm_linear(const Tensor& x, const Tensor& values, const Tensor& columns,
   Linear l = begin(x, bias, out_features, activation);
   SW_CHECK(shape[1] == ceil_div(l.in, chunk), "values must have ", ceil_div(l.in, chunk),
            " chunks of ", chunk, " columns for the ", l.in, " in_features of x; got ", shape[1]);
-  const Nm w = {static_cast<const float*>(values.const_data_ptr()),
+  const Nm w = {values_of(values, scales, out_features),
                 static_cast<const uint8_t*>(columns.const_data_ptr()),
                 l.in,
                 out_features,

@@ -33,12 +33,12 @@ void sell_small(const Kernels& k, const Sell& w, const Linear& l, int64_t steps)
 }  // namespace
 
 Tensor sell_linear(const Tensor& x, const Tensor& starts, const Tensor& order,
-                   const Tensor& columns, const Tensor& values, const std::optional<Tensor>& bias,
-                   int64_t out_features, int64_t activation, int64_t isa) {
+                   const Tensor& columns, const Tensor& values, const std::optional<Tensor>& scales,
+                   const std::optional<Tensor>& bias, int64_t out_features, int64_t activation,
+                   int64_t isa) {
   const Kernels& k = kernels_for(isa);
   check_tensor(starts, "starts", ScalarType::Int, "int32");
   check_tensor(order, "order", ScalarType::Int, "int32");
-  check_tensor(values, "values", ScalarType::Float, "float32");
   const bool wide = columns.scalar_type() == ScalarType::Int;
   check_tensor(columns, "columns", wide ? ScalarType::Int : ScalarType::UInt16, "uint16 or int32");
   SW_CHECK(values.dim() == 2 && columns.dim() == 2 && values.size(1) == kLanes &&
@@ -57,7 +57,7 @@ Tensor sell_linear(const Tensor& x, const Tensor& starts, const Tensor& order,
                   static_cast<const int32_t*>(order.const_data_ptr()),
                   columns.const_data_ptr(),
                   wide,
-                  static_cast<const float*>(values.const_data_ptr()),
+                  values_of(values, scales, out_features),
                   l.in,
                   out_features,
                   slices,

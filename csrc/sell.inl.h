@@ -10,17 +10,18 @@ namespace sparsewright::SPARSEWRIGHT_ISA {
 namespace {
 
 // R rows of the batch over slices [begin, end): values and places are read once for all of them.
-template <class Index, int R>
+template <class Index, class T, int R>
 void sell_rows(const Sell& w, const float* x, const float* bias, float* y, int64_t begin,
                int64_t end) {
   constexpr int kParts = kLanes / kW;
   const Index* columns = static_cast<const Index*>(w.columns);
+  const T* first = values_of<T>(w.values);
   for (int64_t slice = begin; slice < end; ++slice) {
     Vec sums[R][kParts];
     for (int r = 0; r < R; ++r)
       for (int k = 0; k < kParts; ++k) sums[r][k] = Simd::zero();
     for (int64_t i = w.starts[slice]; i < w.starts[slice + 1]; ++i) {
-      const float* values = w.values + i * kLanes;
+      const T* values = first + i * kLanes;
       const Index* at = columns + i * kLanes;
       for (int k = 0; k < kParts; ++k) {
         const Vec value = Simd::load(values + k * kW);
@@ -33,39 +34,43 @@ void sell_rows(const Sell& w, const float* x, const float* bias, float* y, int64
       for (int k = 0; k < kParts; ++k) Simd::store(lanes + k * kW, sums[r][k]);
       for (int l = 0; l < kLanes; ++l) {
         const int64_t row = w.order[slice * kLanes + l];
-        if (row >= 0) y[r * w.out + row] = lanes[l] + (bias ? bias[row] : 0.0f);
+        if (row < 0) continue;
+        const float sum = lanes[l] + start_of(w.values, bias, row);
+        y[r * w.out + row] = finished(w.values, bias, row, sum);
       }
     }
   }
 }
 
-template <class Index>
+template <class Index, class T>
 void sell_dot_of(const Sell& w, const float* x, int64_t batch, const float* bias, float* y,
                  int64_t begin, int64_t end) {
   int64_t r = 0;
   for (; r + 2 <= batch; r += 2)
-    sell_rows<Index, 2>(w, x + r * w.x_step, bias, y + r * w.out, begin, end);
-  if (r < batch) sell_rows<Index, 1>(w, x + r * w.x_step, bias, y + r * w.out, begin, end);
+    sell_rows<Index, T, 2>(w, x + r * w.x_step, bias, y + r * w.out, begin, end);
+  if (r < batch) sell_rows<Index, T, 1>(w, x + r * w.x_step, bias, y + r * w.out, begin, end);
 }
 
 void sell_dot(const Sell& w, const float* x, int64_t batch, const float* bias, float* y,
               int64_t begin, int64_t end) {
-  w.wide ? sell_dot_of<int32_t>(w, x, batch, bias, y, begin, end)
-         : sell_dot_of<uint16_t>(w, x, batch, bias, y, begin, end);
+  by_types(w.values, w.wide, [&]<class Index, class T>() {
+    sell_dot_of<Index, T>(w, x, batch, bias, y, begin, end);
+  });
 }
 
 // Lanes l and l + 1 of a slice in lockstep, the batch along the vector.
-template <class Index, int V>
+template <class Index, class T, int V>
 void sell_lanes(const Sell& w, const float* x, int64_t slice, int l, float* sums) {
   constexpr int64_t width = V * kW;
   const Index* columns = static_cast<const Index*>(w.columns);
+  const T* values = values_of<T>(w.values);
   Sums<V> s;
   s.load(sums);
   for (int v = 0; v < V; ++v) s.b[v] = Simd::load(sums + width + v * kW);
   for (int64_t i = w.starts[slice]; i < w.starts[slice + 1]; ++i) {
     const int64_t at = i * kLanes + l;
-    s.to_a(w.values[at], x + static_cast<int64_t>(columns[at]) * width);
-    s.to_b(w.values[at + 1], x + static_cast<int64_t>(columns[at + 1]) * width);
+    s.to_a(values[at], x + static_cast<int64_t>(columns[at]) * width);
+    s.to_b(values[at + 1], x + static_cast<int64_t>(columns[at + 1]) * width);
   }
   for (int v = 0; v < V; ++v) {
     Simd::store(sums + v * kW, s.a[v]);
@@ -73,29 +78,35 @@ void sell_lanes(const Sell& w, const float* x, int64_t slice, int l, float* sums
   }
 }
 
-template <class Index>
+template <class Index, class T>
 void sell_tile_of(const Sell& w, const Tile& tile, int64_t slice) {
   alignas(64) float sums[kLanes * kTileWidth];
   const int32_t* order = w.order + slice * kLanes;
   for (int l = 0; l < kLanes; ++l) {
-    const Vec start = Simd::broadcast(tile.bias && order[l] >= 0 ? tile.bias[order[l]] : 0.0f);
+    const Vec start =
+        Simd::broadcast(order[l] < 0 ? 0.0f : start_of(w.values, tile.bias, order[l]));
     for (int64_t i = 0; i < tile.width; i += kW) Simd::store(sums + l * tile.width + i, start);
   }
   for (int l = 0; l < kLanes; l += 2) {
     float* at = sums + l * tile.width;
     switch (tile.width / kW) {
       case 1:
-        sell_lanes<Index, 1>(w, tile.x, slice, l, at);
+        sell_lanes<Index, T, 1>(w, tile.x, slice, l, at);
         break;
       case 2:
-        sell_lanes<Index, 2>(w, tile.x, slice, l, at);
+        sell_lanes<Index, T, 2>(w, tile.x, slice, l, at);
         break;
       case 3:
-        sell_lanes<Index, 3>(w, tile.x, slice, l, at);
+        sell_lanes<Index, T, 3>(w, tile.x, slice, l, at);
         break;
       default:
-        sell_lanes<Index, 4>(w, tile.x, slice, l, at);
+        sell_lanes<Index, T, 4>(w, tile.x, slice, l, at);
     }
+  }
+  for (int l = 0; l < kLanes; ++l) {
+    if (order[l] < 0 || !w.values.scales) continue;
+    float* p = sums + l * tile.width;
+    scale_block(p, w.values, tile.bias, tile.width, order[l], order[l] + 1);
   }
   activate(sums, kLanes * tile.width, tile.activation);
   for (int l = 0; l < kLanes; ++l) {
@@ -106,7 +117,8 @@ void sell_tile_of(const Sell& w, const Tile& tile, int64_t slice) {
 }
 
 void sell_tile(const Sell& w, const Tile& tile, int64_t slice) {
-  w.wide ? sell_tile_of<int32_t>(w, tile, slice) : sell_tile_of<uint16_t>(w, tile, slice);
+  by_types(w.values, w.wide,
+           [&]<class Index, class T>() { sell_tile_of<Index, T>(w, tile, slice); });
 }
 
 }  // namespace

@@ -5,8 +5,11 @@
 #pragma once
 #include <immintrin.h>
 
+#include <bit>
 #include <cstdint>
 #include <cstring>
+
+#include "kernels.h"
 
 namespace sparsewright::avx2 {
 
@@ -26,11 +29,30 @@ struct Simd {
   static Four four(const float* p) {
     return _mm256_broadcast_ps(reinterpret_cast<const __m128*>(p));
   }
+  static Four four(const Bf16* p) {
+    int64_t four;
+    std::memcpy(&four, p, sizeof four);
+    const __m256i zero = _mm256_setzero_si256();
+    return _mm256_castsi256_ps(_mm256_unpacklo_epi16(zero, _mm256_set1_epi64x(four)));
+  }
+  static Four four(const int8_t* p) {
+    int32_t four;
+    std::memcpy(&four, p, sizeof four);
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_set1_epi32(four)));
+  }
   template <int kPlace>
   static Vec spread4(Four v) {
     return _mm256_permute_ps(v, kPlace * 0x55);
   }
   static Vec load(const float* p) { return _mm256_loadu_ps(p); }
+  static Vec load(const Bf16* p) {
+    const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+  }
+  static Vec load(const int8_t* p) {
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+  }
   static void store(float* p, Vec v) { _mm256_storeu_ps(p, v); }
   static Vec relu(Vec v) { return _mm256_max_ps(zero(), v); }  // NaN stays NaN
   static Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
@@ -129,8 +151,7 @@ struct Simd {
   }
   static Table table(const float* p) { return {reinterpret_cast<const __m128i*>(p)}; }
   static Places places(const uint8_t* a, const uint8_t* b) {
-    const __m256i i = _mm256_loadu2_m128i(reinterpret_cast<const __m128i*>(b),
-                                          reinterpret_cast<const __m128i*>(a));
+    const __m256i i = both(a, b);
     return {_mm256_adds_epu8(i, _mm256_set1_epi8(0x70)),
             _mm256_sub_epi8(i, _mm256_set1_epi8(0x10))};
   }
@@ -138,6 +159,35 @@ struct Simd {
     Lanes l;
     for (int k = 0; k < 4; ++k) l.v[k] = _mm256_loadu2_m128(b + 4 * k, a + 4 * k);
     return l;
+  }
+  static Lanes lanes(const Bf16* a, const Bf16* b) {
+    const __m256i zero = _mm256_setzero_si256();
+    Lanes l;
+    for (int k = 0; k < 4; k += 2) {
+      const __m256i two = both(a + 4 * k, b + 4 * k);
+      l.v[k] = _mm256_castsi256_ps(_mm256_unpacklo_epi16(zero, two));
+      l.v[k + 1] = _mm256_castsi256_ps(_mm256_unpackhi_epi16(zero, two));
+    }
+    return l;
+  }
+  // A byte b, its sign bit turned, is the last of a float 2^23 + 128 + b: then no instruction has
+  // to extend the sign or to convert.
+  static Lanes lanes(const int8_t* a, const int8_t* b) {
+    const __m256i bytes = _mm256_xor_si256(both(a, b), _mm256_set1_epi8(-128));
+    const __m256i high = _mm256_set1_epi16(0x4b00), zero = _mm256_setzero_si256();
+    const __m256i low = _mm256_unpacklo_epi8(bytes, zero);
+    const __m256i rest = _mm256_unpackhi_epi8(bytes, zero);
+    const __m256i all[] = {_mm256_unpacklo_epi16(low, high), _mm256_unpackhi_epi16(low, high),
+                           _mm256_unpacklo_epi16(rest, high), _mm256_unpackhi_epi16(rest, high)};
+    Lanes l;
+    for (int k = 0; k < 4; ++k)
+      l.v[k] = _mm256_sub_ps(_mm256_castsi256_ps(all[k]), _mm256_set1_ps(8388608.0f + 128.0f));
+    return l;
+  }
+  template <class T>
+  static __m256i both(const T* a, const T* b) {
+    return _mm256_loadu2_m128i(reinterpret_cast<const __m128i*>(b),
+                               reinterpret_cast<const __m128i*>(a));
   }
   static __m256i pick(Table t, int plane, const Places& p) {
     const __m256i low = _mm256_broadcastsi128_si256(_mm_loadu_si128(t.plane + 2 * plane));
@@ -164,6 +214,7 @@ struct Simd {
   }
 
 #include "transpose8x8.h"
+#include "widen.h"
 };
 
 }  // namespace sparsewright::avx2

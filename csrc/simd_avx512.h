@@ -7,7 +7,11 @@
 #endif
 #include <immintrin.h>
 
+#include <bit>
 #include <cstdint>
+#include <cstring>
+
+#include "kernels.h"
 
 namespace sparsewright::avx512 {
 
@@ -30,25 +34,58 @@ struct Simd {
 
   static Vec zero() { return _mm512_setzero_ps(); }
   static Vec broadcast(float v) { return _mm512_set1_ps(v); }
-  // Four numbers, each of which is to fill a vector: one load, where broadcasts would be four.
+  static __m128 load4(const float* p) { return _mm_loadu_ps(p); }
+  static __m128 load4(const Bf16* p) {
+    const __m128i four = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+    return _mm_castsi128_ps(_mm_unpacklo_epi16(_mm_setzero_si128(), four));
+  }
+  static __m128 load4(const int8_t* p) {
+    int32_t four;
+    std::memcpy(&four, p, sizeof four);
+    return _mm_cvtepi32_ps(_mm_cvtepi8_epi32(_mm_cvtsi32_si128(four)));
+  }
 #ifdef SPARSEWRIGHT_EMULATE_AVX512
+  // Four numbers, each of which is to fill a vector: where shuffles are cheap, one load for all.
   struct Four {
-    const float* p;
+    float v[4];
   };
-  static Four four(const float* p) { return {p}; }
+  template <class T>
+  static Four four(const T* p) {
+    return {widen(p[0]), widen(p[1]), widen(p[2]), widen(p[3])};
+  }
   template <int kPlace>
   static Vec spread4(Four v) {
-    return _mm512_set1_ps(v.p[kPlace]);
+    return _mm512_set1_ps(v.v[kPlace]);
   }
 #else
   using Four = Vec;
-  static Four four(const float* p) { return _mm512_broadcast_f32x4(_mm_loadu_ps(p)); }
+  template <class T>
+  static Four four(const T* p) {
+    return _mm512_broadcast_f32x4(load4(p));
+  }
   template <int kPlace>
   static Vec spread4(Four v) {
     return _mm512_permute_ps(v, kPlace * 0x55);
   }
 #endif
   static Vec load(const float* p) { return _mm512_loadu_ps(p); }
+#ifdef SPARSEWRIGHT_EMULATE_AVX512  // SIMDe 0.7.4 widens no integers to 512 bits
+  template <class T>
+  static Vec load(const T* p) {
+    alignas(64) float all[16];
+    for (int i = 0; i < 16; i += 4) _mm_store_ps(all + i, load4(p + i));
+    return _mm512_loadu_ps(all);
+  }
+#else
+  static Vec load(const Bf16* p) {
+    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+  }
+  static Vec load(const int8_t* p) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+  }
+#endif
   static void store(float* p, Vec v) { _mm512_storeu_ps(p, v); }
   static Vec relu(Vec v) { return _mm512_max_ps(zero(), v); }  // NaN stays NaN
   static Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
@@ -175,8 +212,9 @@ struct Simd {
     }
     return p;
   }
-  static Lanes lanes(const float* a, const float* b) {
-    return {{_mm512_loadu_ps(a), _mm512_loadu_ps(b)}};
+  template <class T>
+  static Lanes lanes(const T* a, const T* b) {
+    return {{load(a), load(b)}};
   }
   // table[place], or 0 for padding.
   static Lanes lookup(const Table& t, const Places& p) {
@@ -194,6 +232,7 @@ struct Simd {
   }
 
 #include "transpose8x8.h"
+#include "widen.h"
 };
 
 }  // namespace sparsewright::avx512

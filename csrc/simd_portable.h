@@ -1,7 +1,10 @@
 // Four floats through the compiler's vector extension: runs on every CPU.
 #pragma once
+#include <bit>
 #include <cstdint>
 #include <cstring>
+
+#include "kernels.h"
 
 namespace sparsewright::portable {
 
@@ -18,17 +21,24 @@ struct Simd {
   static Vec broadcast(float v) { return Vec{v, v, v, v}; }
   // Four numbers, each of which is to fill a vector: where shuffles are cheap, one load for all.
   struct Four {
-    const float* p;
+    float v[4];
   };
-  static Four four(const float* p) { return {p}; }
+  template <class T>
+  static Four four(const T* p) {
+    return {widen(p[0]), widen(p[1]), widen(p[2]), widen(p[3])};
+  }
   template <int kPlace>
   static Vec spread4(Four v) {
-    return broadcast(v.p[kPlace]);
+    return broadcast(v.v[kPlace]);
   }
   static Vec load(const float* p) {
     Vec v;
     std::memcpy(&v, p, sizeof v);
     return v;
+  }
+  template <class T>
+  static Vec load(const T* p) {
+    return Vec{widen(p[0]), widen(p[1]), widen(p[2]), widen(p[3])};
   }
   static void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
   static Vec relu(Vec v) {  // NaN stays NaN
@@ -96,10 +106,10 @@ struct Simd {
     std::memcpy(p.v + 16, b, 16);
     return p;
   }
-  static Lanes lanes(const float* a, const float* b) {
+  template <class T>
+  static Lanes lanes(const T* a, const T* b) {
     Lanes l;
-    std::memcpy(l.v, a, 64);
-    std::memcpy(l.v + 16, b, 64);
+    for (int i = 0; i < 16; ++i) l.v[i] = widen(a[i]), l.v[16 + i] = widen(b[i]);
     return l;
   }
   // table[place], or 0 for padding.
@@ -115,6 +125,8 @@ struct Simd {
     std::memcpy(a, l.v, 64);
     std::memcpy(b, l.v + 16, 64);
   }
+
+#include "widen.h"
 
   static void transpose8x8(const float* x, int64_t x_step, float* y, int64_t y_step) {
     for (int r = 0; r < 8; ++r)

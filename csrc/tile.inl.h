@@ -16,6 +16,41 @@ using Vec = Simd::Vec;
 
 int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
+template <class T>
+const T* values_of(const Values& v) {
+  return static_cast<const T*>(v.data);
+}
+
+// f.template operator()<T>() for the type of the stored values.
+template <class F>
+auto by_number(const Values& v, const F& f) {
+  switch (v.number) {
+    case Number::kBf16:
+      return f.template operator()<Bf16>();
+    case Number::kInt8:
+      return f.template operator()<int8_t>();
+    default:
+      return f.template operator()<float>();
+  }
+}
+
+// f.template operator()<Index, T>(), with the type of the columns.
+template <class F>
+auto by_types(const Values& v, bool wide, const F& f) {
+  return by_number(v, [&]<class T>() {
+    return wide ? f.template operator()<int32_t, T>() : f.template operator()<uint16_t, T>();
+  });
+}
+
+// Where the sums of a row begin. A row with a scale gets its bias after that, by `finished`.
+float start_of(const Values& v, const float* bias, int64_t row) {
+  return bias && !v.scales ? bias[row] : 0.0f;
+}
+
+float finished(const Values& v, const float* bias, int64_t row, float sum) {
+  return v.scales ? sum * v.scales[row] + (bias ? bias[row] : 0.0f) : sum;
+}
+
 // y[c * y_step + r] = x[r * x_step + c]
 void transpose(const float* x, int64_t x_step, int64_t rows, int64_t columns, float* y,
                int64_t y_step) {
@@ -53,12 +88,14 @@ struct Sums {
       b[v] = Simd::zero();
     }
   }
-  void to_a(float value, const float* x) {
-    const Vec w = Simd::broadcast(value);
+  template <class T>
+  void to_a(T value, const float* x) {
+    const Vec w = Simd::broadcast(Simd::widen(value));
     for (int v = 0; v < V; ++v) a[v] = Simd::fma(w, Simd::load(x + v * kW), a[v]);
   }
-  void to_b(float value, const float* x) {
-    const Vec w = Simd::broadcast(value);
+  template <class T>
+  void to_b(T value, const float* x) {
+    const Vec w = Simd::broadcast(Simd::widen(value));
     for (int v = 0; v < V; ++v) b[v] = Simd::fma(w, Simd::load(x + v * kW), b[v]);
   }
   void store_total(float* p) const {
@@ -66,15 +103,30 @@ struct Sums {
   }
 };
 
-void begin_block(float* sums, const float* bias, int64_t width, int64_t begin, int64_t end) {
+void begin_block(float* sums, const Values& v, const float* bias, int64_t width, int64_t begin,
+                 int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
-    const Vec start = Simd::broadcast(bias ? bias[row] : 0.0f);
+    const Vec start = Simd::broadcast(start_of(v, bias, row));
     for (int64_t i = 0; i < width; i += kW) Simd::store(sums + (row - begin) * width + i, start);
   }
 }
 
-// Bias added by the start, activation, and back to rows of the batch.
-void finish_block(float* sums, const Tile& tile, int64_t begin, int64_t end, int64_t out) {
+// What `finished` does, of all sums of rows [begin, end).
+void scale_block(float* sums, const Values& v, const float* bias, int64_t width, int64_t begin,
+                 int64_t end) {
+  if (!v.scales) return;
+  for (int64_t row = begin; row < end; ++row) {
+    const Vec scale = Simd::broadcast(v.scales[row]), more = Simd::broadcast(bias ? bias[row] : 0);
+    float* p = sums + (row - begin) * width;
+    for (int64_t i = 0; i < width; i += kW)
+      Simd::store(p + i, Simd::fma(Simd::load(p + i), scale, more));
+  }
+}
+
+// Scale, activation, and back to rows of the batch.
+void finish_block(float* sums, const Values& v, const Tile& tile, int64_t begin, int64_t end,
+                  int64_t out) {
+  scale_block(sums, v, tile.bias, tile.width, begin, end);
   activate(sums, (end - begin) * tile.width, tile.activation);
   transpose(sums, tile.width, end - begin, tile.batch, tile.y + begin, out);
 }

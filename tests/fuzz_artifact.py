@@ -27,6 +27,7 @@ import sparsewright as sw
 from sparsewright.errors import ArtifactError, KernelError, SparsewrightError, SparsityWarning
 from sparsewright.kernels import KERNELS, Kernel, depthwise
 
+NARROW = ("int8", "bf16")
 PATTERNS = ("3:32", "block:4x4", "unstructured")
 DECISIONS = 192  # bytes: more than any kind of damage reads
 LARGE = 2**22  # elements: a graph may ask torch for any tensor, and then it is not run
@@ -57,13 +58,16 @@ def serving() -> list[Kernel]:
 
 
 def layouts() -> list[str]:
-    """Layouts that files may have here, and "dense"."""
-    return sorted({k.layout for k in serving()})
+    """Layouts that files may have here, and "dense"; each packed one with some type of values."""
+    found = sorted({k.layout for k in serving()})
+    packed = [name for name in found if name != "dense"]
+    return [*found, *(f"{name} {NARROW[i % 2]}" for i, name in enumerate(packed))]
 
 
 @cache
-def valid(layout: str) -> Valid:
+def valid(kind: str) -> Valid:
     """A valid artifact whose Linear layers are in the layout, with a depthwise convolution."""
+    layout, _, values = kind.partition(" ")
     torch.manual_seed(0)
     kernel = [k.name for k in serving() if k.layout == layout][-1]  # not dense.eager, the first
     kernels = [kernel, *(k.name for k in serving() if k.name in depthwise.NAMES)]
@@ -72,13 +76,14 @@ def valid(layout: str) -> Valid:
         sw.prune(model, None if ":" in pattern and "b" not in pattern else 0.8, pattern,
                  allocate="uniform_all", on_misfit="skip")  # fmt: skip
         try:
-            fast = sw.deploy(model, torch.randn(EXAMPLE), kernels=kernels, seconds=0)
+            given = {"kernels": kernels, "seconds": 0, "values": values or "fp32"}
+            fast = sw.deploy(model, torch.randn(EXAMPLE), **given)  # type: ignore[arg-type]
         except KernelError:  # the layout refuses the pattern
             continue
         with tempfile.TemporaryDirectory() as folder:
             sw.save(fast, Path(folder) / "valid")
             return Valid.read((Path(folder) / "valid").read_bytes())
-    raise AssertionError(f"no pattern of {PATTERNS} fits layout {layout}")
+    raise AssertionError(f"no pattern of {PATTERNS} fits layout {kind}")
 
 
 def check(case: Damaged, original: Valid, path: Path) -> str:

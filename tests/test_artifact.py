@@ -263,7 +263,7 @@ def test_exact_bytes(tmp_path):
                 "name": "csr_linear", "op": "sparsewright.csr_linear.default", "kwargs": {},
                 "args": [
                     {"node": "x"}, {"tensor": "rows"}, {"tensor": "columns"},
-                    {"tensor": "values"}, None, 0, 0,
+                    {"tensor": "values"}, None, None, 0, 0,
                 ],
             }
         ],
@@ -504,8 +504,8 @@ HOSTILE = {
         "cannot run on its inputs",
     ),
     "a device": (lambda d, t: set_in(node(d, "relu"), "kwargs", {"device": "meta"}), "no device"),
-    "too few for own": (lambda d, t: node(d, "csr")["args"].pop(), "takes 6 arguments"),
-    "another isa": (lambda d, t: set_in(node(d, "csr")["args"], 6, 3), "isa 0"),
+    "too few for own": (lambda d, t: node(d, "csr")["args"].pop(), "takes 7 arguments"),
+    "another isa": (lambda d, t: set_in(node(d, "csr")["args"], 7, 3), "isa 0"),
     "mixed layers": (
         lambda d, t: set_in(node(d, "csr")["args"], 2, {"tensor": "head.columns"}),
         "those of no declared layer",
@@ -514,12 +514,20 @@ HOSTILE = {
         lambda d, t: set_in(node(d, "csr")["args"], 2, {"node": "x"}),
         "those of no declared layer",
     ),
-    "bias of another size": (
+    "scales of a layer without": (
         lambda d, t: set_in(node(d, "csr")["args"], 4, {"tensor": "head.bias"}),
+        "those of no declared layer",
+    ),
+    "scales that are a number": (
+        lambda d, t: set_in(node(d, "csr")["args"], 4, 0),
+        "must be called with isa 0 and",
+    ),
+    "bias of another size": (
+        lambda d, t: set_in(node(d, "csr")["args"], 5, {"tensor": "head.bias"}),
         "bias must be",
     ),
     "bias of indices": (
-        lambda d, t: set_in(node(d, "csr")["args"], 4, node(d, "csr")["args"][1]),
+        lambda d, t: set_in(node(d, "csr")["args"], 5, node(d, "csr")["args"][1]),
         "bias must be",
     ),
     "input too narrow": (
@@ -596,7 +604,7 @@ def test_nm_claims_are_checked(saved, tmp_path):
         with pytest.raises(ArtifactError, match=r"chunk must be|values must be"):
             sw.load(forge(tmp_path / "file", forged, tensors))
     forged = copy.deepcopy(document)
-    node(forged, "nm_linear")["args"][4] = 2**31
+    node(forged, "nm_linear")["args"][5] = 2**31
     with pytest.raises(ArtifactError, match="must be called with isa 0 and"):
         sw.load(forge(tmp_path / "file", forged, tensors))
 
@@ -604,7 +612,7 @@ def test_nm_claims_are_checked(saved, tmp_path):
 @pytest.mark.parametrize("activation", [-1, 6, True, "relu", None, 2**70])
 def test_activations_are_checked(saved, tmp_path, activation):
     document, tensors = contents(saved("cnn")[1])
-    node(document, "nm_linear")["args"][6] = activation
+    node(document, "nm_linear")["args"][7] = activation
     with pytest.raises(ArtifactError, match="activation must be one of 0 none, 1 relu"):
         sw.load(forge(tmp_path / "file", document, tensors))
 

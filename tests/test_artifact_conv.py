@@ -119,7 +119,7 @@ def conv_layer(document):
 
 NUMBERS = ("kernel_h", "kernel_w", "stride_h", "stride_w", "padding_h", "padding_w", "dilation_h",
            "dilation_w", "groups", "activation", "isa")  # fmt: skip
-AT = {name: place for place, name in enumerate(NUMBERS, start=6)}
+AT = {name: place for place, name in enumerate(NUMBERS, start=7)}
 
 HOSTILE = {
     "no stride": ("stride_h", 0, r"stride_h must be in \[1, 4096\]; got 0"),
@@ -177,22 +177,22 @@ CHANGES = {
         "columns must lie|do not divide",
     ),
     "a residual of another shape": (
-        lambda d, t: set_in(body(d)["args"], 5, {"node": d["graph"]["inputs"][0]["name"]}),
+        lambda d, t: set_in(body(d)["args"], 6, {"node": d["graph"]["inputs"][0]["name"]}),
         "cannot run on its inputs: residual must",
     ),
-    "a residual of text": (lambda d, t: set_in(body(d)["args"], 5, "x"), "cannot run"),
+    "a residual of text": (lambda d, t: set_in(body(d)["args"], 6, "x"), "cannot run"),
     "a bias of another size": (
-        lambda d, t: set_in(body(d)["args"], 4, {"tensor": "head.bias"}),
+        lambda d, t: set_in(body(d)["args"], 5, {"tensor": "head.bias"}),
         "bias must be null or 8",
     ),
     "a linear layer's tensors": (
         lambda d, t: set_in(body(d)["args"], 1, node(d, "linear")["args"][1]),
         "those of no declared layer",
     ),
-    "too few": (lambda d, t: body(d)["args"].pop(), "takes 16 arguments"),
+    "too few": (lambda d, t: body(d)["args"].pop(), "takes 17 arguments"),
     "a linear op on it": (
         lambda d, t: body(d).update(op="sparsewright.csr_linear.default"),
-        "takes 17 arguments",
+        "takes 18 arguments",
     ),
     "no layout has it": (
         lambda d, t: body(d).update(op="sparsewright.nm_conv2d.default"),
@@ -237,7 +237,7 @@ def test_channels_are_checked_at_every_call(saved, tmp_path):
     document, tensors = contents(saved("sparse")[1])
     document["graph"]["inputs"] = [{"name": "x", "dtype": "float32", "shape": ["batch", 4, 4, 4]}]
     keep = body(document)
-    keep["args"][0], keep["args"][5] = {"node": "wide"}, None
+    keep["args"][0], keep["args"][6] = {"node": "wide"}, None
     reshape = {"name": "wide", "op": "aten.reshape.default", "kwargs": {}}
     reshape["args"] = [{"node": "x"}, [1, -1, 4, 4]]
     document["graph"]["nodes"] = [reshape, keep]

@@ -1,4 +1,5 @@
-"""Every packed layout goes into an artifact and comes out of it, whichever operation it serves."""
+"""Every packed layout goes into an artifact and comes out of it, whichever operation it serves and
+however its values are stored."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from torch import nn
 
 import sparsewright as sw
 from sparsewright.kernels import KERNELS
-from sparsewright.layouts import LAYOUTS
+from sparsewright.layouts import LAYOUTS, VALUES
 
 pytestmark = pytest.mark.filterwarnings("ignore:sparsewright runs without its compiled kernels")
 
@@ -34,15 +35,20 @@ def model_of(operation: str) -> tuple[nn.Module, torch.Tensor]:
     return model, torch.randn(2, 8, 9, 9)
 
 
+@pytest.mark.parametrize("values", VALUES.names())
 @pytest.mark.parametrize("name", SAVED)
-def test_a_saved_layer_is_the_same_layer(name: str, tmp_path: Path) -> None:
+def test_a_saved_layer_is_the_same_layer(name: str, values: str, tmp_path: Path) -> None:
     model, x = model_of(KERNELS[name].operation)
     sparsity, pattern = PATTERNS.get(KERNELS[name].layout, (0.9, "unstructured"))
     sw.prune(model, sparsity, pattern, allocate="uniform_all")
-    fast = sw.deploy(model, x, kernels=[name], seconds=0)
-    assert {row.kernel for row in fast.plan.layers} == {name}
+    fast = sw.deploy(model, x, kernels=[name], seconds=0, values=values)
+    assert {(row.kernel, row.values) for row in fast.plan.layers} == {(name, values)}
     path = tmp_path / "model.safetensors"
     sw.save(fast, path)
     again = sw.load(path)
     assert torch.equal(again(x), fast(x))
     assert torch.equal(again(x[:1]), fast(x[:1]))
+    assert again.plan == fast.plan
+    assert again.source is not None
+    held = {t.dtype for n, t in again.source[1].items() if n.endswith("values")}
+    assert held == {VALUES[values].dtype}

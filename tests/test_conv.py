@@ -25,7 +25,7 @@ from sparsewright.kernels import (
     library,
     reference,
 )
-from sparsewright.layouts import pack
+from sparsewright.layouts import VALUES, pack, rounded
 from sparsewright.nn import PackedConv1d, PackedConv2d, PrepackedConv2d, build_conv, task_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:sparsewright runs without its compiled kernels")
@@ -70,8 +70,16 @@ def random_weight(conv: Conv2d, sides: tuple[int, int], density: float) -> Tenso
     return torch.randn(shape) * (torch.rand(shape) < density)
 
 
-def run(kernel: Kernel, conv: Conv2d, weight: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
-    ready = weight if kernel.layout == "dense" else pack(kernel.layout, conv.matrix(weight))
+def run(
+    kernel: Kernel,
+    conv: Conv2d,
+    weight: Tensor,
+    x: Tensor,
+    bias: Tensor | None,
+    values: str = "fp32",
+) -> Tensor:
+    matrix = conv.matrix(weight)
+    ready = weight if kernel.layout == "dense" else pack(kernel.layout, matrix, values)
     return kernel.run(x, conv.prepare(kernel, ready, tuple(x.shape)), bias)
 
 
@@ -92,10 +100,12 @@ def check(got: Tensor, conv: Conv2d, weight: Tensor, x: Tensor, bias: Tensor | N
 def test_equals_the_dense_convolution(kernel: Kernel, name: str, density: float) -> None:
     conv, sides, shape = CONVS[name]
     weight, x = random_weight(conv, sides, density), torch.randn(shape)
-    for bias in (None, torch.randn(sides[0])):
-        got = run(kernel, conv, weight, x, bias)
-        check(got, conv, weight, x, bias)
-        assert got.is_contiguous()
+    for values in kernel.values:
+        held = rounded(conv.matrix(weight), values).view_as(weight)
+        for bias in (None, torch.randn(sides[0])):
+            got = run(kernel, conv, weight, x, bias, values)
+            check(got, conv, held, x, bias)
+            assert got.is_contiguous()
 
 
 def test_any_strides_of_x(kernel: Kernel) -> None:
@@ -118,7 +128,8 @@ def test_residual_and_activation_follow_the_sums(name: str, activation: int) -> 
         pytest.skip(f"{name}: {KERNELS[name].refuses()}")
     conv, sides, shape = CONVS["3x3"]
     weight, x, bias = random_weight(conv, sides, 0.2), torch.randn(shape), torch.randn(sides[0])
-    prepared = conv.prepare(KERNELS[name], pack(KERNELS[name].layout, conv.matrix(weight)), shape)
+    packed = pack(KERNELS[name].layout, conv.matrix(weight), VALUES.names()[activation % 3])
+    prepared = conv.prepare(KERNELS[name], packed, shape)
     plain = KERNELS[name].run(x, prepared, bias)
     residual = torch.randn_like(plain)
     _, *numbers, _, isa = prepared.numbers
@@ -144,7 +155,7 @@ def test_infinite_activations_reach_present_weights_only(name: str) -> None:
         x[0, 0, 0, 0] = clean[0, 0, 0, 0] = float("inf")
         got = run(KERNELS[name], conv, weight, x, None)
         matrix = pack("csr", conv.matrix(weight)).tensors
-        expected = reference.csr_conv2d(clean, *matrix.values(), None, None, *conv.numbers)
+        expected = reference.csr_conv2d(clean, *matrix.values(), None, None, None, *conv.numbers)
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5, equal_nan=True)
         assert bool((got[:, 3] == 0).all())
 
@@ -156,7 +167,7 @@ def test_the_op_passes_torch_s_own_checks() -> None:
         tensors = pack("csr", conv.matrix(weight)).tensors.values()
         residual = torch.randn_like(conv.dense(x, weight, None))
         for other in (None, residual):
-            args = (x, *tensors, torch.randn(sides[0]), other, *conv.numbers, 1, 0)
+            args = (x, *tensors, None, torch.randn(sides[0]), other, *conv.numbers, 1, 0)
             checks = ("test_schema", "test_faketensor")
             torch.library.opcheck(
                 torch.ops.sparsewright.csr_conv2d.default, args, test_utils=checks
@@ -316,6 +327,6 @@ def test_the_formula_is_torch_s() -> None:
     assert torch.equal(conv.dense(x, weight, None), expected)
     rows, columns, values = pack("csr", weight.float().flatten(1)).tensors.values()
     got = reference.csr_conv2d(
-        x, rows, columns, values.double(), None, None, 3, 3, 2, 1, 1, 2, 1, 2, 2
+        x, rows, columns, values.double(), None, None, None, 3, 3, 2, 1, 1, 2, 1, 2, 2
     )
     torch.testing.assert_close(got, conv.dense(x, weight.float().double(), None))

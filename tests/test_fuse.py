@@ -41,7 +41,7 @@ def calls(fast):
     for node in fast.graph.document["nodes"]:
         name, _, _ = node["op"].removeprefix("sparsewright.").removeprefix("aten.").partition(".")
         own = node["op"].startswith("sparsewright.")
-        added = name.endswith("conv2d") and node["args"][6] is not None
+        added = name.endswith("conv2d") and node["args"][7] is not None
         out.append((name, NAMES[node["args"][-2]] if own else "", added))
     return out
 

@@ -2,16 +2,19 @@
 
 Tolerance: a float32 sum of n products is off by at most about n * eps * sum |w| |x|, in any order
 (Higham 2002, section 3.1); the bias and the sums kept side by side add MARGIN to n. It is the
-same on every machine. Outputs are filled with NaN before the kernel runs.
+same on every machine. Outputs are filled with NaN before the kernel runs. Values in bf16 and int8
+are held against the rounded weight, so they keep to the same tolerance: a step times its scale is
+exact.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,7 +27,7 @@ from torch import Tensor
 from sparsewright.core import Packed
 from sparsewright.errors import KernelError
 from sparsewright.kernels import KERNELS, Kernel, kernel_info, library, reference
-from sparsewright.layouts import LAYOUTS, pack
+from sparsewright.layouts import LAYOUTS, VALUES, pack, rounded, store, values_name
 from sparsewright.layouts.block import ROWS, Block
 from sparsewright.layouts.csb import Csb
 from sparsewright.layouts.nm import NMLanes
@@ -68,16 +71,24 @@ def random_weight(out: int, width: int, density: float) -> Tensor:
 
 
 def packings(layout: str, weight: Tensor) -> list[Packed]:
-    """The weight in every form of the layout."""
+    """The weight in every form of the layout, with every type of values."""
+    packs: list[Callable[[Tensor], Packed]] = [functools.partial(pack, layout)]
     if layout == "nm":
-        return [NMLanes().pack(weight, chunk) for chunk in (32, 7, 100)]
+        packs = [functools.partial(NMLanes().pack, chunk=chunk) for chunk in (32, 7, 100)]
     if layout == "csb":
-        return [Csb().pack(weight, *sizes) for sizes in ((), (7, 5), (255, 128), (32, 16))]
+        sizes = ((None, None), (7, 5), (255, 128), (32, 16))
+        packs = [functools.partial(Csb().pack, chunk=c, block=b) for c, b in sizes]
     if layout == "block":
-        forms = [Block().pack(weight, rows) for rows in ROWS]
-        return [form for packed in forms for form in (packed, _wide(packed))]
-    packed = pack(layout, weight)
-    return [packed, _wide(packed)]
+        packs = [functools.partial(Block().pack, rows=rows) for rows in ROWS]
+    forms = [store(of, weight, values) for of in packs for values in VALUES]
+    if layout in ("nm", "csb"):
+        return forms
+    return [form for packed in forms for form in (packed, _wide(packed))]
+
+
+def of_each_type(layout: str, weight: Tensor) -> list[Packed]:
+    """One form of the layout for every type of values."""
+    return list({values_name(packed): packed for packed in packings(layout, weight)}.values())
 
 
 def _wide(packed: Packed) -> Packed:
@@ -87,7 +98,9 @@ def _wide(packed: Packed) -> Packed:
 
 
 def check(kernel: Kernel, packed: Packed, weight: Tensor, x: Tensor, bias: Tensor | None) -> None:
+    """weight: of which `packed` is made, not yet rounded."""
     got = kernel.run(x, kernel.prepare(packed, 0), bias)
+    weight = rounded(weight, values_name(packed))
     start = 0.0 if bias is None else bias.double()
     expected = x.double() @ weight.double().t() + start
     size = x.double().abs() @ weight.double().abs().t() + abs(start)
@@ -131,7 +144,7 @@ def test_with_and_without_bias(kernel: Kernel, batch: int) -> None:
 )
 def test_large_sizes(kernel: Kernel, shape: tuple[int, int], batch: int, density: float) -> None:
     weight = random_weight(*shape, density)
-    for packed in packings(kernel.layout, weight)[:1]:
+    for packed in of_each_type(kernel.layout, weight):
         check(kernel, packed, weight, torch.randn(batch, shape[1]), torch.randn(shape[0]))
 
 
@@ -139,9 +152,9 @@ def test_rows_of_very_different_lengths(kernel: Kernel) -> None:
     weight = torch.zeros(300, 600)
     weight[7] = torch.randn(600)
     weight[100:140, ::7] = torch.randn(40, 86)
-    for batch in (1, 33):
-        packed = packings(kernel.layout, weight)[0]
-        check(kernel, packed, weight, torch.randn(batch, 600), torch.randn(300))
+    for packed in of_each_type(kernel.layout, weight):
+        for batch in (1, 33):
+            check(kernel, packed, weight, torch.randn(batch, 600), torch.randn(300))
 
 
 @given(
@@ -157,8 +170,12 @@ def test_equals_the_specification_with_any_chunk(
 ) -> None:
     torch.manual_seed(seed)
     weight, x, bias = random_weight(out, width, density), torch.randn(batch, width), None
-    sized = {"nm": NMLanes().pack(weight, chunk), "csb": Csb().pack(weight, chunk, 1 + seed % 128)}
-    forms = {name: sized.get(name) or pack(name, weight) for name in LAYOUTS}
+    sized: dict[str, Callable[[Tensor], Packed]] = {
+        "nm": functools.partial(NMLanes().pack, chunk=chunk),
+        "csb": functools.partial(Csb().pack, chunk=chunk, block=1 + seed % 128),
+    }
+    packs = {name: sized.get(name) or functools.partial(pack, name) for name in LAYOUTS}
+    forms = {name: store(of, weight, VALUES.names()[seed % 3]) for name, of in packs.items()}
     for name in SPARSE:
         if KERNELS[name].layout in forms and KERNELS[name].refuses() is None:
             check(KERNELS[name], forms[KERNELS[name].layout], weight, x, bias)
@@ -194,8 +211,9 @@ def test_infinite_activations_reach_present_weights_only(
     weight[3] = 0.0
     x = torch.randn(batch, 70)
     x[0, 0], x[0, 11], x[-1, 69], x[batch // 2, 31:33] = value, value, value, value
-    rows = reference.csr_linear(x, *pack("csr", weight).tensors.values(), None)
     for packed in packings(kernel.layout, weight):
+        plain = pack("csr", rounded(weight, values_name(packed)))
+        rows = reference.csr_linear(x, *plain.tensors.values(), None, None)
         got = kernel.run(x, kernel.prepare(packed, 0), None)
         torch.testing.assert_close(got, rows, equal_nan=True, rtol=1e-5, atol=1e-4)
         assert bool((got[:, 3] == 0).all())
@@ -244,11 +262,15 @@ def test_reference_equals_the_dense_product() -> None:
         bias = torch.randn(shape[0]).double()
         expected = x @ weight.double().t() + bias
         rows, columns, values = pack("csr", weight).tensors.values()
-        got = reference.csr_linear(x, rows, columns, values.double(), bias)
+        got = reference.csr_linear(x, rows, columns, values.double(), None, bias)
         torch.testing.assert_close(got, expected)
+        rows, columns, values, scales = pack("csr", weight, "int8").tensors.values()
+        got = reference.csr_linear(x, rows, columns, values, scales.double(), bias)
+        steps = rounded(weight, "int8").double()
+        torch.testing.assert_close(got, x @ steps.t() + bias)
         tensors = NMLanes().pack(weight, 24).tensors
         values, columns = tensors["values"].double(), tensors["columns"]
-        got = reference.nm_linear(x, values, columns, bias, shape[0], 24)
+        got = reference.nm_linear(x, values, columns, None, bias, shape[0], 24)
         torch.testing.assert_close(got, expected)
 
 
@@ -287,13 +309,27 @@ def native() -> None:
 
 def csr_call(**changes: object) -> Tensor:
     tensors = pack("csr", torch.eye(4)).tensors
-    args = {"x": torch.ones(2, 4), **tensors, "bias": None, "activation": 0, "isa": 1}
+    args = {
+        "x": torch.ones(2, 4),
+        **tensors,
+        "scales": None,
+        "bias": None,
+        "activation": 0,
+        "isa": 1,
+    }
     return torch.ops.sparsewright.csr_linear(*{**args, **changes}.values())
 
 
 def nm_call(**changes: object) -> Tensor:
     tensors = pack("nm", torch.ones(4, 4)).tensors
-    args = {"x": torch.ones(2, 4), **tensors, "bias": None, "out_features": 4, "chunk": 32}
+    args = {
+        "x": torch.ones(2, 4),
+        **tensors,
+        "scales": None,
+        "bias": None,
+        "out_features": 4,
+        "chunk": 32,
+    }
     return torch.ops.sparsewright.nm_linear(
         *{**args, "activation": 0, "isa": 1, **changes}.values()
     )
@@ -313,6 +349,17 @@ def nm_call(**changes: object) -> Tensor:
         ({"rows": torch.tensor([0, 3, 2, 3, 4], dtype=torch.int32)}, "rows that do not ascend"),
         ({"rows": torch.tensor([0, 1, 99, 3, 4], dtype=torch.int32)}, "rows that do not ascend"),
         ({"columns": torch.zeros(4, dtype=torch.int64)}, "columns must be uint16 or int32"),
+        ({"values": torch.ones(4).half()}, "values must be float32, bfloat16 or int8"),
+        ({"values": torch.ones(4).char()}, "int8 values need scales, and only they"),
+        ({"scales": torch.ones(4)}, "int8 values need scales, and only they"),
+        (
+            {"values": torch.ones(4).char(), "scales": torch.ones(3)},
+            r"scales must have shape \(4,\); got 3",
+        ),
+        (
+            {"values": torch.ones(4).char(), "scales": torch.ones(4).double()},
+            "scales must be float32",
+        ),
         ({"values": torch.ones(3)}, "equally long"),
         ({"values": torch.ones(8)[::2]}, "values must be contiguous"),
         ({"bias": torch.ones(3)}, r"bias must have shape \(4,\)"),
@@ -352,7 +399,14 @@ def test_nm_op_checks_its_arguments(changes: dict[str, object], message: str) ->
 
 def block_call(**changes: object) -> Tensor:
     tensors = Block().pack(torch.ones(6, 4), 4).tensors
-    args = {"x": torch.ones(2, 4), **tensors, "bias": None, "in_features": 4, "out_features": 6}
+    args = {
+        "x": torch.ones(2, 4),
+        **tensors,
+        "scales": None,
+        "bias": None,
+        "in_features": 4,
+        "out_features": 6,
+    }
     op = torch.ops.sparsewright.block_linear
     return op(*{**args, "activation": 0, "isa": 1, **changes}.values())
 
@@ -392,10 +446,11 @@ def test_block_op_checks_its_arguments(changes: dict[str, object], message: str)
 def test_ops_pass_torch_s_own_checks(layout: str) -> None:
     """Schema, fake tensors and what torch.compile relies on; no gradient is offered."""
     weight = random_weight(20, 40, 0.3)
-    kernel, packed = KERNELS[f"{layout}.portable"], packings(layout, weight)[0]
-    prepared = kernel.prepare(packed, 0)
-    for x in (torch.randn(40), torch.randn(3, 40), torch.randn(2, 0, 40)):
-        args = (x, *prepared.tensors.values(), torch.randn(20), *prepared.numbers)
+    kernel = KERNELS[f"{layout}.portable"]
+    shapes = ((40,), (3, 40), (2, 0, 40))
+    for packed, shape in zip(of_each_type(layout, weight), shapes, strict=True):
+        prepared = kernel.prepare(packed, 0)
+        args = (torch.randn(shape), *prepared.tensors.values(), torch.randn(20), *prepared.numbers)
         torch.library.opcheck(kernel.op, args, test_utils=("test_schema", "test_faketensor"))
 
 
@@ -439,7 +494,7 @@ with warnings.catch_warnings(record=True) as caught:
     assert "SPARSEWRIGHT_NO_NATIVE" in refused["csr.portable"], refused
     assert "csr.reference" in {t.kernel for t in choice.timings}
     try:
-        args = (*pack("csr", weight).tensors.values(), None, 0, 0)
+        args = (*pack("csr", weight).tensors.values(), None, None, 0, 0)
         torch.ops.sparsewright.csr_linear(x.requires_grad_(), *args)
         raise SystemExit("a gradient was accepted")
     except Exception as error:
@@ -487,9 +542,9 @@ def test_environment_s_wrong_instruction_set_is_an_error(value: str) -> None:
 import torch
 from sparsewright.kernels import kernel_info, library
 from sparsewright.errors import KernelError
-from sparsewright.layouts import LAYOUTS, pack
+from sparsewright.layouts import LAYOUTS, VALUES, pack, rounded, store, values_name
 for call in (kernel_info, lambda: torch.ops.sparsewright.csr_linear(
-        torch.ones(1, 2), *pack("csr", torch.eye(2)).tensors.values(), None, 0, 0)):
+        torch.ones(1, 2), *pack("csr", torch.eye(2)).tensors.values(), None, None, 0, 0)):
     try:
         call()
     except (KernelError, RuntimeError) as error:

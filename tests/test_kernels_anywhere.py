@@ -23,7 +23,7 @@ from sparsewright.core import Packed
 from sparsewright.errors import LayoutError
 from sparsewright.kernels import KERNELS as ALL
 from sparsewright.kernels import Kernel
-from sparsewright.layouts import LAYOUTS, pack, validate
+from sparsewright.layouts import LAYOUTS, VALUES, pack, rounded, validate
 
 KERNELS = {name: kernel for name, kernel in ALL.items() if kernel.operation == "linear"}
 MARGIN = 8
@@ -40,11 +40,17 @@ SPOILT = st.tuples(SPECIAL, st.integers(0, 199), st.integers(0, 999))
 
 @dataclass(frozen=True)
 class Case:
-    """weight (out, in); x (..., in), of any strides; bias (out) or None."""
+    """weight (out, in); x (..., in), of any strides; bias (out) or None; values: their type."""
 
     weight: Tensor
     x: Tensor
     bias: Tensor | None
+    values: str = "fp32"
+
+    @property
+    def held(self) -> Tensor:
+        """The weight that its type of values leaves."""
+        return rounded(self.weight, self.values)
 
 
 # --- weights: what patterns leave, and what they do not --------------------------------------
@@ -135,15 +141,16 @@ def cases(draw: st.DrawFn) -> Case:
         if batch and width:
             x[row % batch, column % width] = value
     bias = torch.randn(out) if draw(st.booleans()) else None
-    return Case(weight, draw(st.sampled_from(STRIDES))(x), bias)
+    values = draw(st.sampled_from(VALUES.names()))
+    return Case(weight, draw(st.sampled_from(STRIDES))(x), bias, values)
 
 
-def isolating(weight: Tensor, rows: int) -> Case:
+def isolating(weight: Tensor, rows: int, values: str) -> Case:
     """Each row of x is NaN wherever one output has no weight: nothing may be read there for it."""
     x = torch.randn(rows, weight.shape[1])
     if len(weight):
         x[weight[torch.randint(len(weight), (rows,))] == 0] = float("nan")
-    return Case(weight, x, None)
+    return Case(weight, x, None, values)
 
 
 # --- the check -------------------------------------------------------------------------------
@@ -151,18 +158,18 @@ def isolating(weight: Tensor, rows: int) -> Case:
 
 def specification(case: Case) -> tuple[Tensor, Tensor]:
     """In float64: the product over present weights alone, and the size of its finite terms."""
-    x, weight = case.x.double()[..., None, :], case.weight.double()
+    x, weight = case.x.double()[..., None, :], case.held.double()
     terms = torch.where(weight != 0, x * weight, 0.0)
     bias = torch.zeros(len(weight)) if case.bias is None else case.bias
     size = terms.abs().nan_to_num(0.0, 0.0).sum(dim=-1) + bias.double().abs()
     return terms.sum(dim=-1) + bias.double(), size
 
 
-def forms(layout: str, weight: Tensor) -> Iterator[Packed]:
+def forms(layout: str, weight: Tensor, values: str = "fp32") -> Iterator[Packed]:
     """The weight packed, if the layout takes it; with wider indices too, where it has such."""
     if LAYOUTS[layout].refuses(weight) is not None:
         return
-    packed = pack(layout, weight)
+    packed = pack(layout, weight, values)
     yield packed
     narrow = {n: t for n, t in packed.tensors.items() if t.dtype == torch.uint16}
     wide = {name: tensor.to(torch.int32) for name, tensor in narrow.items()}
@@ -175,9 +182,9 @@ def forms(layout: str, weight: Tensor) -> Iterator[Packed]:
         yield other
 
 
-def prepared(kernel: Kernel, weight: Tensor) -> Iterator[Packed | Tensor]:
-    if kernel.refuses(weight) is None:
-        yield from forms(kernel.layout, weight) if kernel.layout in LAYOUTS else [weight]
+def prepared(kernel: Kernel, weight: Tensor, values: str = "fp32") -> Iterator[Packed | Tensor]:
+    if kernel.refuses(weight) is None and kernel.refuses_values(values) is None:
+        yield from forms(kernel.layout, weight, values) if kernel.layout in LAYOUTS else [weight]
 
 
 def check(name: str, case: Case, held: Packed | Tensor, expected: Tensor, size: Tensor) -> None:
@@ -190,7 +197,10 @@ def check(name: str, case: Case, held: Packed | Tensor, expected: Tensor, size: 
     what = f"{name}: {tuple(case.x.shape)} by {tuple(case.weight.shape)}"
     assert got.dtype == torch.float32, what
     assert got.shape == expected.shape, what
-    safe = size < torch.finfo(torch.float32).max / 2  # beyond, it depends on the order of terms
+    # Beyond, it depends on the order of terms. Those of int8 values are counted in their steps.
+    steps = held.tensors.get("scales") if isinstance(held, Packed) else None
+    most = torch.finfo(torch.float32).max / 2 * (1.0 if steps is None else steps.clamp(max=1.0))
+    safe = size < most
     same = (got.double() == expected) | (torch.isnan(got) & torch.isnan(expected))
     fan_in = int((case.weight != 0).sum(dim=1).max()) if case.weight.numel() else 0
     allowed = (fan_in + MARGIN) * torch.finfo(torch.float32).eps * size + TINY
@@ -206,11 +216,12 @@ TINY = 2**-126 * 300
 @settings(max_examples=100)
 @given(case=cases())
 def test_sparse_kernels_equal_the_specification(case: Case) -> None:
-    all_cases = [case, isolating(case.weight, 3), isolating(case.weight, 33)]
+    alone = [isolating(case.weight, rows, case.values) for rows in (3, 33)]
+    all_cases = [case, *alone]
     tried = [(c, *specification(c)) for c in all_cases]
     for name, kernel in KERNELS.items():
         if kernel.layout in LAYOUTS:
-            for held in prepared(kernel, case.weight):
+            for held in prepared(kernel, case.weight, case.values):
                 for one, expected, size in tried:
                     check(name, one, held, expected, size)
 
@@ -244,9 +255,12 @@ def test_the_check_finds_a_kernel_that_is_wrong(name: str) -> None:
     for mask in (n_of_m(48, 64, 0.25, 32), blocks(48, 64, 0.25, 16, 1)):
         mask[:16, 5] = True  # row 7 has a weight, whatever was drawn
         weight = mask * torch.randn(48, 64)
-        for held in prepared(kernel, weight):
+        for values in kernel.values:
+            held = next(prepared(kernel, weight, values), None)
+            if held is None:
+                continue
             taken += 1
-            case = Case(weight, x, None)
+            case = Case(weight, x, None, values)
             expected, size = specification(case)
             check(name, case, held, expected, size)
             expected[3, 7] += 1e-3 * (1 + size[3, 7])
@@ -255,7 +269,7 @@ def test_the_check_finds_a_kernel_that_is_wrong(name: str) -> None:
             x_inf = x.clone()
             x_inf[3, 5] = float("nan")
             with pytest.raises(AssertionError, match=f"{name}: "):
-                check(name, Case(weight, x_inf, None), held, expected, size)
+                check(name, Case(weight, x_inf, None, values), held, expected, size)
     assert taken
 
 

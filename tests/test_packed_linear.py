@@ -39,7 +39,7 @@ def test_repr_tells_what_runs(layer: PackedLinear) -> None:
     text = repr(layer)
     assert text == (
         f"PackedLinear(in_features=64, out_features=24, bias=True, layout={layer.layout}, "
-        f"kernel={layer.kernel}, nnz=144)"
+        f"kernel={layer.kernel}, values=fp32, nnz=144)"
     )
 
 

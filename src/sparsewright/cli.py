@@ -28,6 +28,7 @@ from .lab.config import (
     help_of,
     read_settings,
 )
+from .layouts import FP32, VALUES
 
 EXAMPLES = """examples:
   sparsewright demo
@@ -165,7 +166,8 @@ def _deploy(commands: Any) -> None:
         run_deploy,
         "pack a run's model with this machine's fastest kernels, check, measure, save it",
         "  sparsewright deploy runs/a\n"
-        "  sparsewright deploy runs/a --batch 1 --batch 64 --threads 2",
+        "  sparsewright deploy runs/a --batch 1 --batch 64 --threads 2\n"
+        "  sparsewright deploy runs/a --values bf16",
     )
     add.add_argument("run", type=Path, metavar="RUN", help="the run folder to deploy")
     add.add_argument("--batch", type=int, action="append", help="batch size (default: 1 and 64)")
@@ -174,6 +176,12 @@ def _deploy(commands: Any) -> None:
         "--seconds", type=float, default=2.0, help="timing per batch size (default: 2)"
     )
     add.add_argument("--compile", action="store_true", help="also time torch.compile")
+    add.add_argument(
+        "--values",
+        choices=VALUES.names(),
+        default=FP32,
+        help="how packed weights are stored; all but fp32 (default) round them",
+    )
 
 
 def _bench(commands: Any) -> None:
@@ -287,6 +295,7 @@ def run_deploy(args: argparse.Namespace) -> None:
         threads=args.threads,
         seconds=args.seconds,
         compiled=args.compile,
+        values=args.values,
     )
     show(deployment_table(args.run, found))
     for batch, measured in found["batches"].items():

@@ -162,7 +162,8 @@ class Declared:
         if key not in self.layers:
             raise ArtifactError(f"{name}: its tensors are those of no declared layer")
         packed = self.layers[key]
-        numbers = {k: v for k, v in given.items() if k not in refs}
+        # Scales that are null are those of a layer without any: its tensors are the call's.
+        numbers = {k: v for k, v in given.items() if k not in refs and (k, v) != ("scales", None)}
         if isa != 0 or type(isa) is not int:
             raise ArtifactError(f"{name} must be called with isa 0")
         if bias is not None and not self._is_bias(tensor_name(bias), packed.shape[0]):

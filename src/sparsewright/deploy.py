@@ -20,15 +20,17 @@ from .core import find_weights
 from .errors import KernelError, StateError
 from .fold import Folded, fold_norms
 from .graph import Graph
+from .layouts import FP32, VALUES, values_name
 from .measure.dense import relative_error
-from .nn import Prepacked
+from .nn import PackedLayer, Prepacked
 from .plan import LayerPlan, Plan
 from .program import MISS, Program, program_of
 from .serve import Seen, Wishes, record, repeat, serve
 
 TOLERANCE = 1e-3
 """Of the model's largest output, between the deployed model and the original: float32 sums in
-another order, through all layers."""
+another order, through all layers. Values in fewer bytes do not loosen it: then the original is
+taken with its weights rounded, as every layer alone was allowed what its type of values rounds."""
 
 
 class Deployed(nn.Module):
@@ -117,6 +119,7 @@ def deploy(
     fold: bool = True,
     cache: bool = True,
     plan: Plan | None = None,
+    values: str = FP32,
 ) -> Deployed:
     """A copy of `model` in eval mode whose Linear and Conv1d/2d layers run on the kernels that are
     fastest here.
@@ -125,10 +128,12 @@ def deploy(
     float32. kernels: names to choose among (all by default). seconds: to spend on timing each
     layer. fold: whether a BatchNorm becomes part of the layer before it. cache: whether layers that
     were timed on this machine before are not timed again (plan_cache.py). plan: one to repeat, of
-    an equal model: its kernels serve, or KernelError says which cannot. `model` is left as it was.
-    The output on the example equals the original's within TOLERANCE of its largest magnitude;
-    KernelError names the layer where it does not. Models on a GPU or in another float type are
-    refused with KernelError.
+    an equal model: its kernels serve, or KernelError says which cannot. values: how packed
+    weights store theirs: "fp32", or with fewer bytes "bf16" or "int8" (layouts.pack), which rounds
+    them; the plan's notes say what that does to the outputs. `model` is left as it was. The output
+    on the example equals that of the original, with its weights rounded so, within TOLERANCE of its
+    largest magnitude; KernelError names the layer where it does not. Models on a GPU or in another
+    float type are refused with KernelError.
 
     >>> import sparsewright as sw
     >>> model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
@@ -141,21 +146,49 @@ def deploy(
     _refuse(model, inputs)
     if plan is not None and kernels is not None:
         raise KernelError("a plan names its kernels: give deploy either of the two")
+    if plan is not None and values != FP32:
+        raise KernelError("a plan names how its values are stored: give deploy either of the two")
+    VALUES[values]  # its error before any work
     fast = copy.deepcopy(model).eval().requires_grad_(False)
     with torch.no_grad(), plain_attention():
         expected = [x.clone() for x in _leaves(fast(*inputs))]
         fast, folded = _folded(fast, inputs, expected) if fold else (fast, Folded())
         seen = record(fast, inputs)
-        wishes = Wishes(kernels, seconds, cache)
+        wishes = Wishes(kernels, seconds, cache, values)
         rows, served = _repeat(fast, seen, plan) if plan else _serve(fast, seen, wishes)
+        expected, loss = _with_rounded(fast, served, inputs, expected)
         fast = _replaced(fast, served)
     batch = inputs[0].shape[0] if inputs and inputs[0].dim() else 1
-    notes = (*folded.notes(), *_other_than(plan, batch))
+    notes = (*folded.notes(), *loss, *_other_than(plan, batch))
     made = Plan(torch.get_num_threads(), batch, tuple(rows), notes)
     program, graph = _traced(fast, inputs, made)
     deployed = Deployed(fast, made, example=inputs, program=program, graph=graph)
     _check_outputs(deployed, expected)
     return deployed
+
+
+def _with_rounded(
+    model: nn.Module,
+    served: Mapping[nn.Module, nn.Module],
+    inputs: tuple[Tensor, ...],
+    expected: list[Tensor],
+) -> tuple[list[Tensor], tuple[str, ...]]:
+    """What the deployed model must give: outputs of `model` with the weights that its packed layers
+    hold; and, for the notes, how far these are from the original's. The layers that are about to
+    be replaced keep these weights."""
+    names = set()
+    for layer, made in served.items():
+        if isinstance(made, PackedLayer) and (name := values_name(made.packed)) != FP32:
+            names.add(name)
+            dense = made.to_dense().view_as(layer.weight)  # type: ignore[arg-type]
+            layer.weight = nn.Parameter(dense, requires_grad=False)
+    if not names:
+        return expected, ()
+    near = [x.clone() for x in _leaves(model(*inputs))]
+    return near, (
+        f"Values in {' and '.join(sorted(names))}: outputs on the example differ from the "
+        f"original's by {_error(near, expected):.2g} of the largest.",
+    )
 
 
 Served = tuple[list[LayerPlan], dict[nn.Module, nn.Module]]

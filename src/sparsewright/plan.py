@@ -15,6 +15,7 @@ from torch import Tensor
 from .core import Shape
 from .errors import ArtifactError
 from .files import write_text
+from .layouts import FP32
 from .plan_text import print_plan
 
 
@@ -59,7 +60,8 @@ class LayerPlan:
     operation: what it computes, with a convolution's geometry. shape: the weight's. present:
     weights that are not zero. layout: "dense" or a packed one. bytes: as deployed, without the
     bias; dense_bytes: as float32. speedup: the best dense median by the chosen one, 1.0 where
-    dense was chosen, None where nothing was timed.
+    dense was chosen, None where nothing was timed. values: how the weight's are stored; those of
+    the sparse candidates too, and errors are those of the rounded weight.
     """
 
     layer: str
@@ -74,6 +76,7 @@ class LayerPlan:
     dense_bytes: int
     speedup: float | None
     candidates: tuple[Candidate, ...] = ()
+    values: str = FP32
 
     @property
     def is_sparse(self) -> bool:
@@ -89,6 +92,7 @@ class LayerPlan:
             "pattern": self.pattern,
             "kernel": self.kernel,
             "layout": self.layout,
+            "values": self.values,
             "bytes": self.bytes,
             "dense_bytes": self.dense_bytes,
             "speedup": self.speedup,
@@ -110,6 +114,7 @@ class LayerPlan:
             dense_bytes=_count(entry["dense_bytes"]),
             speedup=_number(entry, "speedup"),
             candidates=tuple(Candidate.from_dict(c) for c in _list(entry, "candidates")),
+            values=_text(entry, "values"),
         )
 
 

@@ -47,7 +47,7 @@ def folder() -> Path:
     return (Path(general) if general else Path.home() / ".cache") / "sparsewright" / "plans"
 
 
-def circumstances(task: Task, kernels: list[str] | None) -> dict[str, Any]:
+def circumstances(task: Task, kernels: list[str] | None, values: str) -> dict[str, Any]:
     """All that a layer's timings depend on, as values that JSON takes."""
     matrix = task.operation.matrix(task.weight.detach())
     sparsity = 1 - int((matrix != 0).sum()) / max(1, matrix.numel())
@@ -61,6 +61,7 @@ def circumstances(task: Task, kernels: list[str] | None) -> dict[str, Any]:
         "operation": str(task.operation),
         "weight": list(task.weight.shape),
         "pattern": pattern_of(matrix),
+        "values": values,
         "sparsity": round(BUCKETS * sparsity),
         "bias": task.bias is not None,
         "x": list(task.x.shape),

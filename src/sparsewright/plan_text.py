@@ -12,6 +12,7 @@ from rich.text import Text
 
 from .kernels import KERNELS
 from .kernels._ops import RESERVE
+from .layouts import FP32
 
 if TYPE_CHECKING:
     from .plan import Candidate, LayerPlan, Plan
@@ -56,7 +57,7 @@ def _cells(row: LayerPlan) -> list[str]:
         " ".join([shape, *geometry]),
         f"{row.sparsity:.1%}",
         row.pattern,
-        row.kernel,
+        row.kernel if row.values == FP32 else f"{row.kernel} {row.values}",
         _time(next((c for c in row.candidates if c.kernel == row.kernel), None)),
         _dense(row),
         "-" if row.speedup is None else f"{row.speedup:.2f}x",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core import Packed, Shape
+from ..layouts import VALUES
 from . import library
 from .operation import Conv2d, Linear
 from .table import KERNELS, Kernel, Prepared, as_packed, never
@@ -51,6 +52,12 @@ def isa_number(isa: str) -> int:
     return library.BEST if isa == library.best_isa() else library.ISAS[isa]
 
 
+def held(packed: Packed, tensors: Sequence[str]) -> dict[str, Tensor | None]:
+    """What an op takes of a packed weight: the layout's tensors, then the scales, which only int8
+    values have."""
+    return {name: packed.tensors.get(name) for name in (*tensors, "scales")}
+
+
 def register(
     layout: str,
     op: Callable[..., Tensor],
@@ -59,14 +66,14 @@ def register(
     numbers: Callable[[Packed], tuple[int, ...]],
 ) -> None:
     """A kernel per instruction set, and the reference, of a Linear's op: it takes a layout's
-    `tensors`, the bias, its `numbers`, the activation and the instruction set."""
+    `tensors`, the scales, the bias, its `numbers`, the activation and the instruction set."""
 
     def prepare(isa: str, weight: Packed | Tensor, rows: int) -> Prepared:
         packed = as_packed(weight)
-        held = {name: packed.tensors[name] for name in tensors}
-        return Prepared(held, (*numbers(packed), NO_ACTIVATION, isa_number(isa)))
+        return Prepared(held(packed, tensors), (*numbers(packed), NO_ACTIVATION, isa_number(isa)))
 
-    _register(Kernel(layout, layout, "cpu", never, prepare, op, operation=Linear.name), plain)
+    whole = Kernel(layout, layout, "cpu", never, prepare, op, operation=Linear.name)
+    _register(whole, plain)
 
 
 def register_conv(
@@ -81,9 +88,8 @@ def register_conv(
 
     def prepare(isa: str, weight: Packed | Tensor, shape: Shape, conv: Conv2d) -> Prepared:
         packed = as_packed(weight)
-        held = {name: packed.tensors[name] for name in tensors}
         own = (*numbers(packed), *conv.numbers)
-        return Prepared(held, (NO_RESIDUAL, *own, NO_ACTIVATION, isa_number(isa)))
+        return Prepared(held(packed, tensors), (NO_RESIDUAL, *own, NO_ACTIVATION, isa_number(isa)))
 
     name = f"{layout}.{Conv2d.name}"
     whole = Kernel(name, layout, "cpu", never, prepare, op, operation=Conv2d.name)
@@ -93,6 +99,7 @@ def register_conv(
 def _register(kernel: Kernel, plain: Callable[..., Tensor]) -> None:
     """`kernel` for every instruction set, which its `prepare` takes first; and the reference."""
     op = kernel.op.__name__.partition(".")[0]
+    kernel = replace(kernel, values=tuple(VALUES))
     for isa in library.ISAS:
         name = f"{kernel.name}.{isa}"
         ready = functools.partial(kernel.prepare, isa)

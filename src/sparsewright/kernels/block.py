@@ -16,6 +16,7 @@ def block_reference(
     starts: Tensor,
     columns: Tensor,
     values: Tensor,
+    scales: Tensor | None,
     bias: Tensor | None,
     in_features: int,
     out_features: int,
@@ -28,16 +29,17 @@ def block_reference(
     place = torch.repeat_interleave(torch.arange(len(starts) - 1), starts.long().diff())
     step, lane = torch.nonzero(values, as_tuple=True)
     rows, at = place[step] // 2 * values.shape[1] + lane, columns.to(torch.int32)[step].long()
-    return reference.product(x, rows, at, values[step, lane], bias, out_features, activation)
+    present = values[step, lane]
+    return reference.product(x, rows, at, present, bias, out_features, activation, scales)
 
 
 def _shape(x: Tensor, *rest: Any) -> tuple[int, ...]:
-    return (*x.shape[:-1], rest[5])
+    return (*x.shape[:-1], rest[6])
 
 
 block_linear = define(
-    "block_linear(Tensor x, Tensor starts, Tensor columns, Tensor values, Tensor? bias, "
-    "int in_features, int out_features, int activation, int isa) -> Tensor",
+    "block_linear(Tensor x, Tensor starts, Tensor columns, Tensor values, Tensor? scales, "
+    "Tensor? bias, int in_features, int out_features, int activation, int isa) -> Tensor",
     block_reference,
     _shape,
 )

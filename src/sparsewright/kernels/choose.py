@@ -3,6 +3,8 @@
 Every candidate is first held against the dense product in float64. The error of a sum of n
 products in float32, in any order, is at most about n * eps * sum |w| |x| (Higham, "Accuracy and
 Stability of Numerical Algorithms", 2002, section 3.1): a kernel beyond that raises KernelError.
+Where values are stored in fewer bytes, that product is the rounded weight's: what rounding does is
+no kernel's doing.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from torch import Tensor
 
 from ..core import Packed
 from ..errors import KernelError
-from ..layouts import LAYOUTS
+from ..layouts import FP32, LAYOUTS, pack, rounded
 from . import library
 from .operation import Linear, Operation
 from .table import KERNELS
@@ -49,7 +51,8 @@ class Choice:
 
     packed: the weight in the kernel's layout, None where dense won. timings: fastest first.
     refusals: (kernel, reason). batch: rows of the example, or its images. tolerance: largest
-    error allowed. operation: what the layer computes. shape: of the example.
+    error allowed. operation: what the layer computes. shape: of the example. values: the type of
+    the packed ones.
     """
 
     kernel: str
@@ -62,6 +65,7 @@ class Choice:
     tolerance: float
     operation: Operation = LINEAR
     shape: tuple[int, ...] = ()
+    values: str = FP32
 
     @property
     def timing(self) -> Timing:
@@ -88,13 +92,15 @@ def choose(
     operation: Operation = LINEAR,
     kernels: Iterable[str] | None = None,
     seconds: float = 0.2,
+    values: str = FP32,
 ) -> Choice:
     """Time every kernel that serves, on the example's shape and torch's threads; keep the fastest.
 
     weight: (out, in) float32, absent weights exactly 0. example: (..., in), finite. operation:
     what the layer computes; with a Conv2d the weight is (out, C / groups, height, width) and the
     example (N, C, H, W). kernels: names of the candidates, by default all of the operation.
-    seconds: spent on timing, at least. Raises KernelError if a kernel disagrees with the dense
+    seconds: spent on timing, at least. values: how packed weights store theirs, "fp32", "bf16" or
+    "int8"; dense ones stay as they are. Raises KernelError if a kernel disagrees with the dense
     product, or none serves.
 
     >>> weight = torch.eye(64)
@@ -105,11 +111,12 @@ def choose(
     library.warn_if_missing()
     _check_example(operation, weight, example)
     with torch.no_grad():
-        runs, packed, refusals = _candidates(operation, weight, bias, example, kernels)
+        found = _candidates(operation, weight, bias, example, kernels, values)
+        runs, packed, refusals = found
         if not runs:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in refusals)
             raise KernelError(f"no kernel serves this layer. {reasons}")
-        errors, tolerance = _check(operation, runs, weight, bias, example)
+        errors, tolerance = _check(operation, runs, weight, bias, example, values)
         samples = _time(runs, seconds)
     timings = sorted((_summary(n, s, errors[n]) for n, s in samples.items()), key=_median)
     best = KERNELS[timings[0].kernel]
@@ -124,6 +131,7 @@ def choose(
         tolerance=tolerance,
         operation=operation,
         shape=tuple(example.shape),
+        values=FP32 if best.layout == DENSE else values,
     )
 
 
@@ -134,6 +142,7 @@ def recall(
     refusals: tuple[tuple[str, str], ...],
     *,
     operation: Operation = LINEAR,
+    values: str = FP32,
 ) -> Choice | str:
     """The choice that earlier timings make, the fastest first, or why its kernel cannot serve now.
 
@@ -154,8 +163,8 @@ def recall(
     reason = kernel.refuses(weight)
     packed = None
     if reason is None and kernel.layout != DENSE:
-        reason = LAYOUTS[kernel.layout].refuses(matrix)
-        packed = None if reason else LAYOUTS[kernel.layout].pack(matrix)
+        reason = kernel.refuses_values(values) or LAYOUTS[kernel.layout].refuses(matrix)
+        packed = None if reason else pack(kernel.layout, matrix, values)
     if reason is not None:
         return f"{name}: {reason}"
     shape = tuple(example.shape)
@@ -170,6 +179,7 @@ def recall(
         tolerance=0.0,
         operation=operation,
         shape=shape,
+        values=FP32 if packed is None else values,
     )
 
 
@@ -220,6 +230,7 @@ def _candidates(
     bias: Tensor | None,
     example: Tensor,
     kernels: Iterable[str] | None,
+    values: str,
 ) -> tuple[Runs, dict[str, Packed], list[tuple[str, str]]]:
     runs: Runs = {}
     packed: dict[str, Packed] = {}
@@ -233,11 +244,13 @@ def _candidates(
         if kernel.operation != operation.name:
             reason = f"it serves {kernel.operation}, not {operation.name}"
         reason = reason or kernel.cannot(operation)
+        if kernel.layout != DENSE:
+            reason = reason or kernel.refuses_values(values)
         if reason is None and kernel.layout not in reasons:
             layout = LAYOUTS[kernel.layout]
             reasons[layout.name] = layout.refuses(matrix)
             if reasons[layout.name] is None:
-                packed[layout.name] = layout.pack(matrix)
+                packed[layout.name] = pack(layout.name, matrix, values)
         reason = reason or reasons.get(kernel.layout)
         if reason is not None:
             refusals.append((name, reason))
@@ -260,9 +273,28 @@ def kernels_of(operation: Operation) -> list[str]:
 
 
 def _check(
-    operation: Operation, runs: Runs, weight: Tensor, bias: Tensor | None, example: Tensor
+    operation: Operation,
+    runs: Runs,
+    weight: Tensor,
+    bias: Tensor | None,
+    example: Tensor,
+    values: str,
 ) -> tuple[dict[str, float], float]:
     """Largest error of every candidate, and the largest that was allowed anywhere."""
+    if values == FP32:
+        return _errors(operation, runs, weight, bias, example)
+    dense = {name: run for name, run in runs.items() if is_dense(name)}
+    sparse = {name: run for name, run in runs.items() if name not in dense}
+    near = rounded(operation.matrix(weight), values).view_as(weight)
+    parts = [(dense, weight), (sparse, near)]
+    found = [_errors(operation, part, of, bias, example) for part, of in parts if part]
+    return {k: e for errors, _ in found for k, e in errors.items()}, max(t for _, t in found)
+
+
+def _errors(
+    operation: Operation, runs: Runs, weight: Tensor, bias: Tensor | None, example: Tensor
+) -> tuple[dict[str, float], float]:
+    """The same of candidates that compute with one weight."""
     start = None if bias is None else bias.double()
     expected = operation.dense(example.double(), weight.double(), start)
     size = operation.dense(

@@ -17,6 +17,7 @@ def csb_reference(
     pairs: Tensor,
     columns: Tensor,
     values: Tensor,
+    scales: Tensor | None,
     bias: Tensor | None,
     out_features: int,
     chunk: int,
@@ -30,16 +31,18 @@ def csb_reference(
     pair = torch.repeat_interleave(torch.arange(len(coded)), coded >> 16)[step]
     rows = cell[pair] // chunks * block + (coded[pair] >> 8 * lane & 255)
     at = cell[pair] % chunks * chunk + columns[step, lane].long()
-    return reference.product(x, rows, at, values[step, lane], bias, out_features, activation)
+    present = values[step, lane]
+    return reference.product(x, rows, at, present, bias, out_features, activation, scales)
 
 
 def _shape(x: Tensor, *rest: Any) -> tuple[int, ...]:
-    return (*x.shape[:-1], rest[5])
+    return (*x.shape[:-1], rest[6])
 
 
 csb_linear = define(
     "csb_linear(Tensor x, Tensor starts, Tensor pairs, Tensor columns, Tensor values, "
-    "Tensor? bias, int out_features, int chunk, int block, int activation, int isa) -> Tensor",
+    "Tensor? scales, Tensor? bias, int out_features, int chunk, int block, int activation, "
+    "int isa) -> Tensor",
     csb_reference,
     _shape,
 )

@@ -25,6 +25,7 @@ def csb_conv2d_reference(
     pairs: Tensor,
     columns: Tensor,
     values: Tensor,
+    scales: Tensor | None,
     bias: Tensor | None,
     residual: Tensor | None,
     out_features: int,
@@ -35,20 +36,22 @@ def csb_conv2d_reference(
     """As reference.csr_conv2d, with W in layout csb."""
     width = x.shape[1] // numbers[8] * numbers[0] * numbers[1]
     tensors = dict(zip(TENSORS, (starts, pairs, columns, values), strict=True))
+    if scales is not None:
+        tensors["scales"] = scales
     packed = Packed("csb", (out_features, width), tensors, {"chunk": chunk, "block": block})
     rows, at, present = LAYOUTS["csr"].pack(unpack(packed)).tensors.values()
-    return reference.csr_conv2d(x, rows, at, present, bias, residual, *numbers)
+    return reference.csr_conv2d(x, rows, at, present, None, bias, residual, *numbers)
 
 
 def _shape(x: Tensor, *rest: Any) -> tuple[int, ...]:
-    return reference.conv_shape(x, rest[6], rest[5], rest[9:])
+    return reference.conv_shape(x, rest[7], rest[6], rest[10:])
 
 
 csb_conv2d = define(
     "csb_conv2d(Tensor x, Tensor starts, Tensor pairs, Tensor columns, Tensor values, "
-    "Tensor? bias, Tensor? residual, int out_features, int chunk, int block, int kernel_h, "
-    "int kernel_w, int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h, "
-    "int dilation_w, int groups, int activation, int isa) -> Tensor",
+    "Tensor? scales, Tensor? bias, Tensor? residual, int out_features, int chunk, int block, "
+    "int kernel_h, int kernel_w, int stride_h, int stride_w, int padding_h, int padding_w, "
+    "int dilation_h, int dilation_w, int groups, int activation, int isa) -> Tensor",
     csb_conv2d_reference,
     _shape,
 )

@@ -17,8 +17,8 @@ def _shape(x: Tensor, rows: Tensor, *rest: Any) -> tuple[int, ...]:
 
 
 csr_linear = define(
-    "csr_linear(Tensor x, Tensor rows, Tensor columns, Tensor values, Tensor? bias, "
-    "int activation, int isa) -> Tensor",
+    "csr_linear(Tensor x, Tensor rows, Tensor columns, Tensor values, Tensor? scales, "
+    "Tensor? bias, int activation, int isa) -> Tensor",
     reference.csr_linear,
     _shape,
 )

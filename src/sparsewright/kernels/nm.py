@@ -14,12 +14,12 @@ from ._ops import define, register
 
 
 def _shape(x: Tensor, *rest: Any) -> tuple[int, ...]:
-    return (*x.shape[:-1], rest[3])
+    return (*x.shape[:-1], rest[4])
 
 
 nm_linear = define(
-    "nm_linear(Tensor x, Tensor values, Tensor columns, Tensor? bias, int out_features, "
-    "int chunk, int activation, int isa) -> Tensor",
+    "nm_linear(Tensor x, Tensor values, Tensor columns, Tensor? scales, Tensor? bias, "
+    "int out_features, int chunk, int activation, int isa) -> Tensor",
     reference.nm_linear,
     _shape,
 )

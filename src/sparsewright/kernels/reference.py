@@ -33,24 +33,26 @@ def csr_linear(
     rows: Tensor,
     columns: Tensor,
     values: Tensor,
+    scales: Tensor | None,
     bias: Tensor | None,
     activation: int = 0,
 ) -> Tensor:
     """x (..., in) -> y (..., out) = activation(x W^T + bias), W in layout csr.
 
     >>> rows, columns = torch.tensor([0, 1]), torch.tensor([2])
-    >>> csr_linear(torch.tensor([1., 2., 3.]), rows, columns, torch.tensor([10.]), None)
+    >>> csr_linear(torch.tensor([1., 2., 3.]), rows, columns, torch.tensor([10.]), None, None)
     tensor([30.])
     """
     out = rows.shape[0] - 1
     row_of = torch.repeat_interleave(torch.arange(out), rows.long().diff())
-    return product(x, row_of, columns.long(), values, bias, out, activation)
+    return product(x, row_of, columns.long(), values, bias, out, activation, scales)
 
 
 def nm_linear(
     x: Tensor,
     values: Tensor,
     columns: Tensor,
+    scales: Tensor | None,
     bias: Tensor | None,
     out_features: int,
     chunk: int,
@@ -61,7 +63,7 @@ def nm_linear(
     places = columns[tile, at, slot, lane].long()
     rows, present = tile * LANES + lane, values[tile, at, slot, lane]
     columns_of = at * chunk + places
-    return product(x, rows, columns_of, present, bias, out_features, activation)
+    return product(x, rows, columns_of, present, bias, out_features, activation, scales)
 
 
 def csr_conv2d(
@@ -69,6 +71,7 @@ def csr_conv2d(
     rows: Tensor,
     columns: Tensor,
     values: Tensor,
+    scales: Tensor | None,
     bias: Tensor | None,
     residual: Tensor | None,
     kernel_h: int,
@@ -89,7 +92,7 @@ def csr_conv2d(
 
     >>> rows, columns = torch.tensor([0, 1]), torch.tensor([3])
     >>> x = torch.arange(9.0).reshape(1, 1, 3, 3)
-    >>> csr_conv2d(x, rows, columns, torch.ones(1), None, None, 2, 2, 1, 1, 0, 0, 1, 1, 1)
+    >>> csr_conv2d(x, rows, columns, torch.ones(1), None, None, None, 2, 2, 1, 1, 0, 0, 1, 1, 1)
     tensor([[[[4., 5.],
               [7., 8.]]]])
     """
@@ -105,7 +108,8 @@ def csr_conv2d(
             own = slice(g * out // groups, (g + 1) * out // groups)
             patches = F.unfold(part, kernel, dilation, padding, stride).transpose(1, 2)
             starts = rows[own.start : own.stop + 1].long() - begin
-            z = csr_linear(patches, starts, columns[begin:end], values[begin:end], None)
+            steps = None if scales is None else scales[own]
+            z = csr_linear(patches, starts, columns[begin:end], values[begin:end], steps, None)
             y[:, own] = z.transpose(1, 2).reshape(x.shape[0], -1, *size)
     if bias is not None:
         y += bias[:, None, None]
@@ -151,14 +155,21 @@ def product(
     bias: Tensor | None,
     out: int,
     activation: int,
+    scales: Tensor | None = None,
 ) -> Tensor:
-    """Weight i connects column columns[i] to row rows[i]."""
+    """Weight i connects column columns[i] to row rows[i].
+
+    values: float32, or bf16, or int8 steps: then a row's sum is multiplied by its scale.
+    """
     flat = x.reshape(x.shape[:-1].numel(), x.shape[-1])
     y = flat.new_zeros(flat.shape[0], out)
+    wide = values.to(x.dtype)
     step = max(1, PIECE // max(1, values.shape[0]))
     for begin in range(0, flat.shape[0], step):
         part = flat[begin : begin + step]
-        y[begin : begin + step].index_add_(1, rows, part[:, columns] * values)
+        y[begin : begin + step].index_add_(1, rows, part[:, columns] * wide)
+    if scales is not None:
+        y *= scales
     if bias is not None:
         y += bias
     return ACTIVATIONS[activation][1](y).reshape(*x.shape[:-1], out)

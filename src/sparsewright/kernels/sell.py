@@ -17,6 +17,7 @@ def sell_reference(
     order: Tensor,
     columns: Tensor,
     values: Tensor,
+    scales: Tensor | None,
     bias: Tensor | None,
     out_features: int,
     activation: int = 0,
@@ -26,16 +27,16 @@ def sell_reference(
     step, lane = torch.nonzero(values, as_tuple=True)
     rows = order.long()[slice_of[step], lane]
     at, present = columns.to(torch.int32)[step, lane].long(), values[step, lane]
-    return reference.product(x, rows, at, present, bias, out_features, activation)
+    return reference.product(x, rows, at, present, bias, out_features, activation, scales)
 
 
 def _shape(x: Tensor, *rest: Any) -> tuple[int, ...]:
-    return (*x.shape[:-1], rest[5])
+    return (*x.shape[:-1], rest[6])
 
 
 sell_linear = define(
     "sell_linear(Tensor x, Tensor starts, Tensor order, Tensor columns, Tensor values, "
-    "Tensor? bias, int out_features, int activation, int isa) -> Tensor",
+    "Tensor? scales, Tensor? bias, int out_features, int activation, int isa) -> Tensor",
     sell_reference,
     _shape,
 )

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..core import Packed
+from ..layouts import FP32
 from ..registry import Table
 
 
@@ -16,10 +17,11 @@ from ..registry import Table
 class Prepared:
     """A weight as one kernel wants it: tensors by name and numbers, in the op's own order.
 
-    numbers: what follows the bias; None stands for a residual that is not there.
+    A tensor that is None stands for scales that the values have none of. numbers: what follows the
+    bias; None stands for a residual that is not there.
     """
 
-    tensors: Mapping[str, Tensor]
+    tensors: Mapping[str, Tensor | None]
     numbers: tuple[int | None, ...] = ()
 
 
@@ -37,7 +39,7 @@ class Kernel:
     convolution (weight, the shape of x, the Conv2d).
     op: (x, *tensors, bias, *numbers) -> y. reserve: why `choose` leaves it out unless it is named.
     operation: the name of what it computes (operation.py); cannot: that operation, with its
-    numbers -> why it cannot serve it, or None.
+    numbers -> why it cannot serve it, or None. values: the types of values that it computes with.
     """
 
     name: str
@@ -49,11 +51,18 @@ class Kernel:
     reserve: str | None = None
     operation: str = "linear"
     cannot: Callable[[Any], str | None] = always
+    values: tuple[str, ...] = (FP32,)
 
     @property
     def about(self) -> str:
         """What the lists of parts say."""
         return f"{self.operation} with the weight in layout {self.layout}, on {self.device}"
+
+    def refuses_values(self, values: str) -> str | None:
+        """Why it cannot compute with values of a type, or None."""
+        if values in self.values:
+            return None
+        return f"it computes with values in {', '.join(self.values)}; these are in {values}"
 
     def run(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
         """x float32 -> y: (..., in) -> (..., out), or (N, C, H, W) -> (N, out, H', W')."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .. import artifact
 from ..deploy import Deployed, deploy
 from ..errors import ConfigError
+from ..layouts import FP32
 from ..measure.dense import TOLERANCE, dense_ways, relative_error
 from ..measure.environment import threads as using_threads
 from ..measure.timing import Timing, interleave
@@ -30,18 +31,23 @@ def deploy_run(
     threads: int = 0,
     seconds: float = 2.0,
     compiled: bool = False,
+    values: str = FP32,
 ) -> dict[str, Any]:
     """Deploy, check, measure and save a run; returns (and writes) what deploy.json says.
 
     batches: batch sizes to measure; the saved artifact is planned for the first. threads: 0 for
     all cores. seconds: of timing for each batch size, shared by all that is timed. compiled: also
-    measure torch.compile as a dense way. Differences are parts of the largest output.
+    measure torch.compile as a dense way. values: how packed weights store theirs; where that rounds
+    them, nothing says whether outputs are equal. Differences are parts of the largest output.
     """
     if not batches or min(batches) < 1:
         raise ConfigError(f"batch sizes must be 1 or more; got {list(batches)}")
     trained = read_trained(run)
     with using_threads(threads):
-        planned = {b: deploy(trained.model, example(trained, b), cache=False) for b in batches}
+        planned = {
+            b: deploy(trained.model, example(trained, b), cache=False, values=values)
+            for b in batches
+        }
         measured = {
             str(batch): measure_batch(trained, fast, batch, seconds, compiled)
             for batch, fast in planned.items()
@@ -59,7 +65,9 @@ def deploy_run(
             "artifact": path.stat().st_size,
             "checkpoint": (trained.folder / "checkpoint.pt").stat().st_size,
         },
-        "outputs_equal": max(errors) <= TOLERANCE,
+        "values": values,
+        "max_error": max(errors),
+        "outputs_equal": max(errors) <= TOLERANCE if values == FP32 else None,
         "tolerance": TOLERANCE,
     }
     trained.folder.write("deploy.json", found)

@@ -103,15 +103,20 @@ def where(name: str) -> str:
         return f"not here: sparsewright data {name}"
 
 
+def _agreement(found: Mapping[str, Any]) -> str:
+    if found["outputs_equal"] is None:
+        return f"values in {found['values']}: outputs differ by up to {found['max_error']:.1g}"
+    equal = "equal" if found["outputs_equal"] else "DIFFER"
+    return f"outputs {equal} within {found['tolerance']:g}"
+
+
 def deployment_table(run: Path, found: Mapping[str, Any]) -> Printed:
     """Whole-model times of a deployed run beside every dense way, for each batch size."""
     sizes = found["bytes"]
     title = (
         f"{run}, threads: {found['threads']}; artifact (planned for batch "
         f"{next(iter(found['batches']))}): {sizes['artifact']:,} bytes "
-        f"({sizes['dense_fp32']:,} dense), outputs "
-        + ("equal" if found["outputs_equal"] else "DIFFER")
-        + f" within {found['tolerance']:g}"
+        f"({sizes['dense_fp32']:,} dense), {_agreement(found)}"
     )
     printed = _plain(title)
     for column in ("batch", "way", "median ms", "10th to 90th percentile", "x best dense"):

@@ -1,4 +1,8 @@
-"""Layouts: how a packed weight lies in memory. One file each; found by folder."""
+"""Layouts: how a packed weight lies in memory. One file each; found by folder.
+
+A layout packs float32 values. `pack` stores them in fewer bytes, if asked (_values.py), which
+leaves their places as they are.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,26 @@ from torch import Tensor
 from ..core import Packed
 from ..errors import LayoutError
 from ..registry import Table
+from ._values import FP32, STORED, VALUES, rounded, store, values_name, why_not_scales, widen
+
+__all__ = [
+    "FP32",
+    "LAYOUTS",
+    "MAX_SIDE",
+    "STORED",
+    "VALUES",
+    "Layout",
+    "check",
+    "check_form",
+    "count_present",
+    "not_a_matrix",
+    "pack",
+    "rounded",
+    "store",
+    "unpack",
+    "validate",
+    "values_name",
+]
 
 
 class Layout(Protocol):
@@ -25,10 +49,12 @@ class Layout(Protocol):
         """(out, in) float32 weight -> packed; present is what is not 0. LayoutError if refused."""
 
     def unpack(self, packed: Packed) -> Tensor:
-        """The dense weight (out, in) again, bit for bit, but for -0.0, which becomes 0.0."""
+        """The dense weight (out, in) again, bit for bit, but for -0.0, which becomes 0.0; of a
+        packed weight whose values are float32."""
 
     def validate(self, packed: Packed) -> None:
-        """Raise LayoutError unless every size and every index is right; safe on hostile input."""
+        """Raise LayoutError unless every size and every index is right; safe on hostile input.
+        What is present is what is not 0, whatever the values' type."""
 
 
 LAYOUTS: Table[Layout] = Table("layout", __name__)
@@ -47,23 +73,42 @@ def validate(packed: Packed) -> None:
     LAYOUTS[packed.layout].validate(packed)
 
 
-def pack(layout: str, weight: Tensor) -> Packed:
+def pack(layout: str, weight: Tensor, values: str = FP32) -> Packed:
     """Pack a (out, in) float32 weight in a layout by its name.
+
+    values: how they are stored: "fp32", exactly; "bf16", each rounded to 8 bits; "int8", rounded
+    to whole steps of its row's largest / 127, with a float32 tensor `scales` (out,) of these
+    steps. A present weight stays present: what would round to 0 becomes the type's smallest
+    number, in int8 one step. LayoutError if the layout cannot hold the weight or the type.
 
     >>> pack("csr", torch.eye(3)).nbytes  # 4 rows of 4 bytes, 3 weights of 2 + 4
     34
+    >>> pack("csr", torch.eye(3), "bf16").nbytes
+    28
     """
-    return LAYOUTS[layout].pack(weight)
+    if VALUES[values].dtype == torch.float32:
+        return LAYOUTS[layout].pack(weight)
+    reason = not_a_matrix(weight)
+    if reason:
+        raise LayoutError(f"layout {layout}: {reason}")
+    packed = store(LAYOUTS[layout].pack, weight, values)
+    validate(packed)  # a layout may hold float32 alone
+    return packed
 
 
 def unpack(packed: Packed) -> Tensor:
-    """The dense (out, in) weight of a packed one.
+    """The dense (out, in) float32 weight of a packed one: the one that kernels compute with.
 
     >>> unpack(pack("csr", torch.eye(2)))
     tensor([[1., 0.],
             [0., 1.]])
     """
-    return LAYOUTS[packed.layout].unpack(packed)
+    layout = LAYOUTS[packed.layout]
+    values = packed.tensors.get("values")
+    if values is None or values.dtype == torch.float32:
+        return layout.unpack(packed)
+    layout.validate(packed)
+    return widen(layout.unpack, packed)
 
 
 def count_present(packed: Packed) -> int:
@@ -99,11 +144,18 @@ def _shape(packed: Packed) -> str:
 
 
 def check_form(packed: Packed, layout: str, dtypes: Mapping[str, tuple[torch.dtype, ...]]) -> None:
-    """The rules of every layout: its own name, a sane shape, exactly its tensors, their dtypes."""
+    """The rules of every layout: its own name, a sane shape, exactly its tensors, their dtypes.
+
+    Where `values` are int8, as `dtypes` allow them to be, `scales` (out,) belong to them.
+    """
     check(packed.layout == layout, packed, f"is not {layout}")
     sides = packed.shape
     sane = len(sides) == 2 and all(type(s) is int and 0 <= s <= MAX_SIDE for s in sides)
     check(sane, packed, f"shape must be two sizes in [0, {MAX_SIDE}]; got {sides!r}")
+    held = packed.tensors.get("values")
+    stepped = held is not None and held.dtype == torch.int8 and torch.int8 in dtypes["values"]
+    if stepped:
+        dtypes = {**dtypes, "scales": (torch.float32,)}
     names = sorted(packed.tensors)
     check(names == sorted(dtypes), packed, f"needs tensors {sorted(dtypes)}; got {names}")
     for name, tensor in packed.tensors.items():
@@ -112,3 +164,5 @@ def check_form(packed: Packed, layout: str, dtypes: Mapping[str, tuple[torch.dty
         check(tensor.dtype in dtypes[name], packed, f"{name} must be {wanted}; got {got}")
         plain = tensor.layout == torch.strided and tensor.is_contiguous()
         check(plain, packed, f"{name} must be contiguous")
+    broken = why_not_scales(packed.tensors["scales"], sides[0]) if stepped else None
+    check(broken is None, packed, str(broken))

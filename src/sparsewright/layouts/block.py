@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..core import Packed
 from ..errors import LayoutError
-from . import LAYOUTS, check, check_form, not_a_matrix
+from . import LAYOUTS, STORED, check, check_form, not_a_matrix
 
 ROWS = (16, 8, 4)
 NARROW = 2**16
@@ -23,13 +23,13 @@ WASTE = 0.1
 DTYPES = {
     "starts": (torch.int32,),
     "columns": (torch.uint16, torch.int32),
-    "values": (torch.float32,),
+    "values": STORED,
 }
 
 
 class Block:
     """starts (2 * strips + 1) int32: first step of every strip's whole columns and of its others;
-    columns (steps) uint16 or int32; values (steps, rows) float32, rows 4, 8 or 16."""
+    columns (steps) uint16 or int32; values (steps, rows), rows 4, 8 or 16."""
 
     name = "block"
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..core import Packed
 from ..errors import LayoutError
-from . import LAYOUTS, check, check_form, not_a_matrix
+from . import LAYOUTS, STORED, check, check_form, not_a_matrix
 
 EMPTY = 255
 """The place of padding, so a chunk has at most as many columns."""
@@ -28,14 +28,14 @@ DTYPES = {
     "starts": (torch.int32,),
     "pairs": (torch.int32,),
     "columns": (torch.uint8,),
-    "values": (torch.float32,),
+    "values": STORED,
 }
 
 
 class Csb:
     """starts (blocks * chunks + 1, 2) int32: first pair, first step of every block and chunk;
     pairs int32: row of the block, its partner << 8, steps << 16; columns (steps, 2) uint8; values
-    (steps, 2) float32; meta: chunk, block. A partner of `block` rows stands for none."""
+    (steps, 2); meta: chunk, block. A partner of `block` rows stands for none."""
 
     name = "csb"
 

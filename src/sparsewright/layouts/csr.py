@@ -8,14 +8,14 @@ from torch import Tensor
 
 from ..core import Packed
 from ..errors import LayoutError
-from . import LAYOUTS, check, check_form, not_a_matrix
+from . import LAYOUTS, STORED, check, check_form, not_a_matrix
 
 NARROW = 2**16
 """Most columns that 16-bit places can name."""
 DTYPES = {
     "rows": (torch.int32,),
     "columns": (torch.uint16, torch.int32),
-    "values": (torch.float32,),
+    "values": STORED,
 }
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ..core import Packed
 from ..errors import LayoutError
-from . import LAYOUTS, check, check_form, not_a_matrix
+from . import LAYOUTS, STORED, check, check_form, not_a_matrix
 
 LANES = 16
 EMPTY = 255
@@ -27,11 +27,11 @@ STEP = 4
 MAX_CHUNK = 256
 WASTE = 0.5
 """Largest part of the slots that may be empty."""
-DTYPES = {"values": (torch.float32,), "columns": (torch.uint8,)}
+DTYPES = {"values": STORED, "columns": (torch.uint8,)}
 
 
 class NMLanes:
-    """values (tiles, chunks, slots, 16) float32, columns uint8 of the same shape; meta: chunk."""
+    """values (tiles, chunks, slots, 16), columns uint8 of the same shape; meta: chunk."""
 
     name = "nm"
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..core import Packed
 from ..errors import LayoutError
-from . import LAYOUTS, check, check_form, not_a_matrix
+from . import LAYOUTS, STORED, check, check_form, not_a_matrix
 
 LANES = 16
 NARROW = 2**16
@@ -24,13 +24,13 @@ DTYPES = {
     "starts": (torch.int32,),
     "order": (torch.int32,),
     "columns": (torch.uint16, torch.int32),
-    "values": (torch.float32,),
+    "values": STORED,
 }
 
 
 class Sell:
     """starts (slices + 1) int32: first step of a slice; order (slices, 16) int32: the rows of its
-    lanes, -1 for none; columns (steps, 16) uint16 or int32; values (steps, 16) float32."""
+    lanes, -1 for none; columns (steps, 16) uint16 or int32; values (steps, 16)."""
 
     name = "sell"
 

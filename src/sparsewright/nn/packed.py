@@ -11,7 +11,7 @@ from ..core import Packed
 from ..errors import KernelError
 from ..kernels import KERNELS, Operation, library
 from ..kernels.table import Kernel
-from ..layouts import count_present, unpack, validate
+from ..layouts import count_present, unpack, validate, values_name
 
 
 class PackedLayer(nn.Module):
@@ -44,6 +44,7 @@ class PackedLayer(nn.Module):
                 f"this weight is in layout {packed.layout}, of a {operation.name}"
             )
         reason = chosen.refuses() or chosen.cannot(operation)
+        reason = reason or chosen.refuses_values(values_name(packed))
         if reason is not None:
             raise KernelError(f"kernel {chosen.name} cannot serve: {reason}")
         prepared = operation.prepare(chosen, packed, ())
@@ -63,7 +64,8 @@ class PackedLayer(nn.Module):
     @property
     def packed(self) -> Packed:
         """The packed weight; it shares memory with the buffers."""
-        tensors = {name: self.get_buffer(name) for name in self._names}
+        own = {name: self._buffers[name] for name in self._names}
+        tensors = {name: tensor for name, tensor in own.items() if tensor is not None}
         return Packed(self.layout, self._shape, tensors, self._meta)
 
     @property
@@ -78,7 +80,7 @@ class PackedLayer(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"bias={self.bias is not None}, layout={self.layout}, kernel={self.kernel}, "
-            f"nnz={self.nnz}"
+            f"values={values_name(self.packed)}, nnz={self.nnz}"
         )
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:

@@ -44,9 +44,10 @@ class Prepacked(nn.Module):
 
     def _prepare(self) -> Tensor:
         prepared = self.operation.prepare(KERNELS[self.kernel], self.weight, self.shape)
-        (self._reordered,) = prepared.tensors.values()
-        self._numbers = prepared.numbers
-        return self._reordered
+        (weight,) = prepared.tensors.values()
+        assert weight is not None
+        self._reordered, self._numbers = weight, prepared.numbers
+        return weight
 
     def run(self, x: Tensor) -> Tensor:
         """The kernel, or where that cannot be traced the formula."""
