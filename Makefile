@@ -86,9 +86,13 @@ sanitize: setup  ## run the kernels' tests under AddressSanitizer and UBSan
 fuzz: setup  ## load random damaged and forged artifacts for a minute (ARGS="--seconds 600 --seed 1")
 	@$(PY) tests/fuzz_artifact.py $(ARGS)
 
-bench: setup  ## measure layers and models against every peer; ARGS="--threads 1" narrows it
+bench: setup  ## measure layers, patterns, models against every peer; ARGS="--threads 1" narrows it
 	$(STEP) "sparsewright bench layer"
 	@$(PY) -m sparsewright bench layer --batch 1 64 --out build/bench $(ARGS)
+	$(STEP) "sparsewright bench layer --pattern"
+	@$(PY) -m sparsewright bench layer --shape 768x3072 128x128x3@28 --batch 1 64 \
+	  --pattern 2:4 16:32 3:32 fan_in block:4x1 block:16x1 block:4x4 --only linear "batch 1" \
+	  --out build/bench/patterns $(ARGS)
 	$(STEP) "sparsewright bench model"
 	@$(PY) -m sparsewright bench model --batch 1 --out build/bench $(ARGS)
 

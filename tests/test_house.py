@@ -156,6 +156,7 @@ FLOORS = {
             "graph",
             "operations",
             "rebuild",
+            "signature",
             "declared",
             "program",
             "pooling",

@@ -27,7 +27,7 @@ from .graph import Document, trace
 from .measure.dense import relative_error
 from .plan import Plan
 from .program import Program, layers_and_graph, module_of, rows
-from .rebuild import MAX_TEXT, Signature, field
+from .signature import MAX_TEXT, Signature, field
 
 FORMAT = "sparsewright"
 VERSION = 1

@@ -24,7 +24,8 @@ from .layouts import LAYOUTS, count_present, unpack, validate
 from .nn import PackedLayer, Prepacked
 from .operations import DENSE, Operation, own_operation, own_parts
 from .plan import pattern_of
-from .rebuild import MAX_TEXT, field, tensor_name
+from .rebuild import tensor_name
+from .signature import MAX_TEXT, field
 
 HINTS = {2: ("rows",), 4: ("batch", "height", "width")}
 """Axes of a dense weight -> what its meta say of the input that the layer is likely to get."""

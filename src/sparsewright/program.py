@@ -24,7 +24,8 @@ from .measure.dense import relative_error
 from .nn import Prepacked
 from .operations import expect_width
 from .pooling import max_pool2d
-from .rebuild import Signature, build, field
+from .rebuild import build
+from .signature import Signature, field
 
 MISS: Any = object()
 """What a program returns for inputs that it does not serve."""
