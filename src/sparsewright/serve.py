@@ -179,7 +179,7 @@ def _row(weight: Weight, task: Task, choice: Choice, output: Tensor) -> LayerPla
     return replace(
         row,
         operation=str(task.operation),
-        pattern=pattern_of(task.operation.matrix(weight.parameter)),
+        pattern=pattern_of(weight.parameter),
         kernel=choice.kernel,
         layout=choice.layout,
         bytes=row.bytes if choice.packed is None else choice.packed.nbytes,
