@@ -232,7 +232,6 @@ def _candidates(
         reason = kernel.refuses(weight) or (kernel.reserve if kernels is None else None)
         if kernel.operation != operation.name:
             reason = f"it serves {kernel.operation}, not {operation.name}"
-        reason = reason or kernel.cannot(operation)
         if reason is None and kernel.layout not in reasons:
             layout = LAYOUTS[kernel.layout]
             reasons[layout.name] = layout.refuses(matrix)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -23,10 +22,6 @@ class Prepared:
     numbers: tuple[int | None, ...] = ()
 
 
-def always(operation: Any) -> None:
-    """A kernel that serves its operation whatever its numbers."""
-
-
 @dataclass(frozen=True)
 class Kernel:
     """One implementation of one operation on one layout, by default of y = x W^T + bias.
@@ -36,8 +31,7 @@ class Kernel:
     prepare: (packed weight; for layout "dense" the weight, and the rows of x) -> Prepared; for a
     convolution (weight, the shape of x, the Conv2d).
     op: (x, *tensors, bias, *numbers) -> y. reserve: why `choose` leaves it out unless it is named.
-    operation: the name of what it computes (operation.py); cannot: that operation, with its
-    numbers -> why it cannot serve it, or None.
+    operation: the name of what it computes (operation.py).
     """
 
     name: str
@@ -48,7 +42,6 @@ class Kernel:
     op: Callable[..., Tensor]
     reserve: str | None = None
     operation: str = "linear"
-    cannot: Callable[[Any], str | None] = always
 
     @property
     def about(self) -> str:
