@@ -300,6 +300,29 @@ def test_convolutions_are_deployed() -> None:
             torch.testing.assert_close(fast(z), model(z), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "pattern", ["unstructured", "2:4", "3:32", "block:4x4", "channel", "fan_in"]
+)
+@pytest.mark.parametrize("name", ["images", "groups", "signals in groups"])
+def test_every_pattern_is_packed_and_served(pattern: str, name: str) -> None:
+    layer, shape = {
+        "images": (nn.Conv2d(32, 16, 3, padding=1), (2, 32, 9, 9)),
+        "groups": (nn.Conv2d(64, 32, 3, stride=2, groups=2), (2, 64, 9, 9)),
+        "signals in groups": (nn.Conv1d(64, 32, 3, padding=1, groups=2), (2, 64, 19)),
+    }[name]
+    sparsity = None if pattern in ("2:4", "3:32") else 0.75
+    sw.prune(layer, sparsity, pattern, allocate="uniform_all")
+    x = torch.randn(shape)
+    kernels = [n for n in SPARSE if KERNELS[n].layout == "csb" and KERNELS[n].refuses() is None]
+    fast = sw.deploy(layer, x, kernels=kernels, seconds=0)
+    row = fast.plan.layers[0]
+    assert row.layout == "csb"
+    assert row.pattern == ("unstructured" if pattern == "fan_in" else pattern)
+    assert torch.equal(fast.model.to_dense(), layer.weight)
+    # float32 sums of a few hundred products in another order
+    torch.testing.assert_close(fast(x), layer(x), rtol=1e-5, atol=1e-5)
+
+
 def test_tied_convolutions_share_what_is_packed_unless_they_differ() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:

@@ -309,6 +309,11 @@ def test_patterns_are_read_from_the_zeros():
             row, column = pruned.weight.nonzero()[0].tolist()
             pruned.weight[row, column] = 0.0
         assert pattern_of(pruned.weight) == "unstructured"
+    for pattern in ("2:4", "3:32", "block:4x4", "channel"):
+        for conv in (nn.Conv2d(64, 32, 3, groups=2), nn.Conv1d(32, 32, 5), nn.Conv2d(32, 32, 1)):
+            sw.prune(conv, None if pattern[0] in "23" else 0.75, pattern, allocate="uniform_all")
+            assert pattern_of(conv.weight) == pattern
+    assert pattern_of(torch.ones(4, 3, 2, 2).triu()) == "block:4x1"  # 3 inputs hold no wider tile
     assert pattern_of(torch.zeros(4, 4)) == "unstructured"
     assert pattern_of(torch.zeros(0, 4)) == "dense"
 

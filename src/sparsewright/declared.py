@@ -20,7 +20,7 @@ from .held import Held
 from .kernels import KERNELS
 from .kernels import Operation as Product
 from .kernels.reference import ACTIVATIONS
-from .layouts import LAYOUTS, count_present, unpack, validate
+from .layouts import LAYOUTS, count_present, validate
 from .nn import PackedLayer, Prepacked
 from .operations import DENSE, Operation, own_operation, own_parts
 from .plan import pattern_of
@@ -48,7 +48,7 @@ def describe(model: nn.Module, graph: Graph) -> list[Document]:
                     "layout": packed.layout,
                     "shape": list(packed.shape),
                     "nnz": _count(packed),
-                    "pattern": pattern_of(_dense(packed)),
+                    "pattern": pattern_of(_dense(module)),
                     "kernel": module.kernel,
                     "tensors": refs,
                     "meta": dict(packed.meta),
@@ -66,9 +66,9 @@ def _packed(module: PackedLayer | Prepacked) -> Packed:
     return Packed(DENSE, tuple(module.weight.shape), {"weight": module.weight}, hints)
 
 
-def _dense(packed: Packed) -> Tensor:
-    """The (out, fan-in) weight."""
-    return packed.tensors["weight"].flatten(1) if packed.layout == DENSE else unpack(packed)
+def _dense(module: PackedLayer | Prepacked) -> Tensor:
+    """The weight, with a convolution's kernel as its last sizes."""
+    return module.to_dense() if isinstance(module, PackedLayer) else module.weight
 
 
 def _count(packed: Packed) -> int:

@@ -169,29 +169,37 @@ class Plan:
 
 
 def pattern_of(weight: Tensor) -> str:
-    """The pattern that a matrix's zeros show: "dense", "N:M", "block:RxC" or "unstructured".
+    """The pattern that zeros show: "dense", "channel", "block:RxC", "N:M" or "unstructured".
 
-    N:M means that every M inputs in a row, M a power of two, hold exactly N present weights; the
-    smallest such M is named. block:RxC means that every tile of R outputs by C inputs is whole or
-    empty, with R 4, 8 or 16 and C a power of two up to 16; of such the one with most rows, then
-    with most columns, is named, also where N:M holds.
+    weight: (out, in, *kernel). Channel means that every output is whole or empty. N:M means that
+    every M inputs in a row, M a power of two, hold exactly N present weights; the smallest such M
+    is named. block:RxC means that every tile of R outputs by C inputs is whole or empty, with R 4,
+    8 or 16 and C a power of two up to 16; of such the one with most rows, then with most columns,
+    is named, also where N:M holds. In a convolution both hold at every place of the kernel.
 
     >>> import torch
     >>> pattern_of(torch.tensor([[1.0, 0, 0, 2], [0, 3, 0, 4]]))
     '1:2'
     >>> pattern_of(torch.tensor([[1.0, 0, 0], [1, 0, 1]]).repeat_interleave(4, dim=0))
     'block:4x1'
+    >>> pattern_of(torch.tensor([[1.0, 0, 0, 2], [0, 3, 0, 4]])[:, :, None].expand(2, 4, 3))
+    '1:2'
     """
     present = weight.detach() != 0
     if bool(present.all()):
         return "dense"
-    if present.dim() != 2:
+    if present.dim() < 2:
         return "unstructured"
+    inputs = present.shape[1]
+    present = present.flatten(2).transpose(1, 2).flatten(1) if present.dim() > 2 else present
+    whole = present.all(dim=1)
+    if bool((whole | ~present.any(dim=1)).all()) and bool(whole.any()):
+        return "channel"
     rows = next((size for size in BLOCK_ROWS if _repeats(present, size)), None)
     if rows and present.any():
         strips = present[::rows].t()
-        return f"block:{rows}x{next(size for size in BLOCK_COLUMNS if _repeats(strips, size))}"
-    inputs = present.shape[1]
+        fit = [size for size in BLOCK_COLUMNS if inputs % size == 0]
+        return f"block:{rows}x{next(size for size in fit if _repeats(strips, size))}"
     for size in (2, 4, 8, 16, 32, 64):
         if inputs and inputs % size == 0:
             kept = present.reshape(-1, size).sum(dim=1)

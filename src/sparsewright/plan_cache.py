@@ -60,7 +60,7 @@ def circumstances(task: Task, kernels: list[str] | None, values: str) -> dict[st
         "threads": torch.get_num_threads(),
         "operation": str(task.operation),
         "weight": list(task.weight.shape),
-        "pattern": pattern_of(matrix),
+        "pattern": pattern_of(task.weight),
         "values": values,
         "sparsity": round(BUCKETS * sparsity),
         "bias": task.bias is not None,

@@ -207,7 +207,7 @@ def _row(weight: Weight, task: Task, choice: Choice, output: Tensor) -> LayerPla
     return replace(
         row,
         operation=str(task.operation),
-        pattern=pattern_of(task.operation.matrix(weight.parameter)),
+        pattern=pattern_of(weight.parameter),
         kernel=choice.kernel,
         layout=choice.layout,
         values=choice.values,

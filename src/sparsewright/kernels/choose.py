@@ -243,7 +243,6 @@ def _candidates(
         reason = kernel.refuses(weight) or (kernel.reserve if kernels is None else None)
         if kernel.operation != operation.name:
             reason = f"it serves {kernel.operation}, not {operation.name}"
-        reason = reason or kernel.cannot(operation)
         if kernel.layout != DENSE:
             reason = reason or kernel.refuses_values(values)
         if reason is None and kernel.layout not in reasons:

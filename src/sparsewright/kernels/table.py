@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -25,10 +24,6 @@ class Prepared:
     numbers: tuple[int | None, ...] = ()
 
 
-def always(operation: Any) -> None:
-    """A kernel that serves its operation whatever its numbers."""
-
-
 @dataclass(frozen=True)
 class Kernel:
     """One implementation of one operation on one layout, by default of y = x W^T + bias.
@@ -38,8 +33,8 @@ class Kernel:
     prepare: (packed weight; for layout "dense" the weight, and the rows of x) -> Prepared; for a
     convolution (weight, the shape of x, the Conv2d).
     op: (x, *tensors, bias, *numbers) -> y. reserve: why `choose` leaves it out unless it is named.
-    operation: the name of what it computes (operation.py); cannot: that operation, with its
-    numbers -> why it cannot serve it, or None. values: the types of values that it computes with.
+    operation: the name of what it computes (operation.py). values: the types of values that it
+    computes with.
     """
 
     name: str
@@ -50,7 +45,6 @@ class Kernel:
     op: Callable[..., Tensor]
     reserve: str | None = None
     operation: str = "linear"
-    cannot: Callable[[Any], str | None] = always
     values: tuple[str, ...] = (FP32,)
 
     @property

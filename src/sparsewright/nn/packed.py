@@ -43,8 +43,7 @@ class PackedLayer(nn.Module):
                 f"kernel {chosen.name} serves {chosen.operation} in layout {chosen.layout}; "
                 f"this weight is in layout {packed.layout}, of a {operation.name}"
             )
-        reason = chosen.refuses() or chosen.cannot(operation)
-        reason = reason or chosen.refuses_values(values_name(packed))
+        reason = chosen.refuses() or chosen.refuses_values(values_name(packed))
         if reason is not None:
             raise KernelError(f"kernel {chosen.name} cannot serve: {reason}")
         prepared = operation.prepare(chosen, packed, ())
@@ -90,11 +89,7 @@ class PackedLayer(nn.Module):
 
 def best_kernel(layout: str, operation: Operation) -> Kernel:
     """The kernel of the best instruction set here; the reference where none is compiled."""
-    ours = [
-        k
-        for _, k in KERNELS.items()
-        if (k.layout, k.operation) == (layout, operation.name) and not k.cannot(operation)
-    ]
+    ours = [k for _, k in KERNELS.items() if (k.layout, k.operation) == (layout, operation.name)]
     compiled = [k for k in ours if k.name.endswith(f".{library.best_isa()}") and not k.refuses()]
     serve = sorted((k for k in ours if not k.refuses()), key=lambda k: k.reserve is not None)
     return (compiled or serve)[0]

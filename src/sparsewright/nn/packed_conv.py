@@ -46,6 +46,10 @@ class PackedConv2d(PackedLayer):
                 f"got {fan_in} and {self.out_channels}"
             )
 
+    def to_dense(self) -> Tensor:
+        """The weight with its zeros, as F.conv2d takes it."""
+        return super().to_dense().unflatten(1, (-1, *self.operation.kernel[2 - self.axes :]))
+
     def forward(self, x: Tensor) -> Tensor:
         library.refuse_gradient(x)
         single = x.dim() == self.axes + 1
