@@ -34,6 +34,8 @@ FORMATS = {
 LAYOUTS = {"strided": torch.strided}
 FLOATS = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 ASSERTIONS = ("aten._assert", "aten.sym_constrain", "aten._assert_tensor_metadata")
+COPIES = ("aten.clone.default", "aten.alias.default", "aten.detach.default")
+DROPPED = (*ASSERTIONS, *COPIES, "aten.dropout.default")
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def _export(model: nn.Module, example: tuple[Tensor, ...], dynamic: Any) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch about torch
             program = torch.export.export(model, example, dynamic_shapes=dynamic, strict=False)
-            return program.run_decompositions({})
+            return program if _is_plain(program.graph) else program.run_decompositions({})
     except Exception as error:  # whatever a user's forward may raise while it is traced
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise ArtifactError(
@@ -88,6 +90,15 @@ def _export(model: nn.Module, example: tuple[Tensor, ...], dynamic: Any) -> Any:
             f"{type(error).__name__}: {reason}. Make `forward` free of branches on values (see "
             "torch.export's documentation), or deploy and save the part that holds the layers"
         ) from error
+
+
+def _is_plain(graph: fx.Graph) -> bool:
+    """Whether every operation is one for a file as it stands, so that none has to be taken apart.
+
+    Those for files change nothing in place, so a graph of them is one of pure functions.
+    """
+    calls = [n for n in graph.nodes if n.op == "call_function"]
+    return all(name_of(n.target) or str(n.target).startswith(DROPPED) for n in calls)
 
 
 def _inputs(program: Any) -> list[Tensor]:
@@ -234,7 +245,7 @@ def _tidy(graph: fx.Graph) -> None:
         target = str(node.target)
         if node.op == "call_function" and target.startswith(ASSERTIONS) and not node.users:
             graph.erase_node(node)
-        elif target in ("aten.clone.default", "aten.alias.default", "aten.detach.default"):
+        elif target in COPIES or (target == "aten.dropout.default" and node.args[2] is False):
             _skip_copy(node)
         elif target == "aten._native_batch_norm_legit_no_training.default":
             _plain_batch_norm(graph, node)
