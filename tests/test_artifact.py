@@ -256,13 +256,13 @@ def test_exact_bytes(tmp_path):
         }
     ]  # fmt: skip
     assert document["graph"] == {
-        "inputs": [{"name": "x", "dtype": "float32", "shape": ["batch", 2]}],
+        "inputs": [{"name": "input", "dtype": "float32", "shape": ["batch", 2]}],
         "batch": {"min": 1, "max": None},
         "nodes": [
             {
                 "name": "csr_linear", "op": "sparsewright.csr_linear.default", "kwargs": {},
                 "args": [
-                    {"node": "x"}, {"tensor": "rows"}, {"tensor": "columns"},
+                    {"node": "input"}, {"tensor": "rows"}, {"tensor": "columns"},
                     {"tensor": "values"}, None, 0, 0,
                 ],
             }

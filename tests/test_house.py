@@ -158,6 +158,8 @@ FLOORS = {
             "rebuild",
             "declared",
             "program",
+            "samples",
+            "swap",
             "pooling",
         ),
         4,

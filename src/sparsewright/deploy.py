@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -17,12 +18,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from .core import find_weights
-from .errors import KernelError, StateError
-from .fold import Folded, fold_norms
-from .graph import Graph
+from .errors import ArtifactError, KernelError, StateError
+from .fold import Folded, fold_norms, has_norms
+from .graph import Graph, export
 from .measure.dense import relative_error
 from .plan import LayerPlan, Plan
-from .program import MISS, Program, program_of
+from .program import MISS, Program, hooks_of, program_of
 from .serve import Seen, Wishes, record, repeat, serve
 
 TOLERANCE = 1e-3
@@ -143,7 +144,8 @@ def deploy(
     fast = copy.deepcopy(model).eval().requires_grad_(False)
     with torch.no_grad(), plain_attention():
         expected = [x.clone() for x in _leaves(fast(*inputs))]
-        fast, folded = _folded(fast, inputs, expected) if fold else (fast, Folded())
+        exported = _Exported(fast, inputs)
+        fast, folded = _folded(fast, inputs, expected, exported) if fold else (fast, Folded())
         seen = record(fast, inputs)
         wishes = Wishes(kernels, seconds, cache)
         rows, served = _repeat(fast, seen, plan) if plan else _serve(fast, seen, wishes)
@@ -151,7 +153,7 @@ def deploy(
     batch = inputs[0].shape[0] if inputs and inputs[0].dim() else 1
     notes = (*folded.notes(), *_other_than(plan, batch))
     made = Plan(torch.get_num_threads(), batch, tuple(rows), notes)
-    program, graph = _traced(fast, inputs, made)
+    program, graph = _traced(fast, inputs, made, exported)
     deployed = Deployed(fast, made, example=inputs, program=program, graph=graph)
     _check_outputs(deployed, expected)
     return deployed
@@ -195,12 +197,28 @@ def _other_than(plan: Plan | None, batch: int) -> tuple[str, ...]:
     return (f"Repeated from a plan for batch {plan.batch} and {plan.threads} threads.",)
 
 
+class _Exported:
+    """torch.export's program of a model, made when it is first asked for; None if there is none."""
+
+    def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...]):
+        self.model, self.inputs = model, inputs
+
+    @functools.cached_property
+    def program(self) -> Any | None:
+        try:
+            return export(self.model, self.inputs)
+        except ArtifactError:
+            return None
+
+
 def _folded(
-    model: nn.Module, inputs: tuple[Tensor, ...], expected: list[Tensor]
+    model: nn.Module, inputs: tuple[Tensor, ...], expected: list[Tensor], exported: _Exported
 ) -> tuple[nn.Module, Folded]:
     """A copy of the model with its norms folded, or the model itself where that went wrong."""
+    if not has_norms(model):
+        return model, Folded()
     made = copy.deepcopy(model)
-    folded = fold_norms(made, inputs)
+    folded = fold_norms(made, inputs, exported.program)
     if not folded.layers:
         return model, folded
     try:
@@ -218,12 +236,12 @@ def _error(got: list[Tensor], expected: list[Tensor]) -> float:
 
 
 def _traced(
-    model: nn.Module, inputs: tuple[Tensor, ...], plan: Plan
+    model: nn.Module, inputs: tuple[Tensor, ...], plan: Plan, exported: _Exported
 ) -> tuple[Program | None, Graph | None]:
-    if not any(row.is_sparse for row in plan.layers):
-        return None, None  # tracing takes longer than a dense model gains
+    if not any(row.is_sparse for row in plan.layers) or any(hooks_of(model)):
+        return None, None  # tracing takes longer than a dense model gains; it has no hooks
     with torch.no_grad(), plain_attention():
-        return program_of(model, inputs)
+        return program_of(model, inputs, exported.program)
 
 
 def _refuse(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -248,12 +266,9 @@ def _refuse(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
 
 
 def _replaced(model: nn.Module, modules: Mapping[nn.Module, nn.Module]) -> nn.Module:
-    """The model with each module replaced wherever it occurs."""
-    for parent in list(model.modules()):
-        for key, child in parent._modules.items():
-            if child is not None and child in modules:
-                parent._modules[key] = modules[child]
-    return modules.get(model, model)
+    """A copy of the model with each module replaced wherever it occurs; it shares the tensors."""
+    shared = {id(t): t for t in [*model.parameters(), *model.buffers()]}
+    return copy.deepcopy(model, {**shared, **{id(old): new for old, new in modules.items()}})
 
 
 def _check_outputs(deployed: Deployed, expected: list[Tensor]) -> None:

@@ -19,12 +19,13 @@ from torch.utils._pytree import tree_leaves
 from .declared import Declared, describe, with_best_isa
 from .errors import ArtifactError
 from .fuse import TOLERANCE
-from .graph import BATCH, Document, Graph, is_same, trace
+from .graph import BATCH, Document, Graph, is_same, trace, written
 from .measure.dense import relative_error
 from .nn import Prepacked
 from .operations import expect_width
 from .pooling import max_pool2d
 from .rebuild import Signature, build, field
+from .swap import swap
 
 MISS: Any = object()
 """What a program returns for inputs that it does not serve."""
@@ -34,6 +35,7 @@ QUICK: Mapping[object, Callable[..., Any]] = {
     aten.linear.default: F.linear,
     aten.relu.default: torch.relu,
     aten.view.default: Tensor.view,
+    aten.reshape.default: Tensor.reshape,
     aten.sym_size.int: Tensor.size,
     aten.max_pool2d.default: max_pool2d,
 }
@@ -83,17 +85,19 @@ def layers_and_graph(model: nn.Module, graph: Graph) -> Document:
 
 
 def program_of(
-    model: nn.Module, example: tuple[Tensor, ...]
+    model: nn.Module, example: tuple[Tensor, ...], exported: Any = None
 ) -> tuple[Program | None, Graph | None]:
     """A model's program and its trace; None for what it has not.
 
+    exported: torch.export's program of what the model was deployed from, if it is at hand.
     A program gives the model's outputs on the example, and at batches of 1 and 3 where any batch
     is served: bit for bit, or within fuse.TOLERANCE where something was fused that rounds.
     """
     if any(hooks_of(model)):
         return None, None  # a trace has no place for them
     try:
-        graph = trace(model, example)
+        swapped = None if exported is None else swap(exported, model)
+        graph = trace(model, example) if swapped is None else written(exported, *swapped)
         document = layers_and_graph(model, graph)
         module = module_of(document, graph.tensors)
     except ArtifactError:
