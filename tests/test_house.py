@@ -158,6 +158,8 @@ FLOORS = {
             "rebuild",
             "declared",
             "program",
+            "pieces",
+            "make",
             "samples",
             "swap",
             "pooling",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -17,18 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from .core import find_weights
-from .errors import ArtifactError, KernelError, StateError
+from .errors import KernelError, StateError
 from .fold import Folded, fold_norms, has_norms
-from .graph import Graph, export
+from .graph import Graph
+from .make import TOLERANCE, Exported, Maker
 from .measure.dense import relative_error
-from .plan import LayerPlan, Plan
-from .program import MISS, Program, hooks_of, program_of
-from .serve import Seen, Wishes, record, repeat, serve
-
-TOLERANCE = 1e-3
-"""Of the model's largest output, between the deployed model and the original: float32 sums in
-another order, through all layers."""
+from .pieces import MISS
+from .plan import Plan
+from .program import Program
+from .serve import Wishes
 
 
 class Deployed(nn.Module):
@@ -144,49 +140,15 @@ def deploy(
     fast = copy.deepcopy(model).eval().requires_grad_(False)
     with torch.no_grad(), plain_attention():
         expected = [x.clone() for x in _leaves(fast(*inputs))]
-        exported = _Exported(fast, inputs)
+        exported = Exported(fast, inputs)
         fast, folded = _folded(fast, inputs, expected, exported) if fold else (fast, Folded())
-        seen = record(fast, inputs)
-        wishes = Wishes(kernels, seconds, cache)
-        rows, served = _repeat(fast, seen, plan) if plan else _serve(fast, seen, wishes)
-        fast = _replaced(fast, served)
-    batch = inputs[0].shape[0] if inputs and inputs[0].dim() else 1
-    notes = (*folded.notes(), *_other_than(plan, batch))
-    made = Plan(torch.get_num_threads(), batch, tuple(rows), notes)
-    program, graph = _traced(fast, inputs, made, exported)
-    deployed = Deployed(fast, made, example=inputs, program=program, graph=graph)
+        maker = Maker(fast, inputs, exported, Wishes(kernels, seconds, cache))
+        made, pieces = maker.repeat(plan) if plan else maker.fastest()
+    notes = (*folded.notes(), *_other_than(plan, maker.batch))
+    own = Plan(torch.get_num_threads(), maker.batch, made.rows, notes, pieces)
+    deployed = Deployed(made.model, own, example=inputs, program=made.program, graph=made.graph)
     _check_outputs(deployed, expected)
     return deployed
-
-
-Served = tuple[list[LayerPlan], dict[nn.Module, nn.Module]]
-"""The rows of the plan, and what replaces which module."""
-
-
-def _serve(model: nn.Module, seen: Seen, wishes: Wishes) -> Served:
-    rows, served = [], {}
-    for weight in find_weights(model):
-        row, modules = serve(model, weight, seen, wishes)
-        rows.append(row)
-        served.update(modules)
-    return rows, served
-
-
-def _repeat(model: nn.Module, seen: Seen, plan: Plan) -> Served:
-    """The kernels of a plan; KernelError names every layer that they cannot serve."""
-    pinned = {row.layer: row for row in plan.layers}
-    rows, served, wrong = [], {}, []
-    for weight in find_weights(model):
-        made = repeat(model, weight, seen, pinned.pop(weight.name, None))
-        if isinstance(made, str):
-            wrong.append(f"layer {weight.name!r}: {made}")
-        else:
-            rows.append(made[0])
-            served.update(made[1])
-    wrong += [f"layer {name!r}: the model has none of that name" for name in pinned]
-    if wrong:
-        raise KernelError(f"the plan cannot be repeated. {'; '.join(wrong)}")
-    return rows, served
 
 
 def _other_than(plan: Plan | None, batch: int) -> tuple[str, ...]:
@@ -197,22 +159,8 @@ def _other_than(plan: Plan | None, batch: int) -> tuple[str, ...]:
     return (f"Repeated from a plan for batch {plan.batch} and {plan.threads} threads.",)
 
 
-class _Exported:
-    """torch.export's program of a model, made when it is first asked for; None if there is none."""
-
-    def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...]):
-        self.model, self.inputs = model, inputs
-
-    @functools.cached_property
-    def program(self) -> Any | None:
-        try:
-            return export(self.model, self.inputs)
-        except ArtifactError:
-            return None
-
-
 def _folded(
-    model: nn.Module, inputs: tuple[Tensor, ...], expected: list[Tensor], exported: _Exported
+    model: nn.Module, inputs: tuple[Tensor, ...], expected: list[Tensor], exported: Exported
 ) -> tuple[nn.Module, Folded]:
     """A copy of the model with its norms folded, or the model itself where that went wrong."""
     if not has_norms(model):
@@ -235,15 +183,6 @@ def _error(got: list[Tensor], expected: list[Tensor]) -> float:
     return max((relative_error(a.float(), b.float()) for a, b in pairs), default=0.0)
 
 
-def _traced(
-    model: nn.Module, inputs: tuple[Tensor, ...], plan: Plan, exported: _Exported
-) -> tuple[Program | None, Graph | None]:
-    if not any(row.is_sparse for row in plan.layers) or any(hooks_of(model)):
-        return None, None  # tracing takes longer than a dense model gains; it has no hooks
-    with torch.no_grad(), plain_attention():
-        return program_of(model, inputs, exported.program)
-
-
 def _refuse(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     if isinstance(model, Deployed):
         raise KernelError("the model is deployed already: deploy the one that it was made of")
@@ -263,12 +202,6 @@ def _refuse(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
                 f"deploy serves float32; {name!r} is {kind}: call model.float(), and "
                 "example.float()"
             )
-
-
-def _replaced(model: nn.Module, modules: Mapping[nn.Module, nn.Module]) -> nn.Module:
-    """A copy of the model with each module replaced wherever it occurs; it shares the tensors."""
-    shared = {id(t): t for t in [*model.parameters(), *model.buffers()]}
-    return copy.deepcopy(model, {**shared, **{id(old): new for old, new in modules.items()}})
 
 
 def _check_outputs(deployed: Deployed, expected: list[Tensor]) -> None:

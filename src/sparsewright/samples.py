@@ -25,7 +25,7 @@ TRIAL = 2
 
 @dataclass(frozen=True)
 class Call:
-    """One operation with what it is given: arguments by name, what each is, and the fake results."""
+    """One operation: its arguments by name, what every node is, and the fake results."""
 
     given: Mapping[str, Any]
     kinds: Mapping[fx.Node, str]

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .fold import NORMS, PRODUCTS
+from .fold import PRODUCTS
 from .graph import is_plain
 from .nn import PackedConv1d, PackedLayer, Prepacked, PrepackedConv1d
-from .operations import OWN
 
 aten = torch.ops.aten
 FLAT = (PackedConv1d, PrepackedConv1d)
