@@ -154,7 +154,7 @@ class Maker:
         """The fastest of the whole batch and of pieces; those that come close get own kernels."""
         at_once = {(self.batch, self.batch): self._run(whole, None)}
         cut = {(self.batch, size): self._run(whole, size) for size in sizes(self.batch)}
-        first = {(t.planned, t.size): t.median_ms for t in time_runs(at_once | cut, rounds=1)}
+        first = {(t.planned, t.size): t.low_ms for t in time_runs(at_once | cut, rounds=2)}
         limit = CLOSE * first[self.batch, self.batch]
         close = [size for size in sizes(self.batch) if first[self.batch, size] <= limit]
         if not close:

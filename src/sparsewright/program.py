@@ -131,7 +131,7 @@ def program_of(
     batch = document["graph"]["batch"]
     trials = [example]
     if batch is not None:
-        if batch["min"] <= 1:
+        if batch["min"] <= 1 and example[0].shape[0] != 1:
             trials.append(tuple(rows(x, 1) for x in example))
         if (batch["max"] or 3) >= 3:
             trials.append(tuple(rows(x, 3) for x in example))
