@@ -256,13 +256,13 @@ def test_exact_bytes(tmp_path):
         }
     ]  # fmt: skip
     assert document["graph"] == {
-        "inputs": [{"name": "x", "dtype": "float32", "shape": ["batch", 2]}],
+        "inputs": [{"name": "input", "dtype": "float32", "shape": ["batch", 2]}],
         "batch": {"min": 1, "max": None},
         "nodes": [
             {
                 "name": "csr_linear", "op": "sparsewright.csr_linear.default", "kwargs": {},
                 "args": [
-                    {"node": "x"}, {"tensor": "rows"}, {"tensor": "columns"},
+                    {"node": "input"}, {"tensor": "rows"}, {"tensor": "columns"},
                     {"tensor": "values"}, None, None, 0, 0,
                 ],
             }
@@ -451,6 +451,19 @@ def set_in(entry, key, value):
     entry[key] = value
 
 
+def _pieces(size):
+    return {"size": size, "planned": 1, "timings": [], "why_whole": None}
+
+
+def mix(document):
+    """Let samples meet at the end."""
+    graph = document["graph"]
+    last = {"node": graph["nodes"][-1]["name"]}
+    end = {"name": "mixed", "op": "aten.cumsum.default", "args": [last, 0], "kwargs": {}}
+    graph["nodes"].append(end)
+    graph["output"] = {"node": "mixed"}
+
+
 HOSTILE = {
     # the layers
     "unknown layout": (lambda d, t: set_in(layer(d), "layout", "coo"), "no layout 'coo'"),
@@ -566,6 +579,18 @@ HOSTILE = {
     "version true": (lambda d, t: set_in(d, "version", True), "must be int"),
     "no plan": (lambda d, t: d.pop("plan"), "has no 'plan'"),
     "a plan of nonsense": (lambda d, t: set_in(d["plan"], "threads", "two"), "the plan is not one"),
+    **{
+        f"pieces of {size}": (
+            lambda d, t, size=size: d["plan"].update(pieces=_pieces(size)),
+            "the plan is not one",
+        )
+        for size in (0, -1, 2**31, 1.5, True, "all", [1])
+    },
+    "pieces that are none": (lambda d, t: d["plan"].update(pieces=[]), "the plan is not one"),
+    "pieces of samples that are mixed": (
+        lambda d, t: (d["plan"].update(pieces=_pieces(1)), mix(d)),
+        "the plan runs a batch in pieces, but aten.cumsum.default may mix",
+    ),
     "a layer's plan of nonsense": (
         lambda d, t: set_in(d["plan"]["layers"][0], "candidates", {}),
         "the plan is not one",

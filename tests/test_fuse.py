@@ -72,7 +72,7 @@ FUSED = {
     ),
     "a signal": (
         lambda m, x: torch.relu(m.signal(x.flatten(2))),
-        [("view", "", False), ("unsqueeze", "", False), ("csb_conv2d", "relu", False)],
+        [("flatten", "", False), ("unsqueeze", "", False), ("csb_conv2d", "relu", False)],
         True,
     ),
 }

@@ -193,13 +193,16 @@ def _loaded(data: bytes) -> Deployed:
         raise ArtifactError(f"the plan is not one: {error}") from error
     provenance = field(document, "provenance", dict, "the file")
     signature = Signature.read(document["graph"])
+    size = plan.pieces.size if plan.pieces else None
+    if size is not None and module.meta["mixed"] is not None:
+        raise ArtifactError(f"the plan runs a batch in pieces, but {module.meta['mixed']}")
     return Deployed(
         module,
         plan,
         source=(document, tensors),
         check=signature.check,
         provenance=provenance,
-        program=Program(module, signature, module),
+        program=Program(module, signature, module, size),
     )
 
 

@@ -16,21 +16,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from .core import find_weights
 from .errors import KernelError, StateError
-from .fold import Folded, fold_norms
+from .fold import Folded, fold_norms, has_norms
 from .graph import Graph
 from .layouts import FP32, VALUES, values_name
+from .make import TOLERANCE, Exported, Maker
 from .measure.dense import relative_error
-from .nn import PackedLayer, Prepacked
-from .plan import LayerPlan, Plan
-from .program import MISS, Program, program_of
-from .serve import Seen, Wishes, record, repeat, serve
-
-TOLERANCE = 1e-3
-"""Of the model's largest output, between the deployed model and the original: float32 sums in
-another order, through all layers. Values in fewer bytes do not loosen it: then the original is
-taken with its weights rounded, as every layer alone was allowed what its type of values rounds."""
+from .nn import PackedLayer
+from .pieces import MISS
+from .plan import Plan
+from .program import Program
+from .serve import Wishes
 
 
 class Deployed(nn.Module):
@@ -152,17 +148,14 @@ def deploy(
     fast = copy.deepcopy(model).eval().requires_grad_(False)
     with torch.no_grad(), plain_attention():
         expected = [x.clone() for x in _leaves(fast(*inputs))]
-        fast, folded = _folded(fast, inputs, expected) if fold else (fast, Folded())
-        seen = record(fast, inputs)
-        wishes = Wishes(kernels, seconds, cache, values)
-        rows, served = _repeat(fast, seen, plan) if plan else _serve(fast, seen, wishes)
-        expected, loss = _with_rounded(fast, served, inputs, expected)
-        fast = _replaced(fast, served)
-    batch = inputs[0].shape[0] if inputs and inputs[0].dim() else 1
-    notes = (*folded.notes(), *loss, *_other_than(plan, batch))
-    made = Plan(torch.get_num_threads(), batch, tuple(rows), notes)
-    program, graph = _traced(fast, inputs, made)
-    deployed = Deployed(fast, made, example=inputs, program=program, graph=graph)
+        exported = Exported(fast, inputs)
+        fast, folded = _folded(fast, inputs, expected, exported) if fold else (fast, Folded())
+        maker = Maker(fast, inputs, exported, Wishes(kernels, seconds, cache, values))
+        made, pieces = maker.repeat(plan) if plan else maker.fastest()
+        expected, loss = _with_rounded(fast, made.served, inputs, expected)
+    notes = (*folded.notes(), *loss, *_other_than(plan, maker.batch))
+    own = Plan(torch.get_num_threads(), maker.batch, made.rows, notes, pieces)
+    deployed = Deployed(made.model, own, example=inputs, program=made.program, graph=made.graph)
     _check_outputs(deployed, expected)
     return deployed
 
@@ -191,36 +184,6 @@ def _with_rounded(
     )
 
 
-Served = tuple[list[LayerPlan], dict[nn.Module, nn.Module]]
-"""The rows of the plan, and what replaces which module."""
-
-
-def _serve(model: nn.Module, seen: Seen, wishes: Wishes) -> Served:
-    rows, served = [], {}
-    for weight in find_weights(model):
-        row, modules = serve(model, weight, seen, wishes)
-        rows.append(row)
-        served.update(modules)
-    return rows, served
-
-
-def _repeat(model: nn.Module, seen: Seen, plan: Plan) -> Served:
-    """The kernels of a plan; KernelError names every layer that they cannot serve."""
-    pinned = {row.layer: row for row in plan.layers}
-    rows, served, wrong = [], {}, []
-    for weight in find_weights(model):
-        made = repeat(model, weight, seen, pinned.pop(weight.name, None))
-        if isinstance(made, str):
-            wrong.append(f"layer {weight.name!r}: {made}")
-        else:
-            rows.append(made[0])
-            served.update(made[1])
-    wrong += [f"layer {name!r}: the model has none of that name" for name in pinned]
-    if wrong:
-        raise KernelError(f"the plan cannot be repeated. {'; '.join(wrong)}")
-    return rows, served
-
-
 def _other_than(plan: Plan | None, batch: int) -> tuple[str, ...]:
     """For the notes: what differs from where a repeated plan was made."""
     now = (torch.get_num_threads(), batch)
@@ -230,11 +193,13 @@ def _other_than(plan: Plan | None, batch: int) -> tuple[str, ...]:
 
 
 def _folded(
-    model: nn.Module, inputs: tuple[Tensor, ...], expected: list[Tensor]
+    model: nn.Module, inputs: tuple[Tensor, ...], expected: list[Tensor], exported: Exported
 ) -> tuple[nn.Module, Folded]:
     """A copy of the model with its norms folded, or the model itself where that went wrong."""
+    if not has_norms(model):
+        return model, Folded()
     made = copy.deepcopy(model)
-    folded = fold_norms(made, inputs)
+    folded = fold_norms(made, inputs, exported.program)
     if not folded.layers:
         return model, folded
     try:
@@ -249,16 +214,6 @@ def _folded(
 def _error(got: list[Tensor], expected: list[Tensor]) -> float:
     pairs = zip(got, expected, strict=True)
     return max((relative_error(a.float(), b.float()) for a, b in pairs), default=0.0)
-
-
-def _traced(
-    model: nn.Module, inputs: tuple[Tensor, ...], plan: Plan
-) -> tuple[Program | None, Graph | None]:
-    fuses = any(isinstance(m, Prepacked) and m.is_op for m in model.modules())
-    if not (fuses or any(row.is_sparse for row in plan.layers)):
-        return None, None  # tracing takes longer than a dense model gains
-    with torch.no_grad(), plain_attention():
-        return program_of(model, inputs)
 
 
 def _refuse(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -280,15 +235,6 @@ def _refuse(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
                 f"deploy serves float32; {name!r} is {kind}: call model.float(), and "
                 "example.float()"
             )
-
-
-def _replaced(model: nn.Module, modules: Mapping[nn.Module, nn.Module]) -> nn.Module:
-    """The model with each module replaced wherever it occurs."""
-    for parent in list(model.modules()):
-        for key, child in parent._modules.items():
-            if child is not None and child in modules:
-                parent._modules[key] = modules[child]
-    return modules.get(model, model)
 
 
 def _check_outputs(deployed: Deployed, expected: list[Tensor]) -> None:

@@ -40,12 +40,12 @@ class Folded:
         return (f"BatchNorm folded: {pairs}",) if pairs else ()
 
 
-def fold_norms(model: nn.Module, inputs: tuple[Tensor, ...]) -> Folded:
+def fold_norms(model: nn.Module, inputs: tuple[Tensor, ...], program: Any = None) -> Folded:
     """Fold every BatchNorm1d/2d whose input is a Linear's or a Conv1d/2d's output alone; in place.
 
     model: in eval mode; its norms become nn.Identity. A layer that is called twice, shares its
     weight, has hooks, or whose output has another reader stays as it is. The sums are done in
-    float64 and rounded once.
+    float64 and rounded once. program: torch.export's of the model, if it is at hand.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval().requires_grad_(False)
     >>> fold_norms(model, (torch.ones(1, 3, 8, 8),)).layers
@@ -53,12 +53,12 @@ def fold_norms(model: nn.Module, inputs: tuple[Tensor, ...]) -> Folded:
     >>> type(model[1]).__name__
     'Identity'
     """
-    if not any(type(m) in NORMS for m in model.modules()):
+    if not has_norms(model):
         return Folded()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch about torch
-            program = torch.export.export(model, inputs, strict=False)
+            program = program or torch.export.export(model, inputs, strict=False)
     except Exception as error:  # whatever a user's forward may raise while it is traced
         reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
         return Folded(why_not=f"torch.export failed with {type(error).__name__}: {reason}")
@@ -69,6 +69,11 @@ def fold_norms(model: nn.Module, inputs: tuple[Tensor, ...]) -> Folded:
             _put(model, layer, norm, weight, bias)
             folded.append((layer, norm))
     return Folded(tuple(folded))
+
+
+def has_norms(model: nn.Module) -> bool:
+    """Whether there is anything that could be folded."""
+    return any(type(m) in NORMS for m in model.modules())
 
 
 def _pairs(model: nn.Module, program: Any) -> Iterator[tuple[str, str]]:

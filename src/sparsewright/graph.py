@@ -5,10 +5,11 @@ README.md states the document; rebuild.py reads it.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import operator
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,8 @@ FORMATS = {
 LAYOUTS = {"strided": torch.strided}
 FLOATS = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 ASSERTIONS = ("aten._assert", "aten.sym_constrain", "aten._assert_tensor_metadata")
+COPIES = ("aten.clone.default", "aten.alias.default", "aten.detach.default")
+DROPPED = (*ASSERTIONS, *COPIES, "aten.dropout.default")
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,23 @@ def trace(model: nn.Module, example: tuple[Tensor, ...]) -> Graph:
     example: its positional inputs. Raises ArtifactError with the reason if torch.export cannot
     trace the model or a file cannot hold what it does.
     """
-    program = _export_any_batch(model, example) or _export(model, example, None)
-    return _Writer(program).graph()
+    program = export(model, example)
+    if not is_plain(program.graph):
+        with _explained():
+            program = program.run_decompositions({})
+    return written(program)
+
+
+def written(
+    program: Any, graph: fx.Graph | None = None, tensors: Mapping[str, Tensor] | None = None
+) -> Graph:
+    """The document of a program, or of a graph made from its own, with tensors of these names."""
+    return _Writer(program, graph, tensors).graph()
+
+
+def export(model: nn.Module, example: tuple[Tensor, ...]) -> Any:
+    """torch.export's program of a model, at any batch where it allows that; ArtifactError."""
+    return _export_any_batch(model, example) or _export(model, example, None)
 
 
 def _export_any_batch(model: nn.Module, example: tuple[Tensor, ...]) -> Any | None:
@@ -76,18 +94,33 @@ def _export_any_batch(model: nn.Module, example: tuple[Tensor, ...]) -> Any | No
 
 
 def _export(model: nn.Module, example: tuple[Tensor, ...], dynamic: Any) -> Any:
+    with _explained():
+        return torch.export.export(model, example, dynamic_shapes=dynamic, strict=False)
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Whatever a user's forward may raise while it is traced, as an ArtifactError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch about torch
-            program = torch.export.export(model, example, dynamic_shapes=dynamic, strict=False)
-            return program.run_decompositions({})
-    except Exception as error:  # whatever a user's forward may raise while it is traced
+            yield
+    except Exception as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise ArtifactError(
             "the model's structure cannot be written: torch.export failed with "
             f"{type(error).__name__}: {reason}. Make `forward` free of branches on values (see "
             "torch.export's documentation), or deploy and save the part that holds the layers"
         ) from error
+
+
+def is_plain(graph: fx.Graph) -> bool:
+    """Whether every operation is one for a file as it stands, so that none has to be taken apart.
+
+    Those for files change nothing in place, so a graph of them is one of pure functions.
+    """
+    calls = [n for n in graph.nodes if n.op == "call_function"]
+    return all(name_of(n.target) or str(n.target).startswith(DROPPED) for n in calls)
 
 
 def _inputs(program: Any) -> list[Tensor]:
@@ -104,21 +137,34 @@ def _is_free(size: Any) -> bool:
 class _Writer:
     """One exported program on its way into a document."""
 
-    def __init__(self, program: Any):
+    def __init__(
+        self,
+        program: Any,
+        graph: fx.Graph | None = None,
+        tensors: Mapping[str, Tensor] | None = None,
+    ):
         self.program = program
+        self.nodes = program.graph if graph is None else graph
+        own = {**program.constants, **program.state_dict}
+        self.stored = own if tensors is None else tensors
+        places = [n for n in self.nodes.nodes if n.op == "placeholder"]
+        self.specs = dict(zip(places, program.graph_signature.input_specs, strict=True))
         self.tensors: dict[str, Tensor] = {}
         self.inputs: list[Document] = []
         self.values: dict[fx.Node, Any] = {}  # node -> the JSON value that refers to it
 
     def graph(self) -> Graph:
         self._refuse_mutations()
-        _tidy(self.program.graph_module.graph)
-        exact = fuse(self.program.graph_module.graph)
+        _tidy(self.nodes)
+        exact = fuse(self.nodes)
         nodes: list[Document] = []
         output: Any = None
-        for node in self.program.graph_module.graph.nodes:
+        for node in self.nodes.nodes:
             if node.op == "call_function":
                 nodes.append(self._node(node))
+            elif node.op == "get_attr":
+                name = str(node.target)
+                self.values[node] = {"tensor": self._store(name, self.stored[name])}
             elif node.op == "output":
                 leaves = [self.value(v, node) for v in node.args[0]]
                 output = _nest(self.program.call_spec.out_spec, iter(leaves))
@@ -143,24 +189,24 @@ class _Writer:
                 )
 
     def _placeholder(self, node: fx.Node) -> None:
-        spec = next(s for s in self.program.graph_signature.input_specs if s.arg.name == node.name)
+        spec = self.specs[node]
         if spec.kind == InputKind.USER_INPUT:
-            self._input(node)
+            self._input(node, spec.arg.name)
         elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
             if node.users:
-                stored = {**self.program.constants, **self.program.state_dict}
-                self.values[node] = {"tensor": self._store(spec.target, stored[spec.target])}
+                name = spec.target
+                self.values[node] = {"tensor": self._store(name, self.stored[name])}
         else:
             raise ArtifactError(f"input {node.name!r}: a file cannot hold a {spec.kind.name}")
 
-    def _input(self, node: fx.Node) -> None:
+    def _input(self, node: fx.Node, name: str) -> None:
         value = node.meta.get("val")
         if not isinstance(value, Tensor):
-            raise ArtifactError(f"input {node.name!r} must be a tensor; got {type(value).__name__}")
+            raise ArtifactError(f"input {name!r} must be a tensor; got {type(value).__name__}")
         shape = [BATCH if _is_free(s) else int(s) for s in value.shape]
-        name = _word({torch_type: n for n, torch_type in DTYPES.items()}, value.dtype, node.name)
-        self.inputs.append({"name": node.name, "dtype": name, "shape": shape})
-        self.values[node] = {"node": node.name}
+        dtype = _word({torch_type: n for n, torch_type in DTYPES.items()}, value.dtype, name)
+        self.inputs.append({"name": name, "dtype": dtype, "shape": shape})
+        self.values[node] = {"node": name}
 
     def _store(self, name: str, tensor: Tensor) -> str:
         """The file's name of a tensor; the same storage gets one name."""
@@ -234,8 +280,15 @@ def _tidy(graph: fx.Graph) -> None:
         target = str(node.target)
         if node.op == "call_function" and target.startswith(ASSERTIONS) and not node.users:
             graph.erase_node(node)
-        elif target in ("aten.clone.default", "aten.alias.default", "aten.detach.default"):
+        elif target in COPIES:
             _skip_copy(node)
+        elif target == "aten.dropout.default" and node.args[2] is False:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)  # torch takes it for random in any case
+        elif target == "aten.flatten.using_ints":
+            _flatten_by_size(graph, node)
+        elif target == "aten._unsafe_view.default":
+            node.target = torch.ops.aten.reshape.default  # the copy before it is gone
         elif target == "aten._native_batch_norm_legit_no_training.default":
             _plain_batch_norm(graph, node)
     graph.eliminate_dead_code()
@@ -246,6 +299,20 @@ def _skip_copy(node: fx.Node) -> None:
     returned = any(user.op == "output" for user in node.users)
     if not node.kwargs and not returned:
         node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+
+
+def _flatten_by_size(graph: fx.Graph, node: fx.Node) -> None:
+    """Say the size of what a layer after it gets: then program.py need not look at every call."""
+    value, x = node.meta["val"], node.args[0]
+    if value.dim() != 2 or _is_free(value.shape[1]) or not _is_free(value.shape[0]):
+        return
+    with graph.inserting_before(node):
+        batch = graph.call_function(torch.ops.aten.sym_size.int, (x, 0))
+        sizes = [batch, int(value.shape[1])]
+        flat = graph.call_function(torch.ops.aten.reshape.default, (x, sizes))
+    batch.meta["val"], flat.meta["val"] = value.shape[0], value
+    node.replace_all_uses_with(flat)
+    graph.erase_node(node)
 
 
 def _plain_batch_norm(graph: fx.Graph, node: fx.Node) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -119,22 +119,76 @@ class LayerPlan:
 
 
 @dataclass(frozen=True)
+class PieceTiming:
+    """One batch in ms: median, least and most; `size` samples at a time, by kernels that were
+    chosen for `planned` samples."""
+
+    planned: int
+    size: int
+    median_ms: float
+    low_ms: float
+    high_ms: float
+
+    @classmethod
+    def from_list(cls, entry: Any) -> PieceTiming:
+        if not isinstance(entry, list) or len(entry) != 5:
+            raise TypeError("a timing of pieces is a list of five")
+        planned, size, *times = entry
+        median, low, high = (_number({"ms": t}, "ms") or 0.0 for t in times)
+        return cls(_samples(planned), _samples(size), median, low, high)
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """How a batch is run: `size` samples at a time through the whole model, None for all at once.
+
+    planned: samples that the layers' kernels were chosen for. timings: fastest first. why_whole:
+    why the samples cannot be taken apart.
+    """
+
+    size: int | None
+    planned: int
+    timings: tuple[PieceTiming, ...] = ()
+    why_whole: str | None = None
+
+    @classmethod
+    def fastest(cls, timings: Sequence[PieceTiming], batch: int) -> Pieces:
+        best = timings[0]
+        return cls(best.size if best.size < batch else None, best.planned, tuple(timings))
+
+    def to_dict(self) -> dict[str, Any]:
+        timings = [list(astuple(t)) for t in self.timings]
+        own = {"size": self.size, "planned": self.planned, "timings": timings}
+        return {**own, "why_whole": self.why_whole}
+
+    @classmethod
+    def from_dict(cls, entry: Any) -> Pieces:
+        timings = tuple(PieceTiming.from_list(t) for t in _list(entry, "timings"))
+        size = None if entry["size"] is None else _samples(entry["size"])
+        why = None if entry["why_whole"] is None else _text(entry, "why_whole")
+        return cls(size, _samples(entry["planned"]), timings, why)
+
+
+@dataclass(frozen=True)
 class Plan:
     """Which kernel serves which layer at a number of threads and a batch; str() is a table.
 
-    notes: what else was done to the model, or could not be.
+    notes: what else was done to the model, or could not be. pieces: how many samples go through
+    the model at a time, None for a batch of one.
     """
 
     threads: int
     batch: int
     layers: tuple[LayerPlan, ...]
     notes: tuple[str, ...] = ()
+    pieces: Pieces | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that JSON takes."""
         layers = [row.to_dict() for row in self.layers]
         notes = list(self.notes)
-        return {"threads": self.threads, "batch": self.batch, "layers": layers, "notes": notes}
+        own = {"threads": self.threads, "batch": self.batch, "layers": layers, "notes": notes}
+        return {**own, "pieces": None if self.pieces is None else self.pieces.to_dict()}
 
     @classmethod
     def from_dict(cls, entry: Any) -> Plan:
@@ -143,7 +197,9 @@ class Plan:
         notes = _list(entry, "notes")
         if not all(isinstance(note, str) for note in notes):
             raise TypeError("a plan's notes must be texts")
-        return cls(_count(entry["threads"]), _count(entry["batch"]), layers, tuple(notes))
+        found = entry.get("pieces")
+        pieces = None if found is None else Pieces.from_dict(found)
+        return cls(_count(entry["threads"]), _count(entry["batch"]), layers, tuple(notes), pieces)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan as JSON, for `load` and for people."""
@@ -157,7 +213,7 @@ class Plan:
         >>> path = Path(tempfile.mkdtemp()) / "plan.json"
         >>> Plan(2, 1, ()).save(path)
         >>> Plan.load(path)
-        Plan(threads=2, batch=1, layers=(), notes=())
+        Plan(threads=2, batch=1, layers=(), notes=(), pieces=None)
         """
         try:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
@@ -202,14 +258,20 @@ def pattern_of(weight: Tensor) -> str:
         return f"block:{rows}x{next(size for size in fit if _repeats(strips, size))}"
     for size in (2, 4, 8, 16, 32, 64):
         if inputs and inputs % size == 0:
-            kept = present.reshape(-1, size).sum(dim=1)
-            n = int(kept[0])
-            if 0 < n < size and bool((kept == n).all()):
+            parts = present.reshape(-1, size)
+            n = int(parts[0].sum())
+            if 0 < n < size and all(_hold(p, n) for p in (parts[:FIRST], parts)):
                 return f"{n}:{size}"
     return "unstructured"
 
 
 BLOCK_ROWS, BLOCK_COLUMNS = (16, 8, 4), (16, 8, 4, 2, 1)
+FIRST = 64
+"""Parts that are looked at before all are: most weights show there that they have no pattern."""
+
+
+def _hold(parts: Tensor, n: int) -> bool:
+    return bool((parts.sum(dim=1) == n).all())
 
 
 def _repeats(present: Tensor, size: int) -> bool:
@@ -217,7 +279,7 @@ def _repeats(present: Tensor, size: int) -> bool:
     if len(present) % size:
         return False
     groups = present.reshape(len(present) // size, size, -1)
-    return bool((groups == groups[:, :1]).all())
+    return all(bool((part == part[:, :1]).all()) for part in (groups[:FIRST, :, :FIRST], groups))
 
 
 def _text(entry: Any, key: str) -> str:
@@ -236,6 +298,12 @@ def _count(value: Any) -> int:
     if type(value) is not int or not 0 <= value < 2**63:
         raise ValueError(f"a plan's counts are ints in [0, 2**63); got {str(value)[:40]}")
     return value
+
+
+def _samples(value: Any) -> int:
+    if not 0 < _count(value) < 2**31:
+        raise ValueError(f"a plan's numbers of samples are in [1, 2**31); got {value}")
+    return int(value)
 
 
 def _number(entry: Any, key: str) -> float | None:

@@ -13,20 +13,25 @@ import json
 import math
 import os
 import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import astuple
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
+from .core import Weight
 from .errors import SparsityWarning
 from .files import write_text
 from .kernels import Choice, Timing, library
 from .kernels.choose import kernels_of
 from .measure.environment import cpu_name
 from .nn import Task
-from .plan import pattern_of
+from .plan import PieceTiming, pattern_of
 
 FORMAT = 1
+T = TypeVar("T")
 BUCKETS = 100
 """Sparsities are told apart to this part: two weights in one bucket share their measurements."""
 
@@ -50,7 +55,42 @@ def folder() -> Path:
 def circumstances(task: Task, kernels: list[str] | None, values: str) -> dict[str, Any]:
     """All that a layer's timings depend on, as values that JSON takes."""
     matrix = task.operation.matrix(task.weight.detach())
-    sparsity = 1 - int((matrix != 0).sum()) / max(1, matrix.numel())
+    return {
+        **_machine(),
+        "operation": str(task.operation),
+        "weight": list(task.weight.shape),
+        "pattern": pattern_of(task.weight),
+        "values": values,
+        "sparsity": _bucket(matrix),
+        "bias": task.bias is not None,
+        "x": list(task.x.shape),
+        "contiguous": task.x.is_contiguous(),
+        "candidates": sorted(kernels_of(task.operation) if kernels is None else kernels),
+    }
+
+
+def of_model(
+    program: Any,
+    weights: Sequence[Weight],
+    inputs: Sequence[Tensor],
+    kernels: Sequence[str] | None,
+    values: str,
+) -> dict[str, Any]:
+    """All that the times of a whole model depend on. program: torch.export's."""
+    graph = "\n".join(f"{n.name} {n.target} {n.args} {n.kwargs}" for n in program.graph.nodes)
+    zeros = [[w.name, list(w.parameter.shape), _bucket(w.parameter)] for w in weights]
+    patterns = [pattern_of(w.parameter.detach()) for w in weights]
+    return {
+        **_machine(),
+        "graph": hashlib.sha256(graph.encode()).hexdigest(),
+        "weights": hashlib.sha256(json.dumps([zeros, patterns]).encode()).hexdigest(),
+        "inputs": [list(x.shape) for x in inputs],
+        "candidates": None if kernels is None else sorted(kernels),
+        "values": values,
+    }
+
+
+def _machine() -> dict[str, Any]:
     return {
         "format": FORMAT,
         "cpu": cpu_name(),
@@ -58,16 +98,12 @@ def circumstances(task: Task, kernels: list[str] | None, values: str) -> dict[st
         "kernels": _library_digest(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "operation": str(task.operation),
-        "weight": list(task.weight.shape),
-        "pattern": pattern_of(task.weight),
-        "values": values,
-        "sparsity": round(BUCKETS * sparsity),
-        "bias": task.bias is not None,
-        "x": list(task.x.shape),
-        "contiguous": task.x.is_contiguous(),
-        "candidates": sorted(kernels_of(task.operation) if kernels is None else kernels),
     }
+
+
+def _bucket(weight: Tensor) -> int:
+    """The sparsity, as told apart."""
+    return round(BUCKETS * (1 - int(torch.count_nonzero(weight)) / max(1, weight.numel())))
 
 
 @functools.cache
@@ -88,6 +124,31 @@ def read(key: dict[str, Any], seconds: float) -> Record | None:
     A file that holds something else is not used: a SparsityWarning names it, and the next
     measurement replaces it.
     """
+    return _read(key, lambda entry: _record(entry, seconds))
+
+
+def _record(entry: Any, seconds: float) -> Record | None:
+    timings = tuple(_timing(t) for t in entry["timings"])
+    refusals = tuple((_text(name), _text(reason)) for name, reason in entry["refusals"])
+    if not timings or not _number(entry["seconds"]) >= 0:
+        raise ValueError("it holds no timings")
+    return (timings, refusals) if entry["seconds"] >= seconds else None
+
+
+def read_pieces(key: dict[str, Any], seconds: float) -> tuple[PieceTiming, ...] | None:
+    """What `write_pieces` kept in these circumstances, or None; broken files as with `read`."""
+    return _read(key, lambda entry: _pieces(entry, seconds))
+
+
+def _pieces(entry: Any, seconds: float) -> tuple[PieceTiming, ...] | None:
+    timings = tuple(PieceTiming.from_list(t) for t in entry["pieces"])
+    if not timings or not _number(entry["seconds"]) >= 0:
+        raise ValueError("it holds no timings")
+    return timings if entry["seconds"] >= seconds else None
+
+
+def _read(key: dict[str, Any], parse: Callable[[Any], T | None]) -> T | None:
+    """What `parse` makes of a file; None with a warning where that is broken."""
     path = _file(key)
     try:
         text = path.read_text(encoding="utf-8")
@@ -100,15 +161,10 @@ def read(key: dict[str, Any], seconds: float) -> Record | None:
         entry = json.loads(text)
         if entry["key"] != key:
             raise ValueError("it was measured in other circumstances")
-        timings = tuple(_timing(t) for t in entry["timings"])
-        refusals = tuple((_text(name), _text(reason)) for name, reason in entry["refusals"])
-        if not timings or not _number(entry["seconds"]) >= 0:
-            raise ValueError("it holds no timings")
-        enough = entry["seconds"] >= seconds
+        return parse(entry)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         _ignored(path, error)
         return None
-    return (timings, refusals) if enough else None
 
 
 def _ignored(path: Path, error: Exception) -> None:
@@ -127,6 +183,16 @@ def write(key: dict[str, Any], seconds: float, choice: Choice) -> None:
         "timings": [[t.kernel, t.median, t.low, t.high, t.rounds, t.error] for t in choice.timings],
         "refusals": [list(refusal) for refusal in choice.refusals],
     }
+    _write(key, entry)
+
+
+def write_pieces(key: dict[str, Any], seconds: float, timings: Sequence[PieceTiming]) -> None:
+    """Keep the times of a batch whole and in pieces, whose layers were timed for so many seconds
+    each; a SparsityWarning as with `write`."""
+    _write(key, {"key": key, "seconds": seconds, "pieces": [list(astuple(t)) for t in timings]})
+
+
+def _write(key: dict[str, Any], entry: dict[str, Any]) -> None:
     path = _file(key)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -81,7 +81,24 @@ def _dense(row: LayerPlan) -> str:
 def _remarks(plan: Plan) -> list[str]:
     lines = [] if any(row.is_sparse for row in plan.layers) else ["No layer is served sparse."]
     lines.append("Speed-up: over the best dense candidate of the same layer, timed in turn.")
-    return [*lines, *plan.notes, *_refusals(plan)]
+    return [*lines, *_pieces(plan), *plan.notes, *_refusals(plan)]
+
+
+def _pieces(plan: Plan) -> list[str]:
+    """How the batch is run, and how long the fastest of the other ways takes."""
+    if plan.pieces is None:
+        return []
+    if plan.pieces.why_whole is not None:
+        return [f"The batch runs whole: {plan.pieces.why_whole}."]
+    size, timings = plan.pieces.size, plan.pieces.timings
+    way = "whole" if size is None else f"in pieces of {size}, by kernels for {plan.pieces.planned}"
+    best = next((f": {t.median_ms:.3g} ms" for t in timings), "")
+    others = [t for t in timings if (t.size == plan.batch) == (size is not None)][:1]
+    beside = [
+        f"; {'whole' if t.size == plan.batch else f'in pieces of {t.size}'}: {t.median_ms:.3g} ms"
+        for t in others
+    ]
+    return [f"The batch runs {way}{best}{''.join(beside)}."]
 
 
 def _refusals(plan: Plan) -> list[str]:

@@ -17,24 +17,24 @@ from torch.nn.modules import module as torch_module
 from torch.utils._pytree import tree_leaves
 
 from .declared import Declared, describe, with_best_isa
-from .errors import ArtifactError
+from .errors import ArtifactError, KernelError
 from .fuse import TOLERANCE
-from .graph import BATCH, Document, Graph, is_same, trace
+from .graph import BATCH, Document, Graph, is_same, trace, written
 from .measure.dense import relative_error
 from .nn import Prepacked
 from .operations import expect_width
+from .pieces import MISS, in_pieces
 from .pooling import max_pool2d
 from .rebuild import build
 from .signature import Signature, field
-
-MISS: Any = object()
-"""What a program returns for inputs that it does not serve."""
+from .swap import swap
 
 aten = torch.ops.aten
 QUICK: Mapping[object, Callable[..., Any]] = {
     aten.linear.default: F.linear,
     aten.relu.default: torch.relu,
     aten.view.default: Tensor.view,
+    aten.reshape.default: Tensor.reshape,
     aten.sym_size.int: Tensor.size,
     aten.max_pool2d.default: max_pool2d,
 }
@@ -50,18 +50,44 @@ class Program:
 
     module: the graph and what it refers to. It is served inputs that `signature` allows, plain
     tensors without gradients, while no module of `model`, whose trace it is, has a forward hook.
+    size: samples at a time, None for whole batches; KernelError where `mixed` says why not.
     """
 
-    def __init__(self, module: fx.GraphModule, signature: Signature, model: nn.Module):
-        self.module, self.signature, self.model = module, signature, model
-        self.run = flat(module, signature, tuple(hooks_of(model)))
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        signature: Signature,
+        model: nn.Module,
+        size: int | None = None,
+    ):
+        self.module, self.signature, self.model, self.size = module, signature, model, size
+        if size is not None and self.mixed is not None:
+            raise KernelError(f"a batch cannot be run in pieces: {self.mixed}")
+        self._bind()
+
+    @property
+    def mixed(self) -> str | None:
+        """Why the samples of a batch must not be run in pieces, or None."""
+        reason: str | None = self.module.meta["mixed"]
+        return reason
+
+    def cut(self, size: int | None) -> Program:
+        """The same program with so many samples at a time."""
+        return Program(self.module, self.signature, self.model, size)
+
+    def _bind(self) -> None:
+        self.run = flat(self.module, self.signature, tuple(hooks_of(self.model)))
+        if self.size is not None:
+            batched = [shape[:1] == (BATCH,) for *_, shape in self.signature.inputs]
+            _, most = self.signature.batch or (0, None)
+            self.run = in_pieces(self.run, batched, self.size, most)
 
     def __getstate__(self) -> dict[str, Any]:  # a copy has a function over its own tensors
         return {k: v for k, v in self.__dict__.items() if k != "run"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.run = flat(self.module, self.signature, tuple(hooks_of(self.model)))
+        self._bind()
 
 
 def hooks_of(model: nn.Module) -> Iterator[Mapping[int, Any]]:
@@ -84,17 +110,19 @@ def layers_and_graph(model: nn.Module, graph: Graph) -> Document:
 
 
 def program_of(
-    model: nn.Module, example: tuple[Tensor, ...]
+    model: nn.Module, example: tuple[Tensor, ...], exported: Any = None
 ) -> tuple[Program | None, Graph | None]:
     """A model's program and its trace; None for what it has not.
 
+    exported: torch.export's program of what the model was deployed from, if it is at hand.
     A program gives the model's outputs on the example, and at batches of 1 and 3 where any batch
     is served: bit for bit, or within fuse.TOLERANCE where something was fused that rounds.
     """
     if any(hooks_of(model)):
         return None, None  # a trace has no place for them
     try:
-        graph = trace(model, example)
+        swapped = None if exported is None else swap(exported, model)
+        graph = trace(model, example) if swapped is None else written(exported, *swapped)
         document = layers_and_graph(model, graph)
         module = module_of(document, graph.tensors)
     except ArtifactError:
@@ -104,7 +132,7 @@ def program_of(
     batch = document["graph"]["batch"]
     trials = [example]
     if batch is not None:
-        if batch["min"] <= 1:
+        if batch["min"] <= 1 and example[0].shape[0] != 1:
             trials.append(tuple(rows(x, 1) for x in example))
         if (batch["max"] or 3) >= 3:
             trials.append(tuple(rows(x, 3) for x in example))
@@ -128,8 +156,15 @@ def _agree(
         expected, got = model(*inputs), program.run(*inputs)
     except Exception:  # whatever a user's forward may raise at another batch: the modules serve
         return False
+    return same_outputs(got, expected, same)
+
+
+def same_outputs(
+    got: Any, expected: Any, same: Callable[[Tensor, Tensor], bool] | None = None
+) -> bool:
+    """Whether two outputs are alike, tensor by tensor; within fuse.TOLERANCE unless `same` says."""
     a, b = ([x for x in tree_leaves(v) if isinstance(x, Tensor)] for v in (got, expected))
-    return got is not MISS and len(a) == len(b) and all(map(same, a, b))
+    return got is not MISS and len(a) == len(b) and all(map(same or _close, a, b))
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

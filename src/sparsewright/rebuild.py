@@ -20,9 +20,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .calls import Rule
 from .errors import ArtifactError
-from .graph import DTYPES, FLOATS, FORMATS, LAYOUTS
+from .graph import BATCH, DTYPES, FLOATS, FORMATS, LAYOUTS
 from .held import HOLD, Held, Make
 from .operations import OWN, Operation, operations
+from .samples import TRIAL, why_mixed
 from .signature import MAX_TEXT, Signature, field
 
 Own = Callable[[str, list[Any], dict[str, Any]], tuple[Operation, list[Any], Rule]]
@@ -34,7 +35,6 @@ MAX_INPUTS = 256
 MAX_DEPTH = 8  # of lists in lists
 MAX_PARTS = 2**16  # results of one split
 MAX_INT = 2**63
-TRIAL = 2  # the batch that a graph of any batch is checked with
 
 WORDS: dict[str, Mapping[str, Any]] = {
     "dtype": DTYPES,
@@ -49,13 +49,17 @@ def build(
     """The module of a graph document, or ArtifactError naming the node that breaks a rule.
 
     tensors: the file's, by name. own: checks the call of one of sparsewright's operations.
-    prepacked: name of a dense weight that its kernel holds in an order of its own -> how.
+    prepacked: name of a dense weight that its kernel holds in an order of its own -> how. The
+    module's meta say why its graph may mix the samples of a batch ("mixed"), None if it does not.
     """
     with _unlogged(), FakeTensorMode() as mode:
         fakes = {name: mode.from_tensor(t) for name, t in tensors.items()}
         reader = _Reader(fakes, own, prepacked)
         reader.read(document)
-    return reader.module(tensors)
+        mixed = reader.why_mixed(Signature.read(document))
+    module = reader.module(tensors)
+    module.meta["mixed"] = mixed
+    return module
 
 
 @contextlib.contextmanager
@@ -108,6 +112,15 @@ class _Reader:
         for module, make in self.held.items():
             root.add_module(module, make(tensors))
         return fx.GraphModule(root, self.graph).eval()
+
+    def why_mixed(self, signature: Signature) -> str | None:
+        """Why a batch must not be run in pieces, or None."""
+        if signature.batch is None:
+            return "the trace is of one batch alone"
+        if signature.batch[0] > 1:
+            return f"the trace is of batches of {signature.batch[0]} or more"
+        batched = [shape[:1] == (BATCH,) for _, _, shape in signature.inputs]
+        return why_mixed(self.graph, batched, self.fakes)
 
     def _name(self, name: str, place: str, node: fx.Node) -> None:
         if name in self.nodes:
@@ -176,6 +189,7 @@ class _Reader:
         self.held[module] = lambda tensors: _made(make, weight, tensors)
         node = self.graph.create_node("call_module", module, (plain.args[0],))
         self.fakes[node] = self.fakes.pop(plain)
+        node.meta["axes"] = self.tensors[weight].dim()
         if self.tensors[weight].dim() == 2:
             node.meta["width"] = self.tensors[weight].shape[0]
         self.graph.erase_node(plain)

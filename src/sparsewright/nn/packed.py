@@ -61,6 +61,11 @@ class PackedLayer(nn.Module):
         return self._op(x, *[own[name] for name in self._names], own["bias"], *self._numbers)
 
     @property
+    def parts(self) -> tuple[Any, tuple[str, ...], tuple[int | None, ...]]:
+        """A call: what is called on x, the tensors that follow by name, the bias, the numbers."""
+        return self._op, self._names, self._numbers
+
+    @property
     def packed(self) -> Packed:
         """The packed weight; it shares memory with the buffers."""
         own = {name: self._buffers[name] for name in self._names}

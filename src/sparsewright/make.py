@@ -1,0 +1,210 @@
+"""The layers of a model get their kernels, for the whole batch of an example or for a piece of it,
+whichever is faster; what can be cached is not timed again."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from . import plan_cache
+from .core import find_weights
+from .errors import ArtifactError, KernelError
+from .graph import Graph, export
+from .measure.dense import relative_error
+from .nn import Prepacked
+from .pieces import CLOSE, MISS, sizes, time_runs
+from .plan import LayerPlan, Pieces, Plan
+from .program import Program, hooks_of, program_of, rows, same_outputs
+from .serve import Seen, Wishes, record, repeat, serve
+
+TOLERANCE = 1e-3
+"""Of the model's largest output, between the deployed model and the original, and between a batch
+in pieces and the whole: float32 sums in another order, through all layers. Values in fewer bytes do
+not loosen it: then the original is taken with its weights rounded, as every layer alone was allowed
+what its type of values rounds."""
+Served = tuple[list[LayerPlan], dict[nn.Module, nn.Module]]
+"""The rows of the plan, and what replaces which module."""
+
+
+class Exported:
+    """torch.export's program of a model, made when it is first asked for; None if there is none."""
+
+    def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...]):
+        self.model, self.inputs = model, inputs
+
+    @functools.cached_property
+    def program(self) -> Any | None:
+        try:
+            return export(self.model, self.inputs)
+        except ArtifactError:
+            return None
+
+
+@dataclass(frozen=True)
+class Made:
+    """A model whose layers have kernels that were chosen for so many samples (`planned`).
+
+    rows: of its plan. served: what replaced which module. program, graph: its trace as a
+    function, and as a document.
+    """
+
+    planned: int
+    rows: tuple[LayerPlan, ...]
+    served: Mapping[nn.Module, nn.Module]
+    model: nn.Module
+    program: Program | None
+    graph: Graph | None
+
+    def cut(self, size: int | None) -> Made:
+        """The same, so many samples at a time."""
+        if self.program is None or size is None:
+            return self
+        return replace(self, program=self.program.cut(size))
+
+
+class Maker:
+    """What `deploy` makes of one model in eval mode, on one example."""
+
+    def __init__(
+        self, model: nn.Module, inputs: tuple[Tensor, ...], exported: Exported, wishes: Wishes
+    ):
+        self.model, self.inputs, self.exported, self.wishes = model, inputs, exported, wishes
+        self.batch = inputs[0].shape[0] if inputs[0].dim() else 1
+
+    def make(self, planned: int, plan: Plan | None = None) -> Made:
+        """Kernels for so many samples; those of a plan if one is given."""
+        inputs = self.inputs
+        if planned != self.batch:
+            inputs = tuple(rows(x, planned) for x in inputs)
+        seen = record(self.model, inputs)
+        own, served = self._repeat(seen, plan) if plan else self._serve(seen)
+        model = _replaced(self.model, served)
+        program, graph = None, None
+        # Tracing takes longer than a dense model gains, and a trace has no place for hooks.
+        has_ops = any(isinstance(m, Prepacked) and m.is_op for m in model.modules())
+        if (has_ops or any(row.is_sparse for row in own)) and not any(hooks_of(model)):
+            program, graph = program_of(model, inputs, self.exported.program)
+        return Made(planned, tuple(own), served, model, program, graph)
+
+    def _serve(self, seen: Seen) -> Served:
+        found: Served = [], {}
+        for weight in find_weights(self.model):
+            row, modules = serve(self.model, weight, seen, self.wishes)
+            found[0].append(row)
+            found[1].update(modules)
+        return found
+
+    def _repeat(self, seen: Seen, plan: Plan) -> Served:
+        """The kernels of a plan; KernelError names every layer that they cannot serve."""
+        pinned = {row.layer: row for row in plan.layers}
+        found: Served = [], {}
+        wrong = []
+        for weight in find_weights(self.model):
+            made = repeat(self.model, weight, seen, pinned.pop(weight.name, None))
+            if isinstance(made, str):
+                wrong.append(f"layer {weight.name!r}: {made}")
+            else:
+                found[0].append(made[0])
+                found[1].update(made[1])
+        wrong += [f"layer {name!r}: the model has none of that name" for name in pinned]
+        if wrong:
+            raise KernelError(f"the plan cannot be repeated. {'; '.join(wrong)}")
+        return found
+
+    def repeat(self, plan: Plan) -> tuple[Made, Pieces | None]:
+        """The kernels of a plan, and its pieces; KernelError where they cannot serve."""
+        if plan.pieces is None or plan.pieces.size is None:
+            return self.make(self.batch, plan), plan.pieces
+        made = self.make(plan.pieces.planned, plan)
+        why = "the model has no trace" if made.program is None else made.program.mixed
+        if why is not None:
+            raise KernelError(
+                f"the plan cannot be repeated. It runs the batch in pieces, but {why}"
+            )
+        return made.cut(plan.pieces.size), plan.pieces
+
+    def fastest(self) -> tuple[Made, Pieces | None]:
+        """The kernels that are fastest: for the whole batch, or for pieces of it."""
+        if self.batch < 2:
+            return self.make(self.batch), None
+        key = self._circumstances()
+        known = plan_cache.read_pieces(key, self.wishes.seconds) if key else None
+        if known is not None:
+            pieces = Pieces.fastest(known, self.batch)
+            made = self.make(pieces.planned)
+            if pieces.size is None or self._why_whole(made) is None:
+                return made.cut(pieces.size), pieces
+        whole = self.make(self.batch)
+        why = self._why_whole(whole)
+        if why is not None:
+            return whole, Pieces(None, self.batch, why_whole=why)
+        made, pieces = self._timed(whole)
+        if key:
+            plan_cache.write_pieces(key, self.wishes.seconds, pieces.timings)
+        return made.cut(pieces.size), pieces
+
+    def _why_whole(self, made: Made) -> str | None:
+        """Why a batch cannot be run in pieces, or None."""
+        if made.program is None:
+            return "no layer is served sparse, or the model has no trace"
+        if made.program.mixed is None and made.program.run(*self.inputs) is MISS:
+            return "the trace does not serve the example"
+        return made.program.mixed
+
+    def _timed(self, whole: Made) -> tuple[Made, Pieces]:
+        """The fastest of the whole batch and of pieces; those that come close get own kernels."""
+        at_once = {(self.batch, self.batch): self._run(whole, None)}
+        cut = {(self.batch, size): self._run(whole, size) for size in sizes(self.batch)}
+        first = {(t.planned, t.size): t.low_ms for t in time_runs(at_once | cut, rounds=2)}
+        limit = CLOSE * first[self.batch, self.batch]
+        close = [size for size in sizes(self.batch) if first[self.batch, size] <= limit]
+        if not close:
+            return whole, Pieces.fastest(time_runs(at_once | cut), self.batch)
+        ways = at_once | {(self.batch, size): cut[self.batch, size] for size in close}
+        small = self.make(min(close))
+        expected = {self.batch: self._run(whole, None)()}
+        if self._why_whole(small) is None:
+            expected[small.planned] = self._run(small, None)()  # its values may round others
+            ways |= {(small.planned, size): self._run(small, size) for size in close}
+        wrong = [w for w, run in ways.items() if not same_outputs(run(), expected[w[0]], _close)]
+        if wrong:
+            raise KernelError(
+                f"a batch in pieces of {wrong[0][1]} samples must give the outputs of the whole "
+                f"within {TOLERANCE} of the largest; it does not. Either the model turns small "
+                "differences into large ones, or its samples were wrongly taken to be apart"
+            )
+        pieces = Pieces.fastest(time_runs(ways), self.batch)
+        return (whole if pieces.planned == self.batch else small), pieces
+
+    def _run(self, made: Made, size: int | None) -> Callable[[], Any]:
+        assert made.program is not None
+        return functools.partial(made.program.cut(size).run, *self.inputs)
+
+    def _circumstances(self) -> dict[str, Any] | None:
+        """All that the pieces' times depend on; None where they are not to be kept."""
+        weights = list(find_weights(self.model))
+        has_zeros = any(bool((w.parameter == 0).any()) for w in weights)
+        if not self.wishes.cache or not has_zeros or any(hooks_of(self.model)):
+            return None
+        program = self.exported.program
+        if program is None:
+            return None
+        wishes = self.wishes
+        return plan_cache.of_model(program, weights, self.inputs, wishes.kernels, wishes.values)
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return (a.shape, a.dtype) == (b.shape, b.dtype) and (
+        relative_error(a.float(), b.float()) <= TOLERANCE
+    )
+
+
+def _replaced(model: nn.Module, modules: Mapping[nn.Module, nn.Module]) -> nn.Module:
+    """A copy of the model with each module replaced wherever it occurs; it shares the tensors."""
+    shared = {id(t): t for t in [*model.parameters(), *model.buffers()]}
+    return copy.deepcopy(model, {**shared, **{id(old): new for old, new in modules.items()}})

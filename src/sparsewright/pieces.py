@@ -1,0 +1,102 @@
+"""A batch is run a few samples at a time through the whole model: what one layer gives is then
+still in the cache when the next one reads it. Which number of samples is fastest is timed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from .plan import PieceTiming
+
+Run = Callable[..., Any]
+MISS: Any = object()
+"""What a program returns for inputs that it does not serve."""
+Way = tuple[int, int]
+"""Samples that the layers' kernels were chosen for, and samples at a time."""
+ROUNDS = 5
+SAMPLE = 2e-3  # seconds that a sample lasts at least
+CLOSE = 1.5
+"""A size this many times slower than the whole batch is not worth kernels of its own."""
+
+
+def in_pieces(run: Run, batched: Sequence[bool], size: int, most: int | None = None) -> Run:
+    """The function that runs batches of more than `size` samples so many at a time.
+
+    run: of a model that treats each sample by itself. batched: of each input, whether its first
+    size is the batch. most: the largest batch that is served. Inputs of any other form go to
+    `run` as they are; where it gives MISS, so does this.
+
+    >>> double = in_pieces(lambda x: 2 * x, [True], size=2)
+    >>> double(torch.ones(5))
+    tensor([2., 2., 2., 2., 2.])
+    """
+    places = [i for i, is_batched in enumerate(batched) if is_batched]
+
+    def run_pieces(*inputs: Any) -> Any:
+        if len(inputs) != len(batched) or any(type(x) is not Tensor for x in inputs):
+            return run(*inputs)
+        firsts = {inputs[i].shape[:1] for i in places}
+        batch = sum(firsts.pop()) if len(firsts) == 1 else 0
+        if batch <= size or (most is not None and batch > most):
+            return run(*inputs)
+        if any(x.requires_grad for x in inputs):  # pieces of it would not, where none is wanted
+            return run(*inputs)
+        outputs = []
+        for start in range(0, batch, size):
+            part = list(inputs)
+            for i in places:
+                part[i] = inputs[i][start : start + size]
+            output = run(*part)
+            if output is MISS:
+                return MISS
+            outputs.append(output)
+        return tree_map(lambda *parts: torch.cat(parts), *outputs)
+
+    return run_pieces
+
+
+def sizes(batch: int) -> Iterator[int]:
+    """1, 2, 4, ... below the batch.
+
+    >>> list(sizes(16))
+    [1, 2, 4, 8]
+    """
+    size = 1
+    while size < batch:
+        yield size
+        size *= 2
+
+
+def time_runs(runs: Mapping[Way, Callable[[], Any]], rounds: int = ROUNDS) -> list[PieceTiming]:
+    """Each way timed, in turn, in rounds; fastest first.
+
+    After the first round, those that are CLOSE times slower than the fastest are left out.
+    """
+    repeats = {way: max(1, round(SAMPLE / _sample(run, 1))) for way, run in runs.items()}
+    samples: dict[Way, list[float]] = {way: [] for way in runs}
+    active = list(runs)
+    for number in range(rounds):
+        first = number % len(active)
+        for way in active[first:] + active[:first]:
+            samples[way].append(_sample(runs[way], repeats[way]))
+        best = min(min(times) for times in samples.values())
+        active = [way for way in active if min(samples[way]) <= CLOSE * best]
+    found = [_summary(way, times) for way, times in samples.items()]
+    return sorted(found, key=lambda timing: timing.median_ms)
+
+
+def _sample(run: Callable[[], Any], repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    return max(1e-9, (time.perf_counter() - start) / repeats)
+
+
+def _summary(way: Way, seconds: list[float]) -> PieceTiming:
+    ordered = sorted(1e3 * s for s in seconds)
+    return PieceTiming(*way, ordered[len(ordered) // 2], ordered[0], ordered[-1])
