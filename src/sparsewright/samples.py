@@ -41,7 +41,7 @@ class Call:
     @property
     def first(self) -> fx.Node:
         """What the operation works on: its first argument."""
-        return next(iter(self.given.values()))  # type: ignore[no-any-return]
+        return next(iter(self.given.values()))
 
     def only_first(self) -> bool:
         """Whether the first argument holds samples, and no other argument does."""

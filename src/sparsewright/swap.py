@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from .fold import PRODUCTS
 from .graph import is_plain
+from .kernels import Conv2d
 from .nn import PackedConv1d, PackedLayer, Prepacked, PrepackedConv1d
 
 aten = torch.ops.aten
@@ -25,8 +26,8 @@ def swap(program: Any, model: nn.Module) -> tuple[fx.Graph, Mapping[str, Tensor]
     """
     if not is_plain(program.graph):
         return None
-    graph = fx.Graph()
-    graph.output(graph.graph_copy(program.graph, val_map := {}))
+    graph, val_map = fx.Graph(), dict[fx.Node, fx.Node]()
+    graph.output(graph.graph_copy(program.graph, val_map))
     modules = dict(model.named_modules(remove_duplicate=False))
     for old, node in list(val_map.items()):
         if old.op == "call_function" and not _swap_call(graph, node, modules):
@@ -47,7 +48,7 @@ def _swap_call(graph: fx.Graph, node: fx.Node, modules: Mapping[str, nn.Module])
     """Let a call do what the module in its place does now; whether that is known."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
     path = stack[-1][0] if stack else ""
-    module = modules.get(path)
+    module: Any = modules.get(path)
     if isinstance(module, nn.Identity) and node.target is aten.batch_norm.default:
         node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
         return True
@@ -63,13 +64,13 @@ def _swap_call(graph: fx.Graph, node: fx.Node, modules: Mapping[str, nn.Module])
     return True
 
 
-def _put(graph: fx.Graph, node: fx.Node, module: PackedLayer | Prepacked, path: str) -> bool:
+def _put(graph: fx.Graph, node: fx.Node, module: Any, path: str) -> bool:
     """A packed or prepacked layer in the place of a product; whether its input has a batch."""
     x: Any = node.args[0]
     value = node.meta["val"]
     if isinstance(module, PackedLayer) and not isinstance(module.parts[0], torch._ops.OpOverload):
         return False  # the reference: its trace is that of its lines
-    if node.target is not aten.linear.default and value.dim() != module.axes + 2:  # type: ignore[union-attr]
+    if node.target is not aten.linear.default and value.dim() != module.axes + 2:
         return False
     with graph.inserting_before(node):
         if isinstance(module, FLAT):
@@ -86,17 +87,25 @@ def _put(graph: fx.Graph, node: fx.Node, module: PackedLayer | Prepacked, path: 
 def _product(
     graph: fx.Graph, x: fx.Node, module: PackedLayer | Prepacked, path: str, value: Any
 ) -> fx.Node:
-    bias = None if module.bias is None else _tensor(graph, path, "bias", module.bias)
+    bias = _optional(graph, path, "bias", module.bias)
     if isinstance(module, PackedLayer):
         op, names, numbers = module.parts
-        tensors = [_tensor(graph, path, name, module.get_buffer(name)) for name in names]
+        tensors = [_optional(graph, path, name, module._buffers[name]) for name in names]
         return _call(graph, op, (x, *tensors, bias, *numbers), value)
     weight = _tensor(graph, path, "weight", module.weight)
+    if module.is_op:
+        op, numbers = module.parts
+        return _call(graph, op, (x, weight, bias, *numbers), value)
     if module.weight.dim() == 2:
         return _call(graph, aten.linear.default, (x, weight, bias), value)
+    assert isinstance(module.operation, Conv2d)
     a, b, c, d, e, f, groups = module.operation.numbers[2:]
     sizes = ([a, b], [c, d], [e, f], groups)
     return _call(graph, aten.conv2d.default, (x, weight, bias, *sizes), value)
+
+
+def _optional(graph: fx.Graph, path: str, name: str, tensor: Tensor | None) -> fx.Node | None:
+    return None if tensor is None else _tensor(graph, path, name, tensor)
 
 
 def _tensor(graph: fx.Graph, path: str, name: str, tensor: Tensor) -> fx.Node:

@@ -59,6 +59,11 @@ class Prepacked(nn.Module):
             weight = self._prepare()
         return self._op(x, weight, self.bias, *self._numbers)
 
+    @property
+    def parts(self) -> tuple[Any, tuple[int | None, ...]]:
+        """Where the kernel is an op: what is called on x, the weight and the bias; the numbers."""
+        return self._op, self._numbers
+
     def share(self, other: Prepacked) -> None:
         """Use what another module made of the same weight for the same kernel."""
         self._reordered, self.shape = other._reordered, other.shape
