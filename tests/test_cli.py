@@ -291,6 +291,11 @@ def test_prune_deploy_report(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert run("report", dense, pruned, "--out", page) == 0
     assert str(page) in capsys.readouterr().out
     assert "8:32" in page.read_text(encoding="utf-8")
+    assert run("deploy", pruned, *words, "--values", "int8") == 0
+    assert "values in int8: outputs differ by up to" in capsys.readouterr().out.replace("\n", " ")
+    deployed = json.loads((pruned / "deploy.json").read_text())
+    assert (deployed["values"], deployed["outputs_equal"]) == ("int8", None)
+    assert run("report", dense, pruned, "--out", page) == 0  # and claims no equality
 
 
 def test_commands_on_something_that_is_no_run(

@@ -22,8 +22,9 @@ from sparsewright.nn import PackedLayer, task_of
 pytestmark = pytest.mark.filterwarnings("ignore:sparsewright runs without its compiled kernels")
 
 NARROW = ["bf16", "int8"]
-CSR = next(k.name for _, k in KERNELS.items() if k.layout == "csr" and not k.refuses())
-CSB = next(k.name for _, k in KERNELS.items() if k.name.startswith("csb.c") and not k.refuses())
+SERVING = [name for name, kernel in KERNELS.items() if kernel.refuses() is None]
+CSR = next(n for n in SERVING if (KERNELS[n].layout, KERNELS[n].operation) == ("csr", "linear"))
+CSB = next(n for n in SERVING if (KERNELS[n].layout, KERNELS[n].operation) == ("csb", "conv2d"))
 
 
 def mlp() -> nn.Module:
