@@ -22,58 +22,37 @@ struct Clamp {
   return p;
 }
 
-// Adds an input row, times a row of weights each, to the outputs that it is part of: R rows of V
-// vectors, which begin in the row's columns `at`. M: the row ends inside a vector, and the lanes of
-// `masks` say where.
-template <int K, int S, int R, int V, bool M>
-[[gnu::always_inline]] inline void add_row(const float* row, int t, const int64_t* at,
-                                           const int32_t* masks, const Vec* w, Vec (&sums)[R][V]) {
-  constexpr int64_t kLoads = depthwise_loads(K, S);
-  const auto load = [&](int v, int i, int64_t column) [[gnu::always_inline]] {
-    const float* from = row + at[v] + column;
-    if constexpr (M) return Simd::load_some(from, masks + (v * kLoads + i) * kW);
+// Adds an input row, from `row` on, times a row of weights each, to the R outputs that it is part
+// of. M: the row ends inside a vector, and `masks` say for each load which lanes lie in it.
+template <int K, int S, int R, bool M>
+[[gnu::always_inline]] inline void add_row(const float* row, int t, const int32_t* masks,
+                                           const Vec* w, Vec (&sums)[R]) {
+  const auto load = [&](int64_t i) [[gnu::always_inline]] {
+    const float* from = row + depthwise_column(i, S, kW);
+    if constexpr (M) return Simd::load_some(from, masks + i * kW);
     return Simd::load(from);
   };
-  const auto add = [&](int kx, const Vec* x) [[gnu::always_inline]] {
+  const auto add = [&](int kx, Vec x) [[gnu::always_inline]] {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const int ky = t - r * S;
-      if (ky < 0 || ky >= K) continue;
-      for (int v = 0; v < V; ++v) sums[r][v] = Simd::fma(w[ky * K + kx], x[v], sums[r][v]);
+      if (0 <= ky && ky < K) sums[r] = Simd::fma(w[ky * K + kx], x, sums[r]);
     }
   };
-  if constexpr (S == 1) {
 #pragma GCC unroll 8
-    for (int kx = 0; kx < K; ++kx) {
-      Vec x[V];
-      for (int v = 0; v < V; ++v) x[v] = load(v, kx, kx);
-      add(kx, x);
-    }
-  } else {
-#pragma GCC unroll 8
-    for (int kx = 0; kx < K; kx += 2) {
-      Vec even[V], odd[V];
-      for (int v = 0; v < V; ++v) {
-        const Vec low = load(v, kx, kx), high = load(v, kx + 1, kx + kW);
-        even[v] = Simd::evens(low, high), odd[v] = Simd::odds(low, high);
-      }
-      add(kx, even);
-      if (kx + 1 < K) add(kx + 1, odd);
+  for (int kx = 0; kx < K; kx += S) {
+    if constexpr (S == 1) {
+      add(kx, load(kx));
+    } else {
+      const Vec low = load(kx), high = load(kx + 1);
+      add(kx, Simd::evens(low, high));
+      if (kx + 1 < K) add(kx + 1, Simd::odds(low, high));
     }
   }
 }
 
-template <int K, int S, int R, int V, bool M>
-[[gnu::always_inline]] inline void square_sums(const float* const* rows, const int64_t* at,
-                                               const int32_t* masks, const Vec* w,
-                                               Vec (&sums)[R][V]) {
-#pragma GCC unroll 16
-  for (int t = 0; t < (R - 1) * S + K; ++t)
-    add_row<K, S, R, V, M>(opaque(rows[t]), t, at, masks, w, sums);
-}
-
 // R output rows from `first` on. N: they may be narrower than a vector.
-template <int K, int S, int R, int V, bool N>
+template <int K, int S, int R, bool N>
 void square_rows(const Planes& p, const float* x, const float* weights, float bias,
                  const Clamp& clamp, const Place& to, int64_t first) {
   constexpr int kTall = (R - 1) * S + K;
@@ -87,34 +66,29 @@ void square_rows(const Planes& p, const float* x, const float* weights, float bi
   Vec w[K * K];
   for (int i = 0; i < K * K; ++i) w[i] = Simd::broadcast(weights[i]);
   const Vec start = Simd::broadcast(bias);
-  const int64_t vectors = (p.out_width + kW - 1) / kW;
-  for (int64_t c = 0; c < vectors; c += V) {
-    const int64_t v0 = least(c, most(0, vectors - V));  // the last may be done for a second time
-    int64_t out[V], at[V];
-    bool whole = true;
-    for (int v = 0; v < V; ++v) {
-      out[v] = most(0, least((v0 + v) * kW, p.out_width - kW));
-      at[v] = out[v] * S - p.padding_w;
-      whole = whole && at[v] >= 0 && at[v] + kReach <= p.width;
-    }
-    Vec sums[R][V];
-    for (int r = 0; r < R; ++r)
-      for (int v = 0; v < V; ++v) sums[r][v] = start;
-    if (whole) {
-      square_sums<K, S, R, V, false>(rows, at, nullptr, w, sums);
+  const int32_t* masks = p.masks;
+  for (int64_t c = 0; c < p.out_width; c += kW, masks += kLoads * kW) {
+    const int64_t out = most(0, least(c, p.out_width - kW)), at = out * S - p.padding_w;
+    Vec sums[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) sums[r] = start;
+    if (at >= 0 && at + kReach <= p.width) {
+#pragma GCC unroll 16
+      for (int t = 0; t < kTall; ++t)
+        add_row<K, S, R, false>(opaque(rows[t]) + at, t, nullptr, w, sums);
     } else {
-      square_sums<K, S, R, V, true>(rows, at, p.masks + v0 * kLoads * kW, w, sums);
+#pragma GCC unroll 16
+      for (int t = 0; t < kTall; ++t)
+        add_row<K, S, R, true>(opaque(rows[t]) + at, t, masks, w, sums);
     }
-    float* y = to.y + first * p.out_width;
+    float* y = to.y + first * p.out_width + out;
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r, y += p.out_width) {
-      for (int v = 0; v < V; ++v) {
-        const Vec sum = clamp(S == 1 ? sums[r][v] : Simd::in_order(sums[r][v]));
-        if constexpr (N) {
-          to.put(y - to.y + out[v], sum);
-        } else {
-          Simd::store(y + out[v], sum);
-        }
+      const Vec sum = clamp(S == 1 ? sums[r] : Simd::in_order(sums[r]));
+      if constexpr (N) {
+        to.put(y - to.y, sum);
+      } else {
+        Simd::store(y, sum);
       }
     }
   }
@@ -123,19 +97,19 @@ void square_rows(const Planes& p, const float* x, const float* weights, float bi
 template <int K, int S>
 void square(const Planes& p, const float* x, const float* weights, float bias, const Clamp& clamp,
             const Place& to) {
-  constexpr int kRows = 4, kWide = K > 3 ? 2 : 1;
+  constexpr int kRows = 4;
   const int64_t rows = p.out_height;
   if (rows < kRows) {
     for (int64_t r = 0; r < rows; ++r)
-      square_rows<K, S, 1, 1, true>(p, x, weights, bias, clamp, to, r);
+      square_rows<K, S, 1, true>(p, x, weights, bias, clamp, to, r);
     return;
   }
   for (int64_t r = 0; r < rows; r += kRows) {
     const int64_t first = least(r, rows - kRows);  // the last four may be partly done again
-    if (p.out_width > kW) {
-      square_rows<K, S, kRows, kWide, false>(p, x, weights, bias, clamp, to, first);
+    if (p.out_width >= kW) {
+      square_rows<K, S, kRows, false>(p, x, weights, bias, clamp, to, first);
     } else {
-      square_rows<K, S, kRows, 1, true>(p, x, weights, bias, clamp, to, first);
+      square_rows<K, S, kRows, true>(p, x, weights, bias, clamp, to, first);
     }
   }
 }

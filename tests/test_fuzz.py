@@ -44,9 +44,11 @@ def test_without_damage_it_loads_and_equals_itself(layout: str, tmp_path: Path) 
 
 
 def test_another_model_under_right_digests_of_the_wrong_file_is_a_finding(tmp_path: Path) -> None:
-    one, other = fuzz.valid("csr"), fuzz.valid("dense")
+    valid = fuzz.valid("csr")
+    forgery = Forgery(valid)
+    forgery.put("scale", bytes(len(forgery.tensors["scale"])))  # all zero
     with pytest.raises(AssertionError, match="another model"):
-        fuzz.check(Damaged("none", other.data, honest=True), one, tmp_path / "file")
+        fuzz.check(Damaged("none", forgery.file(), honest=True), valid, tmp_path / "file")
 
 
 def test_the_same_decisions_give_the_same_file() -> None:
