@@ -70,7 +70,16 @@ def attend(m, x, y):
     return F.scaled_dot_product_attention(q, q + 1, q * 2).flatten(1)
 
 
+def heads(m, x, y):
+    """As attention takes queries, keys and values apart."""
+    parts = x.reshape(x.shape[0], 1, 3, 1, 2).permute(2, 0, 3, 1, 4)
+    q, k, v = parts.unbind(0)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(1)
+
+
 APART = {
+    "heads": heads,
+    "moved": lambda m, x, y: x.view(-1, 2, 3).transpose(0, 2).select(1, 1).permute(1, 0),
     "linear": lambda m, x, y: F.linear(x, m.table),
     "matmul": lambda m, x, y: x @ m.table,
     "matrix by samples": lambda m, x, y: m.table @ x.unsqueeze(-1),
@@ -111,6 +120,12 @@ def test_samples_that_are_apart(name):
 
 
 MIXED = {
+    "moved and left there": lambda m, x, y: x.transpose(0, 1),
+    "moved and mixed": lambda m, x, y: x.transpose(0, 1).softmax(1).transpose(0, 1),
+    "moved and added": lambda m, x, y: x[:, :, None] + y.transpose(0, 1)[:, :, None].sum(1),
+    "moved and picked": lambda m, x, y: x + x.transpose(0, 1).select(-1, 0),
+    "moved and counted": lambda m, x, y: x * x.transpose(0, 1).contiguous().size(1),
+    "moved and multiplied": lambda m, x, y: x @ y.transpose(0, 1),
     "mean": lambda m, x, y: x - x.mean(0),
     "mean of all": lambda m, x, y: x - x.mean(),
     "cumsum": lambda m, x, y: x.cumsum(0),

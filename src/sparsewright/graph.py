@@ -308,7 +308,7 @@ def _flatten_by_size(graph: fx.Graph, node: fx.Node) -> None:
         return
     with graph.inserting_before(node):
         batch = graph.call_function(torch.ops.aten.sym_size.int, (x, 0))
-        sizes = [batch, int(value.shape[1])]
+        sizes: Any = [batch, int(value.shape[1])]
         flat = graph.call_function(torch.ops.aten.reshape.default, (x, sizes))
     batch.meta["val"], flat.meta["val"] = value.shape[0], value
     node.replace_all_uses_with(flat)

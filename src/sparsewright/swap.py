@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from .fold import PRODUCTS
 from .graph import is_plain
+from .kernels import Conv2d
 from .nn import PackedConv1d, PackedLayer, Prepacked, PrepackedConv1d
 
 aten = torch.ops.aten
@@ -25,10 +26,10 @@ def swap(program: Any, model: nn.Module) -> tuple[fx.Graph, Mapping[str, Tensor]
     """
     if not is_plain(program.graph):
         return None
-    graph = fx.Graph()
-    graph.output(graph.graph_copy(program.graph, val_map := {}))
+    graph, copies = fx.Graph(), dict[fx.Node, Any]()
+    graph.output(graph.graph_copy(program.graph, copies))
     modules = dict(model.named_modules(remove_duplicate=False))
-    for old, node in list(val_map.items()):
+    for old, node in list(copies.items()):
         if old.op == "call_function" and not _swap_call(graph, node, modules):
             return None
     graph.eliminate_dead_code()
@@ -47,7 +48,7 @@ def _swap_call(graph: fx.Graph, node: fx.Node, modules: Mapping[str, nn.Module])
     """Let a call do what the module in its place does now; whether that is known."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
     path = stack[-1][0] if stack else ""
-    module = modules.get(path)
+    module: Any = modules.get(path)
     if isinstance(module, nn.Identity) and node.target is aten.batch_norm.default:
         node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
         return True
@@ -69,7 +70,8 @@ def _put(graph: fx.Graph, node: fx.Node, module: PackedLayer | Prepacked, path: 
     value = node.meta["val"]
     if isinstance(module, PackedLayer) and not isinstance(module.parts[0], torch._ops.OpOverload):
         return False  # the reference: its trace is that of its lines
-    if node.target is not aten.linear.default and value.dim() != module.axes + 2:  # type: ignore[union-attr]
+    axes = getattr(module, "axes", None)  # of a convolution's images
+    if axes is not None and value.dim() != axes + 2:
         return False
     with graph.inserting_before(node):
         if isinstance(module, FLAT):
@@ -94,6 +96,7 @@ def _product(
     weight = _tensor(graph, path, "weight", module.weight)
     if module.weight.dim() == 2:
         return _call(graph, aten.linear.default, (x, weight, bias), value)
+    assert isinstance(module.operation, Conv2d)
     a, b, c, d, e, f, groups = module.operation.numbers[2:]
     sizes = ([a, b], [c, d], [e, f], groups)
     return _call(graph, aten.conv2d.default, (x, weight, bias, *sizes), value)
