@@ -161,6 +161,10 @@ MIXED = {
     "side by side": lambda m, x, y: torch.cat([x, x]),
     "stacked": lambda m, x, y: torch.stack([x, x]),
     "picked": lambda m, x, y: x[m.firsts],
+    "moved and taken": lambda m, x, y: (
+        x.view(-1, 3, 2).transpose(0, 1).select(1, 0).transpose(0, 1)
+    ),
+    "shifted": lambda m, x, y: F.pad(x, (0, 0, 1, -1)),
     "padded": lambda m, x, y: F.pad(x, (0, 0, 0, 1)),
     "repeated": lambda m, x, y: x.repeat(2, 1),
     "norm": lambda m, x, y: F.normalize(x, dim=0),
@@ -205,3 +209,22 @@ def test_an_input_without_a_batch_is_the_same_for_all_samples():
         small = {**graph, "inputs": inputs, "nodes": nodes, "output": output}
         reason = module_of({**document, "graph": small}, tensors).meta["mixed"]
         assert (reason is not None) == mixed
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_the_batch_is_known_however_it_is_asked_for(moved):
+    """A file may name an axis as the tracer does not."""
+    document, tensors = traced("apart")
+    graph = document["graph"]
+    x = {"node": graph["inputs"][0]["name"]}
+    nodes = [("aten.transpose.int", [x, 0, 1])] if moved else []
+    axis = 1 if moved else -2
+    nodes += [("aten.sym_size.int", [{"node": "n0"} if moved else x, axis])]
+    nodes += [("aten.mul.Tensor", [x, {"node": f"n{len(nodes) - 1}"}])]
+    named = [
+        {"name": f"n{i}", "op": op, "args": args, "kwargs": {}}
+        for i, (op, args) in enumerate(nodes)
+    ]
+    small = {**graph, "nodes": named, "output": {"node": named[-1]["name"]}}
+    reason = module_of({**document, "graph": small}, tensors).meta["mixed"]
+    assert reason == "aten.mul.Tensor may mix the samples of a batch"

@@ -58,7 +58,9 @@ def exports(monkeypatch):
     return made
 
 
-@pytest.mark.parametrize("dense", [[], ["dense.onednn"], ["dense.conv2d.onednn"]])
+@pytest.mark.parametrize(
+    "dense", [[], ["dense.onednn"], ["dense.conv2d.onednn"], ["dense.conv2d.eager"]]
+)
 def test_a_model_is_traced_once(dense, exports):
     kinds = {KERNELS[name].operation for name in dense}
     kernels = dense + [k for k in SPARSE if KERNELS[k].operation not in kinds]
