@@ -70,7 +70,16 @@ def attend(m, x, y):
     return F.scaled_dot_product_attention(q, q + 1, q * 2).flatten(1)
 
 
+def heads(m, x, y):
+    """As attention takes queries, keys and values apart."""
+    parts = x.reshape(x.shape[0], 1, 3, 1, 2).permute(2, 0, 3, 1, 4)
+    q, k, v = parts.unbind(0)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(1)
+
+
 APART = {
+    "heads": heads,
+    "moved": lambda m, x, y: x.view(-1, 2, 3).transpose(0, 2).select(1, 1).permute(1, 0),
     "linear": lambda m, x, y: F.linear(x, m.table),
     "matmul": lambda m, x, y: x @ m.table,
     "matrix by samples": lambda m, x, y: m.table @ x.unsqueeze(-1),
@@ -111,6 +120,12 @@ def test_samples_that_are_apart(name):
 
 
 MIXED = {
+    "moved and left there": lambda m, x, y: x.transpose(0, 1),
+    "moved and mixed": lambda m, x, y: x.transpose(0, 1).softmax(1).transpose(0, 1),
+    "moved and added": lambda m, x, y: x[:, :, None] + y.transpose(0, 1)[:, :, None].sum(1),
+    "moved and picked": lambda m, x, y: x + x.transpose(0, 1).select(-1, 0),
+    "moved and counted": lambda m, x, y: x * x.transpose(0, 1).contiguous().size(1),
+    "moved and multiplied": lambda m, x, y: x @ y.transpose(0, 1),
     "mean": lambda m, x, y: x - x.mean(0),
     "mean of all": lambda m, x, y: x - x.mean(),
     "cumsum": lambda m, x, y: x.cumsum(0),
@@ -146,6 +161,10 @@ MIXED = {
     "side by side": lambda m, x, y: torch.cat([x, x]),
     "stacked": lambda m, x, y: torch.stack([x, x]),
     "picked": lambda m, x, y: x[m.firsts],
+    "moved and taken": lambda m, x, y: (
+        x.view(-1, 3, 2).transpose(0, 1).select(1, 0).transpose(0, 1)
+    ),
+    "shifted": lambda m, x, y: F.pad(x, (0, 0, 1, -1)),
     "padded": lambda m, x, y: F.pad(x, (0, 0, 0, 1)),
     "repeated": lambda m, x, y: x.repeat(2, 1),
     "norm": lambda m, x, y: F.normalize(x, dim=0),
@@ -190,3 +209,22 @@ def test_an_input_without_a_batch_is_the_same_for_all_samples():
         small = {**graph, "inputs": inputs, "nodes": nodes, "output": output}
         reason = module_of({**document, "graph": small}, tensors).meta["mixed"]
         assert (reason is not None) == mixed
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_the_batch_is_known_however_it_is_asked_for(moved):
+    """A file may name an axis as the tracer does not."""
+    document, tensors = traced("apart")
+    graph = document["graph"]
+    x = {"node": graph["inputs"][0]["name"]}
+    nodes = [("aten.transpose.int", [x, 0, 1])] if moved else []
+    axis = 1 if moved else -2
+    nodes += [("aten.sym_size.int", [{"node": "n0"} if moved else x, axis])]
+    nodes += [("aten.mul.Tensor", [x, {"node": f"n{len(nodes) - 1}"}])]
+    named = [
+        {"name": f"n{i}", "op": op, "args": args, "kwargs": {}}
+        for i, (op, args) in enumerate(nodes)
+    ]
+    small = {**graph, "nodes": named, "output": {"node": named[-1]["name"]}}
+    reason = module_of({**document, "graph": small}, tensors).meta["mixed"]
+    assert reason == "aten.mul.Tensor may mix the samples of a batch"

@@ -1,7 +1,8 @@
 """Whether a graph treats the samples of a batch one by one, proved by a walk over its operations.
 
-Every value is one of three: of the samples (a tensor whose first size is the batch, and whose
-entry i depends on entry i of the inputs alone), the batch itself (a number), or apart from both.
+Every value is one of three: of the samples (a tensor one of whose axes is the batch, and whose
+entry i along it depends on entry i of the inputs alone), the batch itself (a number), or apart
+from both. Most operations are known only for samples along the first axis; some move the axis.
 An operation is passed if a rule of this file shows that it keeps the samples apart. All others
 end the walk, so that what nobody thought of is not split.
 """
@@ -18,7 +19,9 @@ from torch.utils._pytree import tree_leaves
 
 from .operations import SIZES, expect_channels, expect_width, get_item, own_parts
 
-SAMPLES, COUNT, APART = "samples", "the batch", "apart"
+Kind = int | str
+"""Of samples: their axis."""
+SAMPLES, COUNT, APART = 0, "the batch", "apart"
 TRIAL = 2
 """The batch of the fake results."""
 
@@ -28,11 +31,11 @@ class Call:
     """One operation: its arguments by name, what every node is, and the fake results."""
 
     given: Mapping[str, Any]
-    kinds: Mapping[fx.Node, str]
+    kinds: Mapping[fx.Node, Kind]
     fakes: Mapping[fx.Node, Any]
     result: Any
 
-    def kind(self, value: Any) -> str:
+    def kind(self, value: Any) -> Kind:
         return self.kinds[value] if isinstance(value, fx.Node) else APART
 
     def rank(self, value: Any) -> int:
@@ -96,13 +99,28 @@ def _along(name: str = "dim", more: int = 0) -> Rule:
     return rule
 
 
-def _transpose(call: Call) -> bool:
-    rank = call.rank(call.first)
-    return call.only_first() and 0 not in call.axes("dim0", rank) + call.axes("dim1", rank)
+def _swap(call: Call, axis: int) -> int:
+    (a,), (b,) = (call.axes(name, call.rank(call.first)) for name in ("dim0", "dim1"))
+    return {a: b, b: a}.get(axis, axis)
 
 
-def _permute(call: Call) -> bool:
-    return call.only_first() and call.axes("dims", call.rank(call.first))[0] == 0
+def _permute(call: Call, axis: int) -> int:
+    return call.axes("dims", call.rank(call.first)).index(axis)
+
+
+def _take(call: Call, axis: int) -> int | None:
+    """Entries along another axis, which is gone then."""
+    (gone,) = call.axes("dim", call.rank(call.first))
+    return None if gone == axis else axis - (gone < axis)
+
+
+MOVES: Mapping[str, Callable[[Call, int], int | None]] = {
+    "aten.transpose.int": _swap,
+    "aten.permute.default": _permute,
+    "aten.unbind.int": _take,
+    "aten.select.int": _take,
+}
+"""Operation -> (call, axis of the samples) -> their axis in the result, or None if it is gone."""
 
 
 def _flatten(call: Call) -> bool:
@@ -248,14 +266,12 @@ RULES: Mapping[str, Rule] = {
     **_named(_along(), "max.dim min.dim argmax.default argmin.default any.dim all.dim any.dims"),
     **_named(_along(), "var.correction var.dim std.correction prod.dim_int norm.ScalarOpt_dim"),
     **_named(_along(), "linalg_vector_norm.default cumsum.default sort.default topk.default"),
-    **_named(_along(), "glu.default select.int slice.Tensor narrow.default index_select.default"),
-    **_named(_along(), "split.Tensor split_with_sizes.default chunk.default unbind.int"),
+    **_named(_along(), "glu.default slice.Tensor narrow.default index_select.default"),
+    **_named(_along(), "split.Tensor split_with_sizes.default chunk.default"),
     **_named(_along(), "squeeze.dim squeeze.dims unflatten.int repeat_interleave.self_int"),
     **_named(_along("dims"), "flip.default roll.default"),
     **_named(_along("dimension"), "unfold.default"),
     **_named(_along("dim", more=1), "unsqueeze.default"),
-    **_named(_transpose, "transpose.int"),
-    **_named(_permute, "permute.default"),
     **_named(_flatten, "flatten.using_ints"),
     **_named(_batch_norm, "batch_norm.default"),
     **_named(_normalise, "layer_norm.default native_layer_norm.default rms_norm.default"),
@@ -282,7 +298,7 @@ def why_mixed(graph: fx.Graph, batched: Sequence[bool], fakes: Mapping[fx.Node, 
     batched: of each input, whether its first size is the batch. fakes: what every node gives at a
     batch of TRIAL.
     """
-    kinds: dict[fx.Node, str] = {}
+    kinds: dict[fx.Node, Kind] = {}
     inputs = iter(batched)
     for node in graph.nodes:
         if node.op == "placeholder":
@@ -300,24 +316,36 @@ def why_mixed(graph: fx.Graph, batched: Sequence[bool], fakes: Mapping[fx.Node, 
     return None
 
 
-def _kind(node: fx.Node, kinds: Mapping[fx.Node, str], fakes: Mapping[fx.Node, Any]) -> str | None:
+def _kind(
+    node: fx.Node, kinds: Mapping[fx.Node, Kind], fakes: Mapping[fx.Node, Any]
+) -> Kind | None:
     """What a node's result is, or None if that cannot be told."""
-    if {kinds[n] for n in node.all_input_nodes} <= {APART}:
+    used = [kinds[n] for n in node.all_input_nodes]
+    if set(used) <= {APART}:
         return APART
-    call = Call(_given(node), kinds, fakes, fakes[node])
+    call, name = Call(_given(node), kinds, fakes, fakes[node]), _name(node.target)
     if node.target is get_item:
         return kinds[node.args[0]]  # type: ignore[index]
     if node.target in (expect_width, expect_channels):
         return SAMPLES if call.only_first() else None
-    if _name(node.target) == "aten.sym_size.int":
-        return COUNT if call.axes("dim", call.rank(call.first)) == [0] else APART
-    rule = _rule(node)
-    counts = any(kinds[n] == COUNT for n in node.all_input_nodes)
-    if rule is None or (counts and rule not in TAKE_COUNT) or not rule(call):
-        return None
+    axis: int | None = SAMPLES
+    if name in MOVES or name == "aten.sym_size.int":
+        own = call.kind(call.first)
+        if not isinstance(own, int) or used != [own]:
+            return None
+        if name == "aten.sym_size.int":
+            return COUNT if call.axes("dim", call.rank(call.first)) == [own] else APART
+        axis = MOVES[name](call, own)
+    else:
+        rule = _rule(node)
+        if rule is None or (COUNT in used and rule not in TAKE_COUNT) or not rule(call):
+            return None
     results = tree_leaves(fakes[node])
-    right = all(isinstance(r, Tensor) and r.dim() and r.shape[0] == TRIAL for r in results)
-    return SAMPLES if right else None
+    return axis if axis is not None and all(_has_batch(r, axis) for r in results) else None
+
+
+def _has_batch(result: Any, axis: int) -> bool:
+    return isinstance(result, Tensor) and result.dim() > axis and result.shape[axis] == TRIAL
 
 
 def _rule(node: fx.Node) -> Rule | None:

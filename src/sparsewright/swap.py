@@ -26,10 +26,10 @@ def swap(program: Any, model: nn.Module) -> tuple[fx.Graph, Mapping[str, Tensor]
     """
     if not is_plain(program.graph):
         return None
-    graph, val_map = fx.Graph(), dict[fx.Node, fx.Node]()
-    graph.output(graph.graph_copy(program.graph, val_map))
+    graph, copies = fx.Graph(), dict[fx.Node, Any]()
+    graph.output(graph.graph_copy(program.graph, copies))
     modules = dict(model.named_modules(remove_duplicate=False))
-    for old, node in list(val_map.items()):
+    for old, node in list(copies.items()):
         if old.op == "call_function" and not _swap_call(graph, node, modules):
             return None
     graph.eliminate_dead_code()
@@ -70,7 +70,8 @@ def _put(graph: fx.Graph, node: fx.Node, module: Any, path: str) -> bool:
     value = node.meta["val"]
     if isinstance(module, PackedLayer) and not isinstance(module.parts[0], torch._ops.OpOverload):
         return False  # the reference: its trace is that of its lines
-    if node.target is not aten.linear.default and value.dim() != module.axes + 2:
+    axes = getattr(module, "axes", None)  # of a convolution's images
+    if axes is not None and value.dim() != axes + 2:
         return False
     with graph.inserting_before(node):
         if isinstance(module, FLAT):
