@@ -15,7 +15,7 @@ from sparsewright.cli import main, parser
 from sparsewright.errors import ConfigError
 from sparsewright.lab import bench_run
 from sparsewright.lab.bench_layer import candidates, layer_cells
-from sparsewright.lab.bench_page import STALE, page_text, read_notes, stale, write_page
+from sparsewright.lab.bench_page import LOSSY, STALE, page_text, read_notes, stale, write_page
 from sparsewright.lab.bench_run import Settings, cpu_flags, is_bench, read, run_bench, write
 from sparsewright.measure import timing
 from sparsewright.measure.environment import cores
@@ -164,6 +164,20 @@ def test_flags_of_a_processor(tmp_path: Path) -> None:
     assert cpu_flags(tmp_path / "none") == []
 
 
+def test_cells_say_how_they_keep_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = ["fp32", "int8"]
+    cells = layer_cells(["8x9", "8x32"], ["2:4"], batches=[1], values=kept)
+    path = run_bench("layer", cells, candidates, settings(peers=["eager"]), tmp_path)
+    assert path is not None
+    found = read(path)["cells"]
+    assert [cell["values"] for cell in found] == kept
+    assert found[0]["bytes"] > found[1]["bytes"]
+    shown = capsys.readouterr().out
+    assert shown.count("passed over: linear 8x9") == 1
+    assert "linear 8x32, 2:4 50 % int8, batch 1, 1 thread: at least" in shown
+    assert "FAILED" not in shown
+
+
 # --- the page -------------------------------------------------------------------------------------
 
 
@@ -239,6 +253,15 @@ def test_the_page_says_who_is_ahead_by_how_much_and_why() -> None:
     assert "No cell is behind its best peer." in page_text([won], [])
 
 
+def test_the_page_says_where_values_are_rounded() -> None:
+    run = made_up()
+    assert LOSSY not in page_text([run], [])
+    run["cells"][0]["values"] = "int8"
+    text = page_text([run], [])
+    assert LOSSY in text
+    assert "| linear 8x8 | unstructured 90 % int8 | 1 |" in text
+
+
 def test_what_is_written_is_read_into_the_same_page(tmp_path: Path) -> None:
     path = write(made_up(), tmp_path)
     assert path.name == "layer-some-cpu-avx2.json"
@@ -302,8 +325,11 @@ def test_bench_model_from_the_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = "bench model --model mlp --batch 2 --threads 1 --rounds 1 --peers eager"
-    assert main(words.split()) == 0
+    assert main([*words.split(), "--values", "fp32", "bf16"]) == 0
     shown = capsys.readouterr().out
+    assert "mlp, unstructured 90 %, batch 2, 1 thread" in shown
+    assert "mlp, unstructured 90 % bf16, batch 2, 1 thread" in shown
+    assert "FAILED" not in shown
     assert re.search(r"sparsewright deploy .* rows/s.*\(.+\)", shown)
     assert "resnet50" not in shown
 
@@ -313,6 +339,8 @@ def test_bench_model_from_the_command_line(
     [
         ("layer --sparsity 1.0", "a sparsity must be in [0, 1); got '1.0'"),
         ("layer --threads none", "must be a whole number, 1 or more; got 'none'"),
+        ("layer --values int4", "invalid choice: 'int4'"),
+        ("scaling --values int8", "unrecognized arguments: --values"),
         ("layer --batch 0", "must be a whole number, 1 or more; got '0'"),
         ("page", "--from"),
         ("", "WHAT"),

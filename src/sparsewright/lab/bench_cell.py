@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..layouts import FP32, VALUES
 from ..measure.dense import relative_error
 from ..measure.peers import PEERS, Case, Ready
 from ..measure.roofline import Roofline
@@ -80,7 +81,8 @@ def measure_cell(
                     continue
                 ready[candidate.name] = built
                 row.update({"note": built.note} if built.note else {})
-                error = _error(built.output(), case.expected)
+                expected = case.expected if built.expected is None else built.expected
+                error = _error(built.output(), expected)
             except Exception as broken:  # another library's: one of them must not end the run
                 row["failed"] = f"{type(broken).__name__}: {(str(broken).splitlines() or [''])[0]}"
                 continue
@@ -96,7 +98,7 @@ def measure_cell(
         for built in ready.values():
             if built.close is not None:
                 built.close()
-    size, flop = work(case.model, case.example)
+    size, flop = work(case.model, case.example, case.values)
     floor = roofline.floor(size, flop)
     for name, time in times.items():
         rows[name].update({f"{k}_ms": 1e3 * getattr(time, k) for k in ("median", "low", "high")})
@@ -122,17 +124,20 @@ def _error(got: Tensor, expected: Tensor) -> float:
     return relative_error(got.double().reshape(expected.shape), expected)
 
 
-def work(model: nn.Module, example: Tensor) -> tuple[int, int]:
+def work(model: nn.Module, example: Tensor, values: str = FP32) -> tuple[int, int]:
     """(bytes, flop) that no way of running the model on the example avoids.
 
-    Bytes: of each present weight its four, and of its place as many bits as unstructured places
-    have at that sparsity (their entropy); the example and the output once. Flop: two for every
-    present weight and place of its layer's output. What lies between layers counts for nothing:
-    a floor may leave things out. Layers: Linear and convolutions.
+    Bytes: of each present weight those of its value (fp32 4, bf16 2, int8 1 and a float32 scale for
+    each row that has any), and of its place as many bits as unstructured places have at that
+    sparsity (their entropy); the example and the output once. Flop: two for every present weight
+    and place of its layer's output. What lies between layers counts for nothing: a floor may leave
+    things out. Layers: Linear and convolutions.
 
     >>> layer = nn.Linear(4, 2, bias=False)
     >>> work(layer, torch.ones(3, 4))  # 8 dense weights, 12 numbers in, 6 out
     (104, 48)
+    >>> work(layer, torch.ones(3, 4), "int8")  # 8 weights of one byte, 2 scales
+    (88, 48)
     """
     size, flop = 0.0, 0
     seen: set[int] = set()
@@ -146,7 +151,8 @@ def work(model: nn.Module, example: Tensor) -> tuple[int, int]:
         flop += 2 * present * places
         if id(module) not in seen:
             seen.add(id(module))
-            size += 4 * present + weight.numel() * entropy(present / max(weight.numel(), 1)) / 8
+            size += value_bytes(weight.flatten(1), values)
+            size += weight.numel() * entropy(present / max(weight.numel(), 1)) / 8
 
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
     for module in model.modules():
@@ -159,6 +165,18 @@ def work(model: nn.Module, example: Tensor) -> tuple[int, int]:
         for hook in hooks:
             hook.remove()
     return math.ceil(size + 4 * (example.numel() + output.numel())), flop
+
+
+def value_bytes(weight: Tensor, values: str) -> int:
+    """Bytes of the present values of a weight (out, in), and of their scales.
+
+    >>> value_bytes(torch.eye(3), "bf16")
+    6
+    """
+    kind = VALUES[values]
+    present, (_, scales) = weight != 0, kind.split(weight)
+    rows = 0 if scales is None else int(present.any(dim=1).sum())
+    return kind.dtype.itemsize * int(present.sum()) + 4 * rows
 
 
 def entropy(part: float) -> float:

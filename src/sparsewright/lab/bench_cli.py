@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from ..layouts import FP32, VALUES
 
 PYTHON = "SPARSEWRIGHT_DEEPSPARSE"
 PAGE = Path("docs/performance.md")
@@ -29,6 +30,7 @@ def add_bench(commands: Any, command: Callable[..., Any]) -> None:
         "  sparsewright bench layer --shape 768x3072 --sparsity 0.8 0.9 --batch 1 64 --threads 1",
     )
     _shapes(add, "+", "five shapes")
+    _values(add)
     _common(add)
     add = command(
         parts,
@@ -38,6 +40,7 @@ def add_bench(commands: Any, command: Callable[..., Any]) -> None:
         "  sparsewright bench model\n  sparsewright bench model --only resnet50 --batch 16",
     )
     _models(add, None)
+    _values(add)
     _common(add)
     add = command(
         parts,
@@ -76,6 +79,16 @@ def _models(add: Any, default: str | None) -> None:
         nargs="*" if default else "+",
         metavar="NAME",
         help=f"models of the bench (default: {default or 'all'})",
+    )
+
+
+def _values(add: Any) -> None:
+    add.add_argument(
+        "--values",
+        nargs="+",
+        choices=VALUES.names(),
+        default=[FP32],
+        help="how ours store packed weights, which all but fp32 (default) round; peers keep fp32",
     )
 
 
@@ -143,7 +156,8 @@ def run_layer(args: argparse.Namespace) -> None:
     from .bench_layer import SHAPES, candidates, layer_cells
     from .bench_run import run_bench
 
-    cells = layer_cells(args.shape or SHAPES, args.pattern, args.sparsity, args.batch)
+    shapes = args.shape or SHAPES
+    cells = layer_cells(shapes, args.pattern, args.sparsity, args.batch, args.values)
     _written(args, run_bench("layer", cells, candidates, _settings(args), args.out))
 
 
@@ -152,7 +166,7 @@ def run_model(args: argparse.Namespace) -> None:
     from .bench_model import candidates, model_cells
     from .bench_run import run_bench
 
-    cells = model_cells(args.pattern, args.sparsity, args.batch, args.model)
+    cells = model_cells(args.pattern, args.sparsity, args.batch, args.model, args.values)
     settings = _settings(args, tolerance=MODEL_TOLERANCE)
     _written(args, run_bench("model", cells, candidates, settings, args.out))
 

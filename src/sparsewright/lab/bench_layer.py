@@ -13,18 +13,19 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..core import find_weights
 from ..deploy import deploy
 from ..errors import ConfigError
 from ..kernels import KERNELS
 from ..kernels.choose import LINEAR, is_dense, kernels_of
-from ..layouts import LAYOUTS
+from ..layouts import FP32, LAYOUTS, pack
 from ..measure.peers import Case, Ready
 from ..patterns import as_pattern
 from ..prune import prune
 from .bench_cell import OURS, Candidate
+from .bench_rounded import deployed_output, loss, rounded_output
 
 SHAPES = ("512x512", "768x3072", "4096x4096", "128x128x3@28", "512x256x1@14")
 BATCHES = {nn.Linear: (1, 16, 64, 256), nn.Conv2d: (1, 16)}
@@ -71,12 +72,13 @@ class Shape:
 
 @dataclass(frozen=True)
 class LayerCell:
-    """What is measured: a layer, its zeros, a batch."""
+    """What is measured: a layer, its zeros, a batch, how its present values are stored."""
 
     shape: Shape
     pattern: str
     sparsity: float
     batch: int
+    values: str = FP32
     unit: ClassVar[str] = "rows"
 
     @property
@@ -116,6 +118,7 @@ def layer_cells(
     patterns: Sequence[str] = ("unstructured",),
     sparsities: Sequence[float] = (0.9,),
     batches: Sequence[int] | None = None,
+    values: Sequence[str] = (FP32,),
 ) -> Iterator[LayerCell]:
     """All cells asked for; patterns that fix their own sparsity come once."""
     for shape in [Shape.parse(text) for text in shapes]:
@@ -123,40 +126,50 @@ def layer_cells(
             own = as_pattern(pattern).sparsity
             for sparsity in sparsities if own is None else (own,):
                 for batch in batches or BATCHES[type(shape.layer())]:
-                    yield LayerCell(shape, pattern, sparsity, batch)
+                    for kept in values:
+                        yield LayerCell(shape, pattern, sparsity, batch, kept)
 
 
 def candidates(case: Case, seconds: float) -> list[Candidate]:
     """Sparsewright's: every sparse kernel for a Linear, what `deploy` makes of other layers."""
     if not isinstance(case.model, nn.Linear):
         return [Candidate("sparsewright deploy", OURS, functools.partial(deployed, seconds))]
+    near = functools.cache(functools.partial(rounded_output, case, [""]))
     return [
-        Candidate(f"sparsewright {name}", OURS, functools.partial(_kernel, name))
+        Candidate(f"sparsewright {name}", OURS, functools.partial(_kernel, name, near))
         for name in kernels_of(LINEAR)
         if not is_dense(name)
     ]
 
 
-def _kernel(name: str, case: Case) -> Ready | str:
-    """One kernel of the table, called as a packed layer calls it."""
+def _kernel(name: str, near: Callable[[], Tensor | None], case: Case) -> Ready | str:
+    """One kernel of the table, called as a packed layer calls it; near: what it must give."""
     assert isinstance(case.model, nn.Linear)
     kernel, weight = KERNELS[name], case.model.weight.detach()
     layout = LAYOUTS[kernel.layout]
-    reason = kernel.refuses(weight) or kernel.reserve or layout.refuses(weight)
+    reason = kernel.refuses(weight) or kernel.reserve or kernel.refuses_values(case.values)
+    reason = reason or layout.refuses(weight)
     if reason is not None:
         return reason
-    prepared = kernel.prepare(layout.pack(weight), case.example.shape[:-1].numel())
+    prepared = kernel.prepare(
+        pack(layout.name, weight, case.values), case.example.shape[:-1].numel()
+    )
     op, x, bias = kernel.op, case.example, case.model.bias
     tensors, numbers = tuple(prepared.tensors.values()), prepared.numbers
-    return Ready(lambda: op(x, *tensors, bias, *numbers))
+    expected = near()
+    return Ready(
+        lambda: op(x, *tensors, bias, *numbers), note=loss(case, expected), expected=expected
+    )
 
 
 def deployed(seconds: float, case: Case) -> Ready | str:
     """The case's model through `deploy`, planned on its example; the note says what serves."""
-    fast = deploy(nn.Sequential(case.model), case.example, seconds=seconds, cache=False)
     x = case.example
+    fast = deploy(nn.Sequential(case.model), x, seconds=seconds, cache=False, values=case.values)
     served: dict[str, int] = {}
     for row in fast.plan.layers:
         served[row.kernel] = served.get(row.kernel, 0) + 1
     note = ", ".join(f"{kernel} x{n}" if n > 1 else kernel for kernel, n in sorted(served.items()))
-    return Ready(functools.partial(fast, x), note=note)
+    expected = deployed_output(case, fast)
+    notes = [text for text in (note, loss(case, expected)) if text]
+    return Ready(functools.partial(fast, x), note="; ".join(notes), expected=expected)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..layouts import FP32
 from ..measure.peers import Case
 from ..patterns import as_pattern
 from .bench_cell import OURS, Candidate
@@ -18,12 +19,13 @@ from .bench_models import MODELS
 
 @dataclass(frozen=True)
 class ModelCell:
-    """What is measured: a model of the table, its zeros, a batch."""
+    """What is measured: a model of the table, its zeros, a batch, how packed values are stored."""
 
     name: str
     pattern: str
     sparsity: float
     batch: int
+    values: str = FP32
 
     @property
     def unit(self) -> str:
@@ -43,6 +45,7 @@ def model_cells(
     sparsities: Sequence[float] = (0.9,),
     batches: Sequence[int] | None = None,
     names: Sequence[str] | None = None,
+    values: Sequence[str] = (FP32,),
 ) -> Iterator[ModelCell]:
     """The models of these names, by default all of the table; without `batches`, each at its own.
 
@@ -54,7 +57,8 @@ def model_cells(
             own = as_pattern(pattern).sparsity
             for sparsity in sparsities if own is None else (own,):
                 for batch in batches or model.batches:
-                    yield ModelCell(name, pattern, sparsity, batch)
+                    for kept in values:
+                        yield ModelCell(name, pattern, sparsity, batch, kept)
 
 
 def candidates(case: Case, seconds: float) -> list[Candidate]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..files import write_text
+from ..layouts import FP32
 from . import bench_speedup
 from .bench_cell import DENSE, OURS, PEER, best
 from .bench_run import is_bench, read
@@ -38,6 +39,8 @@ COLUMNS = (
 )
 SCALING = """Each number of threads was measured in processes of its own. A speed-up is the time of
 a side's fastest way on one thread over that of its fastest way on so many."""
+LOSSY = """Where the zeros name bf16 or int8, sparsewright's packed weights are rounded to that,
+which loses something, and the floor is of that many bytes; dense ways and peers keep fp32."""
 LEFT = 2  # columns of words; the others are figures
 
 
@@ -101,7 +104,8 @@ def _tables(run: Data, heading: str, notes: Sequence[Note]) -> list[str]:
         cells = [cell for cell in run["cells"] if cell["threads"] == threads]
         lines += ["", f"### {heading}, {threads} thread{'s' if threads > 1 else ''}", ""]
         lines += _table(COLUMNS, map(_cell_row, cells))
-        lines += ["", *_behind_lines(cells, notes)]
+        lossy = any(cell.get("values", FP32) != FP32 for cell in cells)
+        lines += ["", *([LOSSY, ""] if lossy else []), *_behind_lines(cells, notes)]
     return lines
 
 

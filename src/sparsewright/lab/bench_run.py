@@ -45,6 +45,10 @@ class Cell(Protocol):
     @property
     def batch(self) -> int: ...
     @property
+    def values(self) -> str:
+        """How packed weights store theirs, by name: "fp32", "bf16", "int8"."""
+
+    @property
     def unit(self) -> str:
         """What one example of a batch is, for rates: "rows", "images", "tokens"."""
 
@@ -127,8 +131,9 @@ def _chosen(cells: Iterable[Cell], only: Sequence[str]) -> list[Cell]:
     if not asked:
         raise ConfigError(f"--only {' '.join(only)} leaves no cell to measure")
     misfits = {cell: why for cell in asked if (why := cell.misfit()) is not None}
-    for cell, why in misfits.items():
-        print(f"passed over: {cell.name}, {cell.pattern}, batch {cell.batch}: {why}")
+    over = (f"{cell.name}, {cell.pattern}, batch {cell.batch}: {w}" for cell, w in misfits.items())
+    for line in dict.fromkeys(over):  # however many ways it would have kept its values
+        print(f"passed over: {line}")
     fitting = [cell for cell in asked if cell not in misfits]
     if not fitting:
         raise ConfigError(f"no cell holds its pattern: {next(iter(misfits.values()))}")
@@ -143,7 +148,13 @@ def _measure(
     settings: Settings,
 ) -> dict[str, Any]:
     model, example = cell.make()
-    case = Case(model, example, compiled=settings.compiled, deepsparse=settings.deepsparse)
+    case = Case(
+        model,
+        example,
+        compiled=settings.compiled,
+        deepsparse=settings.deepsparse,
+        values=cell.values,
+    )
     measured = measure_cell(
         case,
         [*ours(case, settings.plan_seconds), *others],
@@ -152,7 +163,7 @@ def _measure(
         seconds=settings.seconds,
         rounds=settings.rounds,
     )
-    names = ("pattern", "sparsity", "unit")
+    names = ("pattern", "sparsity", "values", "unit")
     return {"workload": cell.name, **{k: getattr(cell, k) for k in names}, **measured}
 
 

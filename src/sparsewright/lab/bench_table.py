@@ -7,9 +7,8 @@ from typing import Any
 
 from rich.table import Table as Printed
 
+from ..layouts import FP32
 from .bench_cell import DENSE, OURS, PEER, best
-
-FP32 = "fp32"  # how a cell keeps its values, unless it says otherwise
 
 
 def machine_line(about: Mapping[str, Any]) -> str:
@@ -81,6 +80,8 @@ def title(cell: Mapping[str, Any]) -> str:
 
 def zeros(cell: Mapping[str, Any]) -> str:
     """The pattern and the sparsity in percent, and how values are kept where it is not as fp32.
+
+    Cells of files that are older than the choice keep theirs so.
 
     >>> zeros({"pattern": "3:32", "sparsity": 0.90625, "values": "bf16"})
     '3:32 90.62 % bf16'

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ...layouts import FP32
 from ...registry import Table
 from ..dense import export_onnx
 from ..timing import Call
@@ -24,7 +25,8 @@ class Case:
     """What is timed: a float32 model and an example on the CPU, and what several peers share.
 
     compiled: whether peers that compile for long were asked for. deepsparse: the Python of an
-    environment that has DeepSparse, or None. The model is copied, and is in eval mode.
+    environment that has DeepSparse, or None. values: how sparsewright's packed weights store
+    theirs; peers keep float32. The model is copied, and is in eval mode.
     """
 
     def __init__(
@@ -34,11 +36,13 @@ class Case:
         *,
         compiled: bool = False,
         deepsparse: str | None = None,
+        values: str = FP32,
     ):
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.example = example.detach().contiguous()
         self.compiled = compiled
         self.deepsparse = deepsparse
+        self.values = values
         self.threads = torch.get_num_threads()
 
     @functools.cached_property
@@ -69,13 +73,15 @@ class Case:
 class Ready:
     """A call that runs the case once, and how its output is read where the call does not return it.
 
-    close: frees what the peer holds. note: what a reader of its figures must know.
+    close: frees what the peer holds. note: what a reader of its figures must know. expected: the
+    float64 output that it is held against, where that is not the case's own.
     """
 
     run: Call
     read: Callable[[], Tensor] | None = None
     close: Callable[[], None] | None = None
     note: str = ""
+    expected: Tensor | None = None
 
     def output(self) -> Tensor:
         """The output of one run, as a tensor of its own."""
