@@ -185,6 +185,7 @@ struct Kernels {
                    int64_t begin, int64_t end);
   void (*sell_tile)(const Sell&, const Tile&, int64_t slice);
   void (*csb_tile)(const Csb&, const Tile&, int64_t block);
+  void (*every_second)(const float* x, int64_t count, float* out);
   void (*lay_tile)(const Csb&, const float* x, const int64_t* shifts, int64_t count, int64_t width,
                    float* tile);
   void (*csb_pixels)(const Csb&, const Pixels&, int64_t block);

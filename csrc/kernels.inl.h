@@ -26,6 +26,7 @@ const Kernels kKernels = {
     .sell_dot = sell_dot,
     .sell_tile = sell_tile,
     .csb_tile = csb_tile,
+    .every_second = every_second,
     .lay_tile = lay_tile,
     .csb_pixels = csb_pixels,
     .block_lanes_batch = Simd::kBlockLanesBatch,

@@ -59,7 +59,7 @@ Image image_of(const Axis& h, const Axis& w, int64_t channels, int64_t groups) {
 }
 
 // The planes of one channel of x (rows of `h.size` by `w.size`).
-void lay_out(const Image& i, const float* x, float* planes) {
+void lay_out(const Kernels& k, const Image& i, const float* x, float* planes) {
   for (int64_t a = 0; a < i.h.phases(); ++a) {
     for (int64_t b = 0; b < i.w.phases(); ++b, planes += i.plane) {
       std::fill_n(planes, i.plane, 0.0f);
@@ -76,6 +76,8 @@ void lay_out(const Image& i, const float* x, float* planes) {
         float* out = planes + r * i.step;
         if (i.w.stride == 1) {
           if (from < to) std::copy(row + from, row + to, out + from);
+        } else if (i.w.stride == 2) {
+          if (from < to) k.every_second(row + 2 * from, to - from, out + from);
         } else {
           for (int64_t c = from; c < to; ++c) out[c] = row[c * i.w.stride];
         }
@@ -196,7 +198,7 @@ Tensor csb_conv2d(const Tensor& input, const Tensor& starts, const Tensor& pairs
           0, images * channels, ceil_div(kGrain, ceil_div(per_channel, k.width)),
           [&](int64_t a, int64_t b) {
             for (int64_t i = a; i < b; ++i)
-              lay_out(image, from + (first * channels + i) * h.size * w.size,
+              lay_out(k, image, from + (first * channels + i) * h.size * w.size,
                       padded + i / channels * laid + i % channels * per_channel);
           });
     }
