@@ -40,7 +40,7 @@ using torch::stable::Tensor;
 
 // Fused multiply-adds, counted in vectors, below which a thread costs more than it brings.
 inline constexpr int64_t kGrain = 8 * 1024;
-// What it costs to transpose a vector of activations, counted so.
+// What it costs to lay a vector of activations elsewhere, transposed or shifted, counted so.
 inline constexpr int64_t kTransposeCost = 8;
 // Floats of transposed activations held at once: more rows of the batch come in turns.
 inline constexpr int64_t kScratchFloats = 1024 * 1024;
