@@ -215,6 +215,12 @@ def test_wrong_calls_are_refused():
     with pytest.raises(StateError, match="is for inference"):
         fast.train()
     assert fast.eval() is fast
+    with pytest.raises(KernelError, match=r"kernels must be a list of names; got 'csr.portable'"):
+        sw.deploy(nn.Linear(4, 2), torch.ones(1, 4), kernels="csr.portable")
+    with pytest.raises(KernelError, match=r"plan must be a Plan; got str: Plan.load"):
+        sw.deploy(nn.Linear(4, 2), torch.ones(1, 4), plan="plan.json")
+    with pytest.raises(KernelError, match=r"example 1 must be a tensor; got ndarray"):
+        sw.deploy(nn.Linear(4, 2), [torch.ones(1, 4), torch.ones(1, 4).numpy()])
     with pytest.raises(sw.UnknownNameError, match="no kernel is called 'cs'"):
         sw.deploy(nn.Linear(2, 2), torch.ones(1, 2), kernels=["cs"])
 

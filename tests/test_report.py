@@ -157,16 +157,23 @@ def test_times_far_apart_stand_on_a_log_axis(made, slowest, axis):
     ("inputs", "side"), [(64, 8), (784, 28), (3 * 32 * 32, 32), (65, None), (3, None)]
 )
 def test_heat_map_where_inputs_are_a_square_image(runs, inputs, side):
-    path = runs / "set-90/masks.jsonl"
-    lines = [
-        json.loads(line) | {"input_counts": [1] * inputs} for line in path.read_text().splitlines()
-    ]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    count_inputs(runs, [1] * (inputs - 1) + [0])
     chart = heat_maps(load_run(runs / "set-90"))
     found = len(chart.figure.data[0].z) if chart else None
     assert found == side
     if side and inputs == 3 * side * side:
         assert chart.figure.data[0].z[0][0] == 3  # summed over the colour channels
+
+
+def test_no_heat_map_of_a_layer_that_misses_nothing(runs):
+    count_inputs(runs, [5] * 64)
+    assert heat_maps(load_run(runs / "set-90")) is None
+
+
+def count_inputs(runs, counts):
+    path = runs / "set-90/masks.jsonl"
+    lines = [json.loads(line) | {"input_counts": counts} for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 # -- parts that are missing ------------------------------------------------------------------------

@@ -170,7 +170,9 @@ def _deploy(commands: Any) -> None:
         "  sparsewright deploy runs/a --values bf16",
     )
     add.add_argument("run", type=Path, metavar="RUN", help="the run folder to deploy")
-    add.add_argument("--batch", type=int, action="append", help="batch size (default: 1 and 64)")
+    add.add_argument(
+        "--batch", type=int, nargs="+", action="extend", help="batch sizes (default: 1 and 64)"
+    )
     add.add_argument("--threads", type=int, default=0, help="threads; 0: all cores (default)")
     add.add_argument(
         "--seconds", type=float, default=2.0, help="timing per batch size (default: 2)"

@@ -140,6 +140,10 @@ def deploy(
     """
     inputs = (example,) if isinstance(example, Tensor) else tuple(example)
     _refuse(model, inputs)
+    if plan is not None and not isinstance(plan, Plan):
+        raise KernelError(f"plan must be a Plan; got {type(plan).__name__}: Plan.load reads a file")
+    if isinstance(kernels, str):
+        raise KernelError(f"kernels must be a list of names; got {kernels!r}: write [{kernels!r}]")
     if plan is not None and kernels is not None:
         raise KernelError("a plan names its kernels: give deploy either of the two")
     if plan is not None and values != FP32:
@@ -221,6 +225,9 @@ def _refuse(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         raise KernelError("the model is deployed already: deploy the one that it was made of")
     if not inputs:
         raise KernelError("deploy needs an example input: the kernels are timed on it")
+    for i, x in enumerate(inputs):
+        if not isinstance(x, Tensor):
+            raise KernelError(f"example {i} must be a tensor; got {type(x).__name__}")
     named = [*model.named_parameters(), *model.named_buffers()]
     named += [(f"example {i}", x) for i, x in enumerate(inputs)]
     for name, tensor in named:

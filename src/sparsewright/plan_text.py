@@ -17,9 +17,12 @@ from .layouts import FP32
 if TYPE_CHECKING:
     from .plan import Candidate, LayerPlan, Plan
 
-WIDTH = 132
+WIDTH = 150
 NUMBERS = ("sparsity", "time", "best dense", "speed-up", "bytes")
 COLUMNS = ("layer", "shape", "sparsity", "pattern", "kernel", *NUMBERS[1:])
+WHOLE = ("kernel", "time", "best dense")
+"""Columns that are never cut or wrapped."""
+NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 SHOWN = 3
 """Names of a list that are written out."""
 
@@ -43,7 +46,9 @@ def _table(plan: Plan) -> Table:
     title = f"batch {plan.batch}, threads: {plan.threads}"
     table = Table(title=title, title_justify="left")
     for name in COLUMNS:
-        table.add_column(name, justify="right" if name in NUMBERS else "left")
+        table.add_column(
+            name, justify="right" if name in NUMBERS else "left", no_wrap=name in WHOLE
+        )
     for row in plan.layers:
         table.add_row(*(Text(cell) for cell in _cells(row)))
     return table
@@ -75,7 +80,10 @@ def _dense(row: LayerPlan) -> str:
     """The fastest of the dense candidates, which are timed fastest first."""
     timed = [c for c in row.candidates if c.refused is None and c.kernel in KERNELS]
     best = next((c for c in timed if KERNELS[c.kernel].layout == "dense"), None)
-    return "-" if best is None else f"{best.kernel.rpartition('.')[2]} {_time(best)}"
+    if best is None:
+        return "-"
+    name = best.kernel.removeprefix("dense.").removeprefix(f"{KERNELS[best.kernel].operation}.")
+    return f"{name} {_time(best)}"
 
 
 def _remarks(plan: Plan) -> list[str]:
@@ -102,19 +110,35 @@ def _pieces(plan: Plan) -> list[str]:
 
 
 def _refusals(plan: Plan) -> list[str]:
-    """One line for each reason; reasons that differ in numbers alone are one, said by the first."""
-    found: dict[str, tuple[str, dict[str, None], dict[str, None]]] = {}
+    """One line for each reason; of reasons that differ in numbers alone it says from where to where
+    these go."""
+    found: dict[str, tuple[list[str], dict[str, None], dict[str, None]]] = {}
     for row in plan.layers:
         for candidate in row.candidates:
             if candidate.refused is None or candidate.refused == RESERVE:
                 continue
-            kind = re.sub(r"\d[\d.,]*", "#", candidate.refused)
-            _, kernels, layers = found.setdefault(kind, (candidate.refused, {}, {}))
+            kind = NUMBER.sub("#", candidate.refused)
+            reasons, kernels, layers = found.setdefault(kind, ([], {}, {}))
+            reasons.append(candidate.refused)
             kernels[candidate.kernel] = layers[repr(row.layer)] = None
     return [
-        f"not {_listed(list(kernels))} for {_listed(list(layers))}: {reason}"
-        for reason, kernels, layers in found.values()
+        f"not {_listed(list(kernels))} for {_listed(list(layers))}: {_joined(reasons)}"
+        for reasons, kernels, layers in found.values()
     ]
+
+
+def _joined(reasons: list[str]) -> str:
+    """
+    >>> _joined(["17% is padding; at most 10%", "71% is padding; at most 10%"])
+    '17 to 71% is padding; at most 10%'
+    """
+    given = iter(zip(*(NUMBER.findall(reason) for reason in reasons), strict=True))
+
+    def span(_: re.Match[str]) -> str:
+        column = sorted(set(next(given)), key=lambda n: float(n.replace(",", "")))
+        return column[0] if len(column) == 1 else f"{column[0]} to {column[-1]}"
+
+    return NUMBER.sub(span, reasons[0])
 
 
 def _listed(names: list[str]) -> str:

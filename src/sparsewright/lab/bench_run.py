@@ -81,7 +81,10 @@ class Settings:
             )
         for count in self.threads:
             if not 0 <= count <= cores():
-                raise ConfigError(f"threads must be in 1..{cores()} or all; got {count}")
+                raise ConfigError(
+                    f"threads must be in 1..{cores()}, the cores that this process may use, or "
+                    f"all; got {count}"
+                )
 
 
 def run_bench(

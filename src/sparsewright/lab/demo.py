@@ -7,6 +7,8 @@ and writes the report.
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -140,9 +142,17 @@ def _milliseconds(result: Result, batch: str, way: str | None) -> str:
 
 
 def next_steps(run: Path) -> str:
+    command = "sparsewright" if shutil.which("sparsewright") else _beside_python()
     return (
         "next:\n"
-        f"  sparsewright deploy {run} --threads 1\n"
-        "  sparsewright train --method rigl --sparsity 0.95 --epochs 20 --out runs/mine\n"
-        "  sparsewright --help"
+        f"  {command} deploy {run} --threads 1\n"
+        f"  {command} train --method rigl --sparsity 0.95 --epochs 20 --out runs/mine\n"
+        f"  {command} --help"
     )
+
+
+def _beside_python() -> str:
+    """The command of an environment that was not activated."""
+    command = Path(sys.executable).with_name("sparsewright")
+    here = Path.cwd()
+    return str(command.relative_to(here) if command.is_relative_to(here) else command)

@@ -75,14 +75,14 @@ def _parts_table(table: Table[Any]) -> Printed:
 
 
 def describe(part: Any) -> str:
-    """The first line of a part's own documentation: its `about`, or its docstring.
+    """The first paragraph of a part's own documentation: its `about`, or its docstring.
 
     >>> def one(): "The first. The rest."
     >>> describe(one)
     'The first. The rest.'
     """
     text = getattr(part, "about", None) or inspect.getdoc(part) or ""
-    return str(text).split("\n", 1)[0]
+    return " ".join(str(text).split("\n\n", 1)[0].split())
 
 
 def data_table() -> Printed:

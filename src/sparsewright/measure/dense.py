@@ -50,14 +50,14 @@ def dense_ways(
     >>> ways["eager"]().shape
     torch.Size([1, 4])
     >>> ways["torch.compile"]
-    'not asked for (compiled=True builds it)'
+    'not asked for (compiled=True, or --compile, builds it)'
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
     expected = _value(run_eager(model, example)())
     ways: dict[str, Run | str] = {}
     for name, way in WAYS.items():
         if name in SLOW_TO_BUILD and not compiled:
-            ways[name] = "not asked for (compiled=True builds it)"
+            ways[name] = "not asked for (compiled=True, or --compile, builds it)"
             continue
         ways[name] = run = way(model, example)
         if not isinstance(run, str):

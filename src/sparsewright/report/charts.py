@@ -171,7 +171,10 @@ def heat_maps(run: Run) -> Chart | None:
     side, channels = square
     figure = _figure(None, None)
     images = [_image(line, side, channels) for line in shown]
-    top = max(1, *(value for image in images for row in image for value in row))
+    values = [value for image in images for row in image for value in row]
+    if len(set(values)) == 1:  # nothing is absent: a plain square says nothing
+        return None
+    top = max(1, *values)
     for index, image in enumerate(images):
         figure.add_trace(_heat(image, index, top, last=index == len(images) - 1))
     _heat_axes(figure, [f"after epoch {line.epoch}" for line in shown])

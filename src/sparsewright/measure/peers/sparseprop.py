@@ -20,7 +20,10 @@ def _build(case: Case) -> Ready | str:
     try:
         backend = importlib.import_module("sparseprop").backend
     except ImportError:
-        return "sparseprop is not installed (pip install --no-build-isolation sparseprop)"
+        return (
+            "sparseprop is not installed (pip install pybind11, then pip install "
+            "--no-build-isolation --no-deps sparseprop)"
+        )
     # It has no switch for its threads: they are those of the OpenMP that it is linked with.
     ctypes.CDLL("libgomp.so.1").omp_set_num_threads(case.threads)
 
