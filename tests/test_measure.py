@@ -3,6 +3,7 @@
 import builtins
 import itertools
 import subprocess
+import time
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from sparsewright.errors import KernelError
 from sparsewright.measure import dense, environment, timing
 from sparsewright.measure.chain import chain
+from sparsewright.measure.roofline import _rate
 
 
 def test_percentiles_by_hand():
@@ -179,3 +181,13 @@ def test_exports_make_no_noise(mlp, capfd):
     dense.export_onnx(mlp, torch.randn(3, 1, 8, 8))
     out, err = capfd.readouterr()
     assert out + err == ""
+
+
+def test_a_rate_is_not_that_of_threads_that_start():
+    stalls = iter([0.005] * 10)
+
+    def work(rounds):
+        time.sleep(next(stalls, 0.0) + rounds * 1e-5)
+        return rounds
+
+    assert _rate(work, seconds=0.0) > 5000  # a stalled call does 1 in 5 ms: 200

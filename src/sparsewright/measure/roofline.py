@@ -18,6 +18,7 @@ from ..kernels import library
 
 SIZES = tuple(2**power for power in range(15, 28, 2))  # 32 KiB to 128 MiB
 SAMPLE = 2e-3  # seconds that one sample lasts at least, so that waking threads costs nothing
+ENOUGH = 0.2  # seconds that no stall of the threads takes
 
 
 @dataclass(frozen=True)
@@ -80,17 +81,38 @@ Work = Callable[[int], float]
 
 def _rate(work: Work, seconds: float) -> float:
     """Work per second in the fastest of the samples that fit into `seconds`, three at least."""
-    rounds, best, done = 1, 0.0, 0
+    rounds = _enough(work)
+    rates: list[float] = []
     end = time.perf_counter() + seconds
-    while done < 3 or time.perf_counter() < end:
-        start = time.perf_counter()
-        amount = work(rounds)
-        taken = time.perf_counter() - start
-        if taken < SAMPLE:  # too short to be believed
-            rounds *= 2
-            continue
-        best, done = max(best, amount / taken), done + 1
-    return best
+    while len(rates) < 3 or time.perf_counter() < end:
+        amount, taken = _timed(work, rounds)
+        rates.append(amount / taken)
+    return max(rates)
+
+
+def _enough(work: Work) -> int:
+    """Rounds that are long enough to be believed: twice as many take longer by half at least.
+
+    Else what is timed is a stall of the threads: that of a pool that starts lasts some calls.
+    """
+    rounds, taken = 1, _least(work, 1)
+    while taken < ENOUGH:
+        twice = _least(work, 2 * rounds)
+        if taken >= SAMPLE and twice >= 1.5 * taken:
+            break
+        rounds, taken = 2 * rounds, twice
+    return rounds
+
+
+def _least(work: Work, rounds: int) -> float:
+    return min(_timed(work, rounds)[1] for _ in range(3))
+
+
+def _timed(work: Work, rounds: int) -> tuple[float, float]:
+    """How much was done, and in how many seconds."""
+    start = time.perf_counter()
+    amount = work(rounds)
+    return amount, time.perf_counter() - start
 
 
 def _native_fma() -> Work:
