@@ -133,7 +133,10 @@ def test_a_run_that_is_stopped_keeps_what_it_has(tmp_path: Path) -> None:
     [
         ({"seconds": -1.0}, "seconds >= 0 and rounds >= 1; got -1.0 and 5"),
         ({"rounds": 0}, "rounds >= 1"),
-        ({"threads": (cores() + 1,)}, f"threads must be in 1..{cores()} or all"),
+        (
+            {"threads": (cores() + 1,)},
+            f"threads must be in 1..{cores()}, the cores that this process may use, or all",
+        ),
     ],
 )
 def test_settings_that_make_no_sense(wrong: dict[str, Any], message: str) -> None:
