@@ -113,16 +113,7 @@ void csb_tile_of(const Csb& w, const Tile& tile, int64_t block) {
 }
 
 void csb_tile(const Csb& w, const Tile& tile, int64_t block) {
-  switch (tile.width / kW) {
-    case 1:
-      return csb_tile_of<1>(w, tile, block);
-    case 2:
-      return csb_tile_of<2>(w, tile, block);
-    case 3:
-      return csb_tile_of<3>(w, tile, block);
-    default:
-      return csb_tile_of<4>(w, tile, block);
-  }
+  by_vectors<kVectors>(tile.width / kW, [&]<int V>() { csb_tile_of<V>(w, tile, block); });
 }
 
 }  // namespace

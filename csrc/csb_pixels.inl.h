@@ -32,18 +32,9 @@ void lay_whole(const float* x, const int64_t* shifts, int64_t columns, float* ti
 
 void lay_columns(const float* x, const int64_t* shifts, int64_t columns, int64_t count,
                  int64_t width, float* tile) {
-  if (count == width) {
-    switch (width / kW) {
-      case 4:
-        return lay_whole<4>(x, shifts, columns, tile);
-      case 5:
-        return lay_whole<5>(x, shifts, columns, tile);
-      case 6:
-        return lay_whole<6>(x, shifts, columns, tile);
-      case 7:
-        return lay_whole<7>(x, shifts, columns, tile);
-    }
-  }
+  if (count == width)
+    return by_vectors<kPixelVectors>(width / kW,
+                                     [&]<int V>() { lay_whole<V>(x, shifts, columns, tile); });
   for (int64_t c = 0; c < columns; ++c, tile += width) {
     for (int64_t i = 0; i < count; ++i) tile[i] = x[shifts[c] + i];
     for (int64_t i = count; i < width; ++i) tile[i] = 0.0f;
@@ -188,23 +179,7 @@ void csb_pixels_wide(const Csb& w, const Pixels& tile, int64_t block) {
 }
 
 void csb_pixels(const Csb& w, const Pixels& tile, int64_t block) {
-  static_assert(kPixelVectors == 7);
-  switch (tile.width / kW) {
-    case 1:
-      return csb_pixels_wide<1>(w, tile, block);
-    case 2:
-      return csb_pixels_wide<2>(w, tile, block);
-    case 3:
-      return csb_pixels_wide<3>(w, tile, block);
-    case 4:
-      return csb_pixels_wide<4>(w, tile, block);
-    case 5:
-      return csb_pixels_wide<5>(w, tile, block);
-    case 6:
-      return csb_pixels_wide<6>(w, tile, block);
-    default:
-      return csb_pixels_wide<7>(w, tile, block);
-  }
+  by_vectors<kPixelVectors>(tile.width / kW, [&]<int V>() { csb_pixels_wide<V>(w, tile, block); });
 }
 
 }  // namespace

@@ -41,7 +41,7 @@ using torch::stable::Tensor;
 // Fused multiply-adds, counted in vectors, below which a thread costs more than it brings.
 inline constexpr int64_t kGrain = 8 * 1024;
 // What it costs to lay a vector of activations elsewhere, transposed or shifted, counted so.
-inline constexpr int64_t kTransposeCost = 8;
+inline constexpr int64_t kLayingCost = 8;
 // Floats of transposed activations held at once: more rows of the batch come in turns.
 inline constexpr int64_t kScratchFloats = 1024 * 1024;
 
@@ -250,7 +250,7 @@ void over_tiles(const Kernels& k, const Linear& l, int64_t out, const Stored& st
           std::fill_n(const_cast<float*>(tile.x) + stored.end * tile.width, tile.width, 0.0f);
       }
     };
-    torch::stable::parallel_for(0, tiles * pieces, ceil_div(kGrain, stored.piece * kTransposeCost),
+    torch::stable::parallel_for(0, tiles * pieces, ceil_div(kGrain, stored.piece * kLayingCost),
                                 transpose);
     const int64_t per_item = std::max<int64_t>(work * ceil_div(batch, k.width) / tiles / items, 1);
     const auto multiply = [&](int64_t from, int64_t to) {

@@ -195,7 +195,7 @@ Tensor csb_conv2d(const Tensor& input, const Tensor& starts, const Tensor& pairs
     if (!image.own) {
       const int64_t per_channel = image.planes / std::max<int64_t>(channels, 1) * image.plane;
       torch::stable::parallel_for(
-          0, images * channels, ceil_div(kGrain, ceil_div(per_channel, k.width) * kTransposeCost),
+          0, images * channels, ceil_div(kGrain, ceil_div(per_channel, k.width) * kLayingCost),
           [&](int64_t a, int64_t b) {
             for (int64_t i = a; i < b; ++i)
               lay_out(k, image, from + (first * channels + i) * h.size * w.size,

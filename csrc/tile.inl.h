@@ -51,6 +51,14 @@ float finished(const Values& v, const float* bias, int64_t row, float sum) {
   return v.scales ? sum * v.scales[row] + (bias ? bias[row] : 0.0f) : sum;
 }
 
+// f.template operator()<V>() for so many vectors, from 1 to kMost.
+template <int kMost, class F>
+void by_vectors(int64_t vectors, const F& f) {
+  if constexpr (kMost > 1)
+    if (vectors < kMost) return by_vectors<kMost - 1>(vectors, f);
+  f.template operator()<kMost>();
+}
+
 // y[c * y_step + r] = x[r * x_step + c]
 void transpose(const float* x, int64_t x_step, int64_t rows, int64_t columns, float* y,
                int64_t y_step) {
