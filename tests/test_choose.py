@@ -13,7 +13,7 @@ from sparsewright.errors import KernelError, UnknownNameError
 from sparsewright.kernels import KERNELS, Kernel, choose, explain, kernel_info
 from sparsewright.kernels.choose import Timing, _summary, _time, is_dense
 from sparsewright.layouts import LAYOUTS
-from sparsewright.nn import PackedLinear, PrepackedLinear, build_linear
+from sparsewright.nn import LayoutLinear, PrepackedLinear, build_linear
 
 
 def three_of_32(out: int, width: int) -> Tensor:
@@ -185,7 +185,7 @@ def test_summary_by_hand() -> None:
 def test_built_modules_follow_the_choice() -> None:
     weight, bias, x = three_of_32(32, 64), torch.randn(32), torch.randn(5, 64)
     expected = torch.nn.functional.linear(x, weight, bias)
-    kinds = {"csr.portable": PackedLinear, "nm.portable": PackedLinear}
+    kinds = {"csr.portable": LayoutLinear, "nm.portable": LayoutLinear}
     kinds |= {"dense.eager": torch.nn.Linear, "dense.onednn": PrepackedLinear}
     for name, kind in kinds.items():
         if KERNELS[name].refuses() is None:

@@ -26,7 +26,7 @@ from sparsewright.kernels import (
     reference,
 )
 from sparsewright.layouts import VALUES, pack, rounded
-from sparsewright.nn import PackedConv1d, PackedConv2d, PrepackedConv2d, build_conv, task_of
+from sparsewright.nn import LayoutConv1d, LayoutConv2d, PrepackedConv2d, build_conv, task_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:sparsewright runs without its compiled kernels")
 
@@ -253,23 +253,23 @@ def test_what_stays_dense_says_why(layer: nn.Module, reason: str) -> None:
     assert reason in str(task_of(layer, torch.ones(1, 4, 8, 8)))
 
 
-def test_packed_convolutions_check_everything() -> None:
+def test_layout_convolutions_check_everything() -> None:
     packed = pack("csr", torch.eye(6))
-    conv = PackedConv2d(packed, Conv2d((1, 3)))
+    conv = LayoutConv2d(packed, Conv2d((1, 3)))
     assert (conv.in_channels, conv.out_channels) == (2, 6)
     assert "2, 6, kernel_size=(1, 3)" in repr(conv)
     with pytest.raises(KernelError, match=r"needs x \(N, 2, H, W\); got \(1, 3, 4, 4\)"):
         conv(torch.ones(1, 3, 4, 4))
     with pytest.raises(KernelError, match=r"needs x \(N, 2, L\); got \(1, 3, 4\)"):
-        PackedConv1d(packed, Conv2d((1, 3)))(torch.ones(1, 3, 4))
+        LayoutConv1d(packed, Conv2d((1, 3)))(torch.ones(1, 3, 4))
     with pytest.raises(KernelError, match="requires a gradient"):
         conv(torch.ones(1, 2, 4, 4, requires_grad=True))
     with pytest.raises(KernelError, match="needs a fan-in divisible by 4"):
-        PackedConv2d(packed, Conv2d((2, 2)))
+        LayoutConv2d(packed, Conv2d((2, 2)))
     with pytest.raises(KernelError, match="outputs divisible by 4"):
-        PackedConv2d(packed, Conv2d((1, 3), groups=4))
+        LayoutConv2d(packed, Conv2d((1, 3), groups=4))
     with pytest.raises(KernelError, match=r"csr\.portable serves linear in layout csr"):
-        PackedConv2d(packed, Conv2d((1, 3)), kernel="csr.portable")
+        LayoutConv2d(packed, Conv2d((1, 3)), kernel="csr.portable")
 
 
 def test_a_dense_kernel_that_cannot_serve_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

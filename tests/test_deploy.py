@@ -14,7 +14,7 @@ import sparsewright as sw
 from sparsewright.errors import KernelError, StateError
 from sparsewright.kernels import KERNELS, Kernel, kernel_info
 from sparsewright.measure.dense import relative_error
-from sparsewright.nn import PackedLinear
+from sparsewright.nn import LayoutLinear
 from sparsewright.plan import Plan, pattern_of
 
 MODULE = sys.modules["sparsewright.serve"]
@@ -110,7 +110,7 @@ def test_the_printed_plan_names_refusals_and_reasons():
     assert row(fast, "fc").speedup == 1.0
     for name in ("conv", "fc", "8x72", "dense.eager", "batch 1"):
         assert name in text
-    assert not any(isinstance(m, PackedLinear) for m in fast.modules())
+    assert not any(isinstance(m, LayoutLinear) for m in fast.modules())
 
 
 class Attention(nn.Module):
@@ -238,7 +238,7 @@ def test_several_inputs_and_no_linear_at_all():
 
 def test_one_linear_is_a_model():
     fast = sw.deploy(nn.Linear(8, 8), torch.ones(1, 8), kernels=[CSR], seconds=0)
-    assert isinstance(fast.model, PackedLinear)
+    assert isinstance(fast.model, LayoutLinear)
 
 
 def test_a_wrong_kernel_is_caught_with_the_layers_name():

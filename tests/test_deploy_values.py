@@ -17,7 +17,7 @@ from sparsewright import plan_cache, serve
 from sparsewright.errors import KernelError, UnknownNameError
 from sparsewright.kernels import KERNELS, choose
 from sparsewright.layouts import VALUES, rounded
-from sparsewright.nn import PackedLayer, task_of
+from sparsewright.nn import LayoutLayer, task_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:sparsewright runs without its compiled kernels")
 
@@ -73,7 +73,7 @@ def test_outputs_are_those_of_the_rounded_model(values: str) -> None:
 def test_fp32_stays_unless_something_else_is_asked_for() -> None:
     fast = sw.deploy(mlp(), torch.randn(1, 64), seconds=0)
     assert {row.values for row in fast.plan.layers} == {"fp32"}
-    held = [m.packed.tensors["values"] for m in fast.modules() if isinstance(m, PackedLayer)]
+    held = [m.packed.tensors["values"] for m in fast.modules() if isinstance(m, LayoutLayer)]
     assert all(tensor.dtype == torch.float32 for tensor in held)
     assert not any("Values in" in note for note in fast.plan.notes)
 

@@ -135,7 +135,7 @@ def test_import_is_light() -> None:
 
 
 FLOORS = {
-    **dict.fromkeys(("core", "registry", "errors", "files"), 0),
+    **dict.fromkeys(("core", "registry", "errors", "files", "topology"), 0),
     **dict.fromkeys(("patterns", "scores", "allocate", "budget", "schedules"), 1),
     **dict.fromkeys(("layouts", "kernels", "initialise", "connectivity"), 1),
     "nn": 2,

@@ -475,7 +475,7 @@ with warnings.catch_warnings(record=True) as caught:
     from sparsewright.errors import SparsityWarning
     from sparsewright.kernels import choose, kernel_info
     from sparsewright.layouts import pack
-    from sparsewright.nn import PackedLinear
+    from sparsewright.nn import LayoutLinear
     ours = lambda: [w for w in caught if issubclass(w.category, SparsityWarning)]
     assert not ours(), "importing says nothing"
     info = kernel_info()
@@ -484,7 +484,7 @@ with warnings.catch_warnings(record=True) as caught:
     weight = torch.randn(24, 64) * (torch.rand(24, 64) < 0.2)
     x = torch.randn(3, 64)
     for layout in ("csr", "nm"):
-        layer = PackedLinear(pack(layout, torch.ones(8, 64)))
+        layer = LayoutLinear(pack(layout, torch.ones(8, 64)))
         assert layer.kernel == layout + ".reference"
         assert torch.allclose(layer(x), x.sum(1, keepdim=True).expand(3, 8), atol=1e-4)
         assert torch.export.export(layer, (x,)).module()(x).shape == (3, 8)

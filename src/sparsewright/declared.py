@@ -21,7 +21,7 @@ from .kernels import KERNELS
 from .kernels import Operation as Product
 from .kernels.reference import ACTIVATIONS
 from .layouts import LAYOUTS, count_present, validate
-from .nn import PackedLayer, Prepacked
+from .nn import LayoutLayer, Prepacked
 from .operations import DENSE, Operation, own_operation, own_parts
 from .plan import pattern_of
 from .rebuild import tensor_name
@@ -37,7 +37,7 @@ def describe(model: nn.Module, graph: Graph) -> list[Document]:
     """One entry for every packed or prepacked layer of a model that its graph uses."""
     entries = []
     for name, module in model.named_modules():
-        if not isinstance(module, (PackedLayer, Prepacked)):
+        if not isinstance(module, (LayoutLayer, Prepacked)):
             continue
         packed = _packed(module)
         refs = {key: _find(graph, f"{name}.{key}", t) for key, t in packed.tensors.items()}
@@ -57,8 +57,8 @@ def describe(model: nn.Module, graph: Graph) -> list[Document]:
     return entries
 
 
-def _packed(module: PackedLayer | Prepacked) -> Packed:
-    if isinstance(module, PackedLayer):
+def _packed(module: LayoutLayer | Prepacked) -> Packed:
+    if isinstance(module, LayoutLayer):
         return module.packed
     names = HINTS[module.weight.dim()]
     sizes = (module.shape[0], *module.shape[2:])  # the weight tells the channels
@@ -66,9 +66,9 @@ def _packed(module: PackedLayer | Prepacked) -> Packed:
     return Packed(DENSE, tuple(module.weight.shape), {"weight": module.weight}, hints)
 
 
-def _dense(module: PackedLayer | Prepacked) -> Tensor:
+def _dense(module: LayoutLayer | Prepacked) -> Tensor:
     """The weight, with a convolution's kernel as its last sizes."""
-    return module.to_dense() if isinstance(module, PackedLayer) else module.weight
+    return module.to_dense() if isinstance(module, LayoutLayer) else module.weight
 
 
 def _count(packed: Packed) -> int:

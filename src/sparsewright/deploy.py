@@ -22,7 +22,7 @@ from .graph import Graph
 from .layouts import FP32, VALUES, values_name
 from .make import TOLERANCE, Exported, Maker
 from .measure.dense import relative_error
-from .nn import PackedLayer
+from .nn import LayoutLayer
 from .pieces import MISS
 from .plan import Plan
 from .program import Program
@@ -175,7 +175,7 @@ def _with_rounded(
     be replaced keep these weights."""
     names = set()
     for layer, made in served.items():
-        if isinstance(made, PackedLayer) and (name := values_name(made.packed)) != FP32:
+        if isinstance(made, LayoutLayer) and (name := values_name(made.packed)) != FP32:
             names.add(name)
             dense = made.to_dense().view_as(layer.weight)  # type: ignore[arg-type]
             layer.weight = nn.Parameter(dense, requires_grad=False)

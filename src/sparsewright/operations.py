@@ -261,7 +261,7 @@ def get_item(values: Any, index: int) -> Any:
 def expect_width(x: Tensor, width: int) -> Tensor:
     """x, after making sure that its last dimension is `width`: a kernel's indices rely on it.
 
-    KernelError if it is not, or if x wants a gradient, as PackedLinear has it.
+    KernelError if it is not, or if x wants a gradient, as LayoutLinear has it.
     """
     refuse_gradient(x)
     if x.shape[-1] != width:
@@ -272,7 +272,7 @@ def expect_width(x: Tensor, width: int) -> Tensor:
 def expect_channels(x: Tensor, channels: int) -> Tensor:
     """x (N, channels, H, W), after making sure of that: a kernel's indices rely on it.
 
-    KernelError if it is not, or if x wants a gradient, as PackedConv2d has it.
+    KernelError if it is not, or if x wants a gradient, as LayoutConv2d has it.
     """
     refuse_gradient(x)
     if x.dim() != 4 or x.shape[1] != channels:

@@ -12,10 +12,10 @@ from torch import Tensor, fx, nn
 from .fold import PRODUCTS
 from .graph import is_plain
 from .kernels import Conv2d
-from .nn import PackedConv1d, PackedLayer, Prepacked, PrepackedConv1d
+from .nn import LayoutConv1d, LayoutLayer, Prepacked, PrepackedConv1d
 
 aten = torch.ops.aten
-FLAT = (PackedConv1d, PrepackedConv1d)
+FLAT = (LayoutConv1d, PrepackedConv1d)
 """Layers that see a signal as an image of height 1."""
 
 
@@ -53,7 +53,7 @@ def _swap_call(graph: fx.Graph, node: fx.Node, modules: Mapping[str, nn.Module])
         node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
         return True
     is_product = node.target in PRODUCTS
-    if isinstance(module, (PackedLayer, Prepacked)):
+    if isinstance(module, (LayoutLayer, Prepacked)):
         return is_product and _put(graph, node, module, path)
     if is_product and type(module) in (nn.Linear, nn.Conv1d, nn.Conv2d):
         has_bias = len(node.args) > 2 and node.args[2] is not None
@@ -68,7 +68,7 @@ def _put(graph: fx.Graph, node: fx.Node, module: Any, path: str) -> bool:
     """A packed or prepacked layer in the place of a product; whether its input has a batch."""
     x: Any = node.args[0]
     value = node.meta["val"]
-    if isinstance(module, PackedLayer) and not isinstance(module.parts[0], torch._ops.OpOverload):
+    if isinstance(module, LayoutLayer) and not isinstance(module.parts[0], torch._ops.OpOverload):
         return False  # the reference: its trace is that of its lines
     axes = getattr(module, "axes", None)  # of a convolution's images
     if axes is not None and value.dim() != axes + 2:
@@ -86,10 +86,10 @@ def _put(graph: fx.Graph, node: fx.Node, module: Any, path: str) -> bool:
 
 
 def _product(
-    graph: fx.Graph, x: fx.Node, module: PackedLayer | Prepacked, path: str, value: Any
+    graph: fx.Graph, x: fx.Node, module: LayoutLayer | Prepacked, path: str, value: Any
 ) -> fx.Node:
     bias = _optional(graph, path, "bias", module.bias)
-    if isinstance(module, PackedLayer):
+    if isinstance(module, LayoutLayer):
         op, names, numbers = module.parts
         tensors = [_optional(graph, path, name, module._buffers[name]) for name in names]
         return _call(graph, op, (x, *tensors, bias, *numbers), value)

@@ -1,6 +1,6 @@
 """The CPU kernels of layout nm: 16 rows in lanes, activations looked up in registers.
 
-The op cannot tell widths of x apart within the last chunk: PackedLinear does.
+The op cannot tell widths of x apart within the last chunk: LayoutLinear does.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ..kernels import Choice, Conv2d, Linear, Operation, depthwise
 from ..registry import Table
-from .packed_conv import PackedConv1d, PackedConv2d
-from .packed_linear import PackedLinear
+from .layout_conv import LayoutConv1d, LayoutConv2d
+from .layout_linear import LayoutLinear
 from .prepacked_conv import PrepackedConv1d, PrepackedConv2d
 from .prepacked_linear import PrepackedLinear
 
@@ -43,7 +43,7 @@ def build_linear(choice: Choice, weight: Tensor, bias: Tensor | None) -> nn.Modu
     True
     """
     if choice.packed is not None:
-        return PackedLinear(choice.packed, bias, choice.kernel).eval()
+        return LayoutLinear(choice.packed, bias, choice.kernel).eval()
     return DENSE[choice.kernel](weight, bias, choice.batch).eval()
 
 
@@ -84,7 +84,7 @@ def build_conv(choice: Choice, conv: Convolution) -> nn.Module:
     """
     if choice.packed is None:
         return DENSE_CONV[choice.kernel](choice, conv).eval()
-    kind = PackedConv1d if conv.weight.dim() == 3 else PackedConv2d
+    kind = LayoutConv1d if conv.weight.dim() == 3 else LayoutConv2d
     assert isinstance(choice.operation, Conv2d)
     return kind(choice.packed, choice.operation, conv.bias, choice.kernel).eval()
 

@@ -7,10 +7,10 @@ from torch import Tensor
 from ..core import Packed
 from ..errors import KernelError
 from ..kernels import Conv2d, library
-from .packed import PackedLayer
+from .layout import LayoutLayer
 
 
-class PackedConv2d(PackedLayer):
+class LayoutConv2d(LayoutLayer):
     """F.conv2d over a packed weight, for inference; the output is contiguous.
 
     packed: the weight's (out, C / groups * height * width) matrix; validated here. operation: its
@@ -21,7 +21,7 @@ class PackedConv2d(PackedLayer):
 
     >>> import torch
     >>> from sparsewright.layouts import pack
-    >>> conv = PackedConv2d(pack("csr", torch.tensor([[0.0, 2.0]])), Conv2d((1, 2)))
+    >>> conv = LayoutConv2d(pack("csr", torch.tensor([[0.0, 2.0]])), Conv2d((1, 2)))
     >>> conv(torch.tensor([[[[1.0, 2.0, 3.0]]]]))
     tensor([[[[4., 6.]]]])
     """
@@ -73,12 +73,12 @@ class PackedConv2d(PackedLayer):
         )
 
 
-class PackedConv1d(PackedConv2d):
-    """F.conv1d over a packed weight: a PackedConv2d of height 1; x (N, C, L) or (C, L).
+class LayoutConv1d(LayoutConv2d):
+    """F.conv1d over a packed weight: a LayoutConv2d of height 1; x (N, C, L) or (C, L).
 
     >>> import torch
     >>> from sparsewright.layouts import pack
-    >>> conv = PackedConv1d(pack("csr", torch.tensor([[0.0, 2.0]])), Conv2d((1, 2)))
+    >>> conv = LayoutConv1d(pack("csr", torch.tensor([[0.0, 2.0]])), Conv2d((1, 2)))
     >>> conv(torch.tensor([[[1.0, 2.0, 3.0]]]))
     tensor([[[4., 6.]]])
     """

@@ -1,4 +1,4 @@
-"""PackedLinear and PrepackedLinear: as modules, compiled, exported, copied, saved, and refused."""
+"""LayoutLinear and PrepackedLinear: as modules, compiled, exported, copied, saved, and refused."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from sparsewright.errors import KernelError, LayoutError
 from sparsewright.kernels import KERNELS
 from sparsewright.layouts import LAYOUTS, pack
-from sparsewright.nn import PackedLinear, PrepackedLinear
+from sparsewright.nn import LayoutLinear, PrepackedLinear
 
 
 @pytest.fixture(params=LAYOUTS.names())
-def layer(request: pytest.FixtureRequest) -> PackedLinear:
-    return PackedLinear(pack(request.param, sparse_weight()), torch.randn(24))
+def layer(request: pytest.FixtureRequest) -> LayoutLinear:
+    return LayoutLinear(pack(request.param, sparse_weight()), torch.randn(24))
 
 
 def sparse_weight() -> Tensor:
@@ -26,7 +26,7 @@ def sparse_weight() -> Tensor:
     return torch.randn(24, 64) * keep.view(24, 64)
 
 
-def test_equals_a_linear_with_zeros(layer: PackedLinear) -> None:
+def test_equals_a_linear_with_zeros(layer: LayoutLinear) -> None:
     linear = nn.Linear(64, 24)
     linear.weight.data, linear.bias.data = layer.to_dense(), layer.bias
     for shape in ((64,), (1, 64), (3, 64), (2, 5, 64), (0, 64), (70, 64)):
@@ -35,25 +35,25 @@ def test_equals_a_linear_with_zeros(layer: PackedLinear) -> None:
             torch.testing.assert_close(layer(x), linear(x))
 
 
-def test_repr_tells_what_runs(layer: PackedLinear) -> None:
+def test_repr_tells_what_runs(layer: LayoutLinear) -> None:
     text = repr(layer)
     assert text == (
-        f"PackedLinear(in_features=64, out_features=24, bias=True, layout={layer.layout}, "
+        f"LayoutLinear(in_features=64, out_features=24, bias=True, layout={layer.layout}, "
         f"kernel={layer.kernel}, values=fp32, nnz=144)"
     )
 
 
-def test_buffers_have_the_layout_s_names(layer: PackedLinear) -> None:
+def test_buffers_have_the_layout_s_names(layer: LayoutLinear) -> None:
     assert set(dict(layer.named_buffers())) == {*layer.packed.tensors, "bias"}
     assert not list(layer.parameters())
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_state_dict_round_trip(layer: PackedLinear, bias: bool) -> None:
-    first = PackedLinear(layer.packed, layer.bias if bias else None)
+def test_state_dict_round_trip(layer: LayoutLinear, bias: bool) -> None:
+    first = LayoutLinear(layer.packed, layer.bias if bias else None)
     file = io.BytesIO()
     torch.save(first.state_dict(), file)
-    other = PackedLinear(
+    other = LayoutLinear(
         dataclasses.replace(
             first.packed, tensors={k: t.clone() for k, t in first.packed.tensors.items()}
         ),
@@ -66,14 +66,14 @@ def test_state_dict_round_trip(layer: PackedLinear, bias: bool) -> None:
     assert torch.equal(other(x), first(x))
 
 
-def test_loading_hostile_indices_is_refused(layer: PackedLinear) -> None:
+def test_loading_hostile_indices_is_refused(layer: LayoutLinear) -> None:
     state = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
     state["columns"].view(-1)[0] = 99
     with pytest.raises(LayoutError):
         layer.load_state_dict(state)
 
 
-def test_deepcopy_shares_nothing(layer: PackedLinear) -> None:
+def test_deepcopy_shares_nothing(layer: LayoutLinear) -> None:
     x = torch.randn(3, 64)
     expected = layer(x)
     other = copy.deepcopy(layer)
@@ -82,7 +82,7 @@ def test_deepcopy_shares_nothing(layer: PackedLinear) -> None:
     assert torch.equal(layer(x), expected)
 
 
-def test_torch_compile_takes_it_whole(layer: PackedLinear) -> None:
+def test_torch_compile_takes_it_whole(layer: LayoutLinear) -> None:
     torch._dynamo.reset()  # its cache holds eight forms of one forward, whatever test made them
     model = nn.Sequential(layer, nn.ReLU())
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -92,7 +92,7 @@ def test_torch_compile_takes_it_whole(layer: PackedLinear) -> None:
 
 
 @pytest.mark.parametrize("strict", [False, True])
-def test_torch_export_takes_it_at_any_batch(layer: PackedLinear, strict: bool) -> None:
+def test_torch_export_takes_it_at_any_batch(layer: LayoutLinear, strict: bool) -> None:
     model = nn.Sequential(layer, nn.ReLU())
     batch = torch.export.Dim("batch")
     program = torch.export.export(
@@ -106,11 +106,11 @@ def test_torch_export_takes_it_at_any_batch(layer: PackedLinear, strict: bool) -
         assert torch.equal(program.module()(x), model(x))
 
 
-def test_a_graph_of_the_best_kernel_names_no_instruction_set(layer: PackedLinear) -> None:
+def test_a_graph_of_the_best_kernel_names_no_instruction_set(layer: LayoutLinear) -> None:
     assert layer._numbers[-1] == 0  # so that it runs on other CPUs too
 
 
-def test_gradients_are_refused(layer: PackedLinear) -> None:
+def test_gradients_are_refused(layer: LayoutLinear) -> None:
     x = torch.randn(3, 64, requires_grad=True)
     with pytest.raises(KernelError, match="forwards only, and x requires a gradient"):
         layer(x)
@@ -120,7 +120,7 @@ def test_gradients_are_refused(layer: PackedLinear) -> None:
         layer(x)
 
 
-def test_wrong_width_is_named(layer: PackedLinear) -> None:
+def test_wrong_width_is_named(layer: LayoutLinear) -> None:
     with pytest.raises(KernelError, match=r"needs x \(..., 64\); got \(3, 63\)"):
         layer(torch.randn(3, 63))
 
@@ -128,23 +128,23 @@ def test_wrong_width_is_named(layer: PackedLinear) -> None:
 def test_construction_checks_everything() -> None:
     packed = pack("csr", sparse_weight())
     with pytest.raises(KernelError, match=r"bias must be float32 of shape \(24,\)"):
-        PackedLinear(packed, torch.zeros(3))
+        LayoutLinear(packed, torch.zeros(3))
     with pytest.raises(KernelError, match="bias must be float32"):
-        PackedLinear(packed, torch.zeros(24).double())
+        LayoutLinear(packed, torch.zeros(24).double())
     with pytest.raises(
         KernelError, match=r"kernel nm\.portable serves linear in layout nm; this weight is"
     ):
-        PackedLinear(packed, kernel="nm.portable")
+        LayoutLinear(packed, kernel="nm.portable")
     broken = {
         **packed.tensors,
         "columns": packed.tensors["columns"].long().flip(0).to(torch.uint16),
     }
     with pytest.raises(LayoutError, match="columns must ascend"):
-        PackedLinear(dataclasses.replace(packed, tensors=broken))
+        LayoutLinear(dataclasses.replace(packed, tensors=broken))
     for name in ("csr.avx2", "csr.avx512"):
         if KERNELS[name].refuses():
             with pytest.raises(KernelError, match=f"kernel {name} cannot serve"):
-                PackedLinear(packed, kernel=name)
+                LayoutLinear(packed, kernel=name)
 
 
 # ---- PrepackedLinear ------------------------------------------------------------------------

@@ -7,10 +7,10 @@ from torch import Tensor
 from ..core import Packed
 from ..errors import KernelError
 from ..kernels import Linear, library
-from .packed import PackedLayer
+from .layout import LayoutLayer
 
 
-class PackedLinear(PackedLayer):
+class LayoutLinear(LayoutLayer):
     """y = x W^T + bias over a packed weight, for inference.
 
     packed: the weight; validated here. kernel: a name of KERNELS for its layout; None takes the
@@ -20,7 +20,7 @@ class PackedLinear(PackedLayer):
 
     >>> import torch
     >>> from sparsewright.layouts import pack
-    >>> layer = PackedLinear(pack("csr", 2 * torch.eye(3)), torch.ones(3), "csr.reference")
+    >>> layer = LayoutLinear(pack("csr", 2 * torch.eye(3)), torch.ones(3), "csr.reference")
     >>> layer(torch.tensor([1., 2., 3.]))
     tensor([3., 5., 7.])
     """

@@ -14,7 +14,7 @@ from ..kernels.table import Kernel
 from ..layouts import count_present, unpack, validate, values_name
 
 
-class PackedLayer(nn.Module):
+class LayoutLayer(nn.Module):
     """A layer of which only the present weights and their places are stored, for inference.
 
     packed: the (out, fan-in) weight; validated here. operation: what the layer computes. kernel:
