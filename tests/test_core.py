@@ -8,6 +8,7 @@ from torch import nn
 
 from sparsewright.core import Layer, Packed, find_weights, keep_best
 from sparsewright.patterns import as_pattern
+from sparsewright.storage import MaskedStorage
 
 
 def test_keep_best_lets_the_first_of_equals_win():
@@ -124,7 +125,8 @@ def test_nothing_to_find():
 
 def layer_of(pattern, shape, table):
     weight = nn.Parameter(torch.ones(shape))
-    return Layer("fc", weight, as_pattern(pattern), 1, table, torch.Generator())
+    storage = MaskedStorage(weight, as_pattern(pattern), table)
+    return Layer("fc", storage, as_pattern(pattern), 1, torch.Generator())
 
 
 def test_a_layer_counts_weights_and_not_units():

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from sparsewright.core import Pattern, keep_best
 from sparsewright.errors import ConfigError, UnknownNameError
-from sparsewright.patterns import PATTERNS, as_pattern
+from sparsewright.patterns import PATTERNS, as_pattern, places_of, row_step, units_of
+from sparsewright.patterns._places import unit_of_all
 from sparsewright.patterns.block import Block
 from sparsewright.patterns.channel import Channel
 from sparsewright.patterns.fan_in import FanIn
@@ -48,6 +49,29 @@ def test_fold_undoes_unfold(name, data):
     spread = pattern.unfold(table, shape)
     assert spread.shape == shape
     assert torch.equal(pattern.fold(spread), table * unit_size)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(data=st.data())
+def test_units_and_places_are_those_of_the_table(name, data):
+    pattern, shape = as_pattern(name), data.draw(fitting(name))
+    unit_of = unit_of_all(pattern, shape, torch.device("cpu"))
+    places = torch.arange(len(unit_of))
+    assert torch.equal(units_of(pattern, places, shape), unit_of)
+    units = unit_of.unique()
+    of_units = places_of(pattern, units, shape)
+    assert torch.equal(unit_of[of_units], units[:, None].expand(of_units.shape))
+    assert torch.equal(of_units.flatten().sort().values, places)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(data=st.data())
+def test_rows_that_stay_together_have_a_run_of_the_units(name, data):
+    pattern, shape = as_pattern(name), data.draw(fitting(name))
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    step = row_step(pattern, shape)
+    runs = [pattern.fold(weight[i : i + step]).flatten() for i in range(0, shape[0], step)]
+    assert torch.equal(torch.cat(runs), pattern.fold(weight).flatten())
 
 
 @pytest.mark.parametrize("name", NAMES)

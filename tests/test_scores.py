@@ -8,6 +8,7 @@ from sparsewright.core import Layer
 from sparsewright.errors import StateError, UnknownNameError
 from sparsewright.patterns import as_pattern
 from sparsewright.scores import SCORES, as_score
+from sparsewright.storage import MaskedStorage
 
 BY_GRADIENT = [name for name, score in SCORES.items() if score.needs_gradient]
 
@@ -19,7 +20,8 @@ def layer(weight, gradient=None, seed=0):
     pattern = as_pattern("unstructured")
     table = torch.ones(1, parameter.numel(), dtype=torch.bool)
     generator = torch.Generator().manual_seed(seed)
-    return Layer("fc", parameter, pattern, parameter.numel(), table, generator)
+    storage = MaskedStorage(parameter, pattern, table)
+    return Layer("fc", storage, pattern, parameter.numel(), generator)
 
 
 def test_by_hand():

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sparsewright.core import Layer
 from sparsewright.errors import (
     BudgetError,
     ConfigError,
@@ -28,6 +29,8 @@ from sparsewright.lab.recipe import decay_groups, learning_rate
 from sparsewright.lab.run_folder import RunFolder
 from sparsewright.lab.train import Interrupted, train
 from sparsewright.lab.trained import read_trained
+from sparsewright.patterns import as_pattern
+from sparsewright.storage import MaskedStorage
 
 
 def small(**changes: Any) -> TrainConfig:
@@ -373,15 +376,19 @@ def test_biases_and_norms_do_not_decay() -> None:
 
 
 def test_overlap_and_inputs_by_hand() -> None:
-    a = torch.tensor([[True, True, False, False], [True, False, False, True]])
-    b = torch.tensor([[True, False, True, False], [True, False, False, True]])
+    a, b = torch.tensor([0, 1, 4, 7]), torch.tensor([0, 2, 4, 7])
     assert overlap(a, b) == 3 / 5
-    assert overlap(torch.zeros(2, dtype=torch.bool), torch.zeros(2, dtype=torch.bool)) == 1.0
-    assert inputs_used(a) == [2, 1, 0, 1]
-    convolution = torch.zeros(2, 3, 2, 2, dtype=torch.bool)
-    convolution[0, 1] = True
-    convolution[1, 2, 0, 1] = True
-    assert inputs_used(convolution) == [0, 4, 1]
+    assert overlap(a[:0], b[:0]) == 1.0
+    assert inputs_used(_masked(a, (2, 4))) == [2, 1, 0, 1]
+    convolution = torch.tensor([4, 5, 6, 7, 21])  # (0, 1) whole, and one weight of (1, 2)
+    assert inputs_used(_masked(convolution, (2, 3, 2, 2))) == [0, 4, 1]
+
+
+def _masked(places: torch.Tensor, shape: tuple[int, ...]) -> Layer:
+    pattern, weight = as_pattern("unstructured"), torch.nn.Parameter(torch.ones(shape))
+    layer = Layer("w", MaskedStorage(weight, pattern), pattern, len(places), torch.Generator())
+    layer.set_table(places)
+    return layer
 
 
 # --- configs ------------------------------------------------------------------------------------

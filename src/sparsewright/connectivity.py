@@ -8,22 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from .core import Layer
 
 
-def connections(layer: Layer) -> Tensor:
-    """(out, in) bool: whether any weight joins the input to the output."""
-    mask = layer.mask
-    joined = mask.reshape(*mask.shape[:2], -1).any(dim=2)
-    return joined.T if layer.is_lookup else joined
-
-
 def dead_outputs(layer: Layer) -> int:
     """Output neurons or filters without a single present weight."""
-    return int((~connections(layer).any(dim=1)).sum())
+    return int((~layer.storage.reached(None, layer.is_lookup)).sum())
 
 
 def problems(layers: Sequence[Layer]) -> list[str]:
@@ -35,9 +27,8 @@ def problems(layers: Sequence[Layer]) -> list[str]:
     found = []
     alive: Tensor | None = None
     for layer in layers:
-        joined = connections(layer)
-        alive = _step(joined, alive)
-        outputs = joined.shape[0]
+        alive = layer.storage.reached(_inputs(layer, alive), layer.is_lookup)
+        outputs = len(alive)
         fan_in = layer.present / max(1, outputs)
         if not alive.any():
             found.append(
@@ -54,11 +45,10 @@ def problems(layers: Sequence[Layer]) -> list[str]:
     return found
 
 
-def _step(joined: Tensor, alive: Tensor | None) -> Tensor:
-    """Which outputs are reached from the inputs that are alive."""
-    inputs = joined.shape[1]
+def _inputs(layer: Layer, alive: Tensor | None) -> Tensor | None:
+    """Which of a layer's inputs are reached by what is alive before it; None for all."""
+    inputs = layer.shape[0] if layer.is_lookup else layer.shape[1]
     if alive is None or len(alive) == 0 or inputs % len(alive):
-        reached = torch.ones(inputs, dtype=torch.bool, device=joined.device)
-    else:  # a flattened image: each channel becomes several inputs
-        reached = alive.repeat_interleave(inputs // len(alive)).to(joined.device)
-    return (joined & reached).any(dim=1)
+        return None
+    # a flattened image: each channel becomes several inputs
+    return alive.repeat_interleave(inputs // len(alive)).to(layer.weight.device)

@@ -8,12 +8,17 @@ which units are best, schedules say how many, methods say when; none of them kno
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from functools import cached_property
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .topology import Topology
 
 Shape = tuple[int, ...]
 Schedule = Callable[[float], float]
@@ -42,76 +47,207 @@ class Pattern(Protocol):
 
 
 @dataclass(eq=False)
-class Layer:
-    """One sparse weight of a model: the parameter, its pattern, its budget and its present table.
+class View:
+    """Some weights of a layer, as scores see them: `weight` with its gradient in `.grad`.
 
-    name: dotted name of the module, or of the parameter where it is not called `weight`.
-    keep: units present in every group once the method has done its work.
-    table: (groups, units) bool, True = present. Change it by `set_table` only.
-    generator: the CPU random source that all random choices of a run draw from.
-    is_lookup: the weight's rows are inputs (an embedding), not output neurons.
+    weight: absent weights are 0. mask: bool in the weight's shape, True = present. The shape is
+    that of the layer's weight, or for a score that sees single weights any other.
     """
 
     name: str
-    weight: nn.Parameter
-    pattern: Pattern
-    keep: int
-    table: Tensor
+    weight: Tensor
+    mask: Tensor
     generator: torch.Generator
-    aliases: tuple[str, ...] = ()
-    is_lookup: bool = False
-    _absent: Tensor | None = field(default=None, repr=False)
 
     @property
     def shape(self) -> Shape:
         return tuple(self.weight.shape)
 
+
+class Storage(Protocol):
+    """Where the weights of a layer are kept: masked or packed (storage.py)."""
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """What the optimizer steps: the dense weight with its zeros, or the present values."""
+
+    @property
+    def shape(self) -> Shape:
+        """Of the dense weight."""
+
+    def units(self) -> Tensor:
+        """Flat present units (group * units + unit), int64, ascending."""
+
+    def count(self) -> int:
+        """Number of present units."""
+
+    def mask(self) -> Tensor:
+        """Bool in the dense weight's shape, True = present."""
+
+    def take(self, places: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Values and gradients at flat places, all present."""
+
+    def tiles(self, rows: int, gradients: bool) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
+        """(weight, gradient, mask) of so many rows at a time, dense, in order."""
+
+    def rows(self) -> Tensor:
+        """The row of the (shape[0], rest) matrix that each present weight lies in, ascending."""
+
+    def input_counts(self) -> Tensor:
+        """Present weights along the second axis of the dense weight: its inputs or channels."""
+
+    def reached(self, alive: Tensor | None, is_lookup: bool) -> Tensor:
+        """Bool, which outputs a present weight joins to an input that is alive (None: to any)."""
+
+    def has_gradient(self) -> bool:
+        """Whether gradients of absent weights are there."""
+
+    def write(self, values: Tensor) -> None:
+        """Put a value, in order of their places, into every present weight."""
+
+    def place(self, units: Tensor) -> None:
+        """Other present units, ascending; a weight that stays keeps its value, a new one is 0."""
+
+    def move(
+        self, units: Tensor, fresh: Tensor, values: Tensor | None, optimizer: Optimizer
+    ) -> None:
+        """The same in training: fresh units (ascending) take values (fresh units, unit_size) or 0
+        and the optimizer state of a first step, no gradient, and dropped ones leave none."""
+
+    def watch(self, wanted: Callable[[], bool]) -> Any:
+        """Begin to train sparse: gradients of absent weights are kept when wanted() as they
+        arrive, else not. Returns what `.remove()` ends."""
+
+    def mask_gradient(self) -> None:
+        """Drop the gradients of absent weights."""
+
+    def settle(self) -> None:
+        """After a step: absent weights are exactly 0."""
+
+    def follow(self, copy: Weight) -> None:
+        """Give a copy of the weight (a moving average) the places of this one."""
+
+
+@dataclass(eq=False)
+class Layer:
+    """One sparse weight of a model: where it is stored, its pattern, its budget, what is present.
+
+    name: dotted name of the module, or of the parameter where it is not called `weight`.
+    keep: units present in every group once the method has done its work.
+    generator: the CPU random source that all random choices of a run draw from.
+    is_lookup: the weight's rows are inputs (an embedding), not output neurons.
+    """
+
+    name: str
+    storage: Storage
+    pattern: Pattern
+    keep: int
+    generator: torch.Generator
+    aliases: tuple[str, ...] = ()
+    is_lookup: bool = False
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The parameter: the dense weight with zeros where absent, or the present values alone."""
+        return self.storage.weight
+
+    @property
+    def shape(self) -> Shape:
+        """Of the dense weight."""
+        return self.storage.shape
+
+    @property
+    def numel(self) -> int:
+        """Weights, present or absent."""
+        return math.prod(self.shape)
+
+    @cached_property
+    def _size(self) -> tuple[int, int]:
+        return table_size(self.pattern, self.shape)
+
     @property
     def groups(self) -> int:
-        return self.table.shape[0]
+        return self._size[0]
 
     @property
     def units(self) -> int:
         """Units in each group."""
-        return self.table.shape[1]
+        return self._size[1]
 
     @property
     def unit_size(self) -> int:
         """Weights in one unit."""
-        return self.weight.numel() // max(1, self.table.numel())
+        return self.numel // max(1, self.groups * self.units)
+
+    @property
+    def present_units(self) -> Tensor:
+        """Flat present units (group * units + unit), int64, ascending."""
+        return self.storage.units()
 
     @property
     def present(self) -> int:
         """Number of weights present now, exact."""
-        return int(self.table.sum()) * self.unit_size
+        return self.storage.count() * self.unit_size
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no weight is absent."""
+        return self.storage.count() == self.groups * self.units
 
     @property
     def sparsity(self) -> float:
         """Fraction of weights absent now."""
-        return 1.0 - self.present / max(1, self.weight.numel())
-
-    @property
-    def absent(self) -> Tensor:
-        """Bool in the weight's shape, True = absent, on the weight's device (cached)."""
-        if self._absent is None or self._absent.device != self.weight.device:
-            mask = self.pattern.unfold(self.table, self.shape)
-            self._absent = ~mask.to(self.weight.device)
-        return self._absent
+        return 1.0 - self.present / max(1, self.numel)
 
     @property
     def mask(self) -> Tensor:
-        """Bool in the weight's shape, True = present."""
-        return ~self.absent
+        """Bool in the dense weight's shape, True = present."""
+        return self.storage.mask()
+
+    @property
+    def absent(self) -> Tensor:
+        """Bool in the dense weight's shape, True = absent."""
+        return ~self.mask
+
+    @property
+    def table(self) -> Tensor:
+        """(groups, units) bool, True = present; as large as the dense weight's units."""
+        units = self.present_units
+        flat = torch.zeros(self.groups * self.units, dtype=torch.bool, device=units.device)
+        flat[units] = True
+        return flat.view(self.groups, self.units)
 
     def set_table(self, table: Tensor) -> None:
-        """Replace the table; it must be bool and of the same shape as the present one."""
-        if table.dtype != torch.bool or table.shape != self.table.shape:
-            raise ValueError(
-                f"layer {self.name!r}: a table must be bool of shape {tuple(self.table.shape)}; "
-                f"got {table.dtype} of shape {tuple(table.shape)}"
-            )
-        self.table = table.detach().to(self.weight.device)
-        self._absent = None
+        """Other present units: bool (groups, units), or flat units as `present_units` has them.
+
+        A weight that stays keeps its value.
+        """
+        self.storage.place(as_units(self, table))
+
+
+def as_units(layer: Layer, wish: Tensor) -> Tensor:
+    """Flat units, ascending, of a (groups, units) bool table or of flat units; ValueError."""
+    if wish.dtype == torch.bool and wish.shape == (layer.groups, layer.units):
+        return wish.detach().reshape(-1).nonzero().squeeze(1).to(layer.weight.device)
+    good = wish.dtype == torch.int64 and wish.dim() == 1
+    if not good or (len(wish) and bool((wish[1:] <= wish[:-1]).any())):
+        raise ValueError(
+            f"layer {layer.name!r}: a table must be bool of shape "
+            f"{(layer.groups, layer.units)}, or ascending flat units, int64; got {wish.dtype} of "
+            f"shape {tuple(wish.shape)}"
+        )
+    if len(wish) and not (int(wish[0]) >= 0 and int(wish[-1]) < layer.groups * layer.units):
+        raise ValueError(
+            f"layer {layer.name!r}: units must lie in [0, {layer.groups * layer.units}); got "
+            f"{int(wish[0])} to {int(wish[-1])}"
+        )
+    return wish.detach().to(layer.weight.device)
+
+
+def table_size(pattern: Pattern, shape: Shape) -> tuple[int, int]:
+    """(groups, units) of the pattern's table for a weight of this shape."""
+    groups, units = pattern.fold(torch.empty(shape, device="meta")).shape
+    return groups, units
 
 
 @dataclass(frozen=True)
@@ -136,14 +272,17 @@ class Packed:
 class Score(Protocol):
     """How much every weight of a layer is worth keeping: layer -> tensor in the weight's shape.
 
-    Higher is better. The pattern sums the scores inside a unit.
+    Higher is better. The pattern sums the scores inside a unit. An attribute `sees` may say what
+    it must be shown: "all" (if it says nothing), the whole weight in its shape; "single", any
+    weights in any shape, since it compares none or only present ones; "nothing", as all weights
+    are worth the same and chance decides.
     """
 
     @property
     def needs_gradient(self) -> bool:
         """Whether it reads `layer.weight.grad`."""
 
-    def __call__(self, layer: Layer) -> Tensor: ...
+    def __call__(self, layer: View) -> Tensor: ...
 
 
 class Allocate(Protocol):
@@ -170,14 +309,14 @@ class Allocate(Protocol):
 
 @dataclass(frozen=True)
 class Update:
-    """What a method wants of a layer: its next table, and which units start anew.
+    """What a method wants of a layer: its next units, and which of them start anew.
 
-    fresh: (groups, units) bool, units that start anew although they were present before; units
-    that were absent always do. values: starting values of fresh weights, in the weight's shape;
-    None means 0.
+    units: flat present units, ascending, or a (groups, units) bool table. fresh: units, in the
+    same form, that start anew although they were present before; units that were absent always
+    do. values: (units that start anew, unit_size), in order of the units; None means 0.
     """
 
-    table: Tensor
+    units: Tensor
     fresh: Tensor | None = None
     values: Tensor | None = None
 
@@ -197,13 +336,13 @@ class Method(Protocol):
         """The same method with what depends on the length of the run filled in."""
 
     def begin(self, layer: Layer) -> Tensor:
-        """The first (groups, units) bool table."""
+        """The first present units: flat and ascending, or a (groups, units) bool table."""
 
     def due(self, step: int) -> bool:
         """Whether `update` is called before this optimizer step."""
 
     def update(self, layer: Layer, step: int) -> Update | Tensor | None:
-        """The next table, or None to leave it; gradients are in `layer.weight.grad`."""
+        """The next units, or None to leave them."""
 
 
 def keep_best(scores: Tensor, keep: int) -> Tensor:
@@ -233,6 +372,11 @@ MATRIX_LIKE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
 ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
+def is_packed(module: nn.Module) -> bool:
+    """Whether a module holds a weight as its present values and their topology alone."""
+    return isinstance(getattr(module, "topology", None), Topology)
+
+
 @dataclass(frozen=True)
 class Weight:
     """A parameter that can be made sparse, and where it lives."""
@@ -242,12 +386,24 @@ class Weight:
     module: nn.Module
     aliases: tuple[str, ...] = ()
 
+    @property
+    def is_lookup(self) -> bool:
+        """Whether its rows are inputs, not output neurons: an embedding's."""
+        return isinstance(self.module, nn.Embedding) or getattr(self.module, "is_lookup", False)
+
+    @property
+    def shape(self) -> Shape:
+        """Of the dense weight."""
+        if is_packed(self.module):
+            return tuple(self.module.shape)  # type: ignore[arg-type]
+        return tuple(self.parameter.shape)
+
 
 def find_weights(model: nn.Module) -> list[Weight]:
     """All weights that can be made sparse, in the model's order; tied weights appear once.
 
-    Those are the weights of Linear, Conv1d/2d/3d and Embedding, and the projections inside
-    MultiheadAttention. Biases and norm parameters never are.
+    Those are the weights of Linear, Conv1d/2d/3d and Embedding, the projections inside
+    MultiheadAttention, and packed weights. Biases and norm parameters never are.
 
     >>> [w.name for w in find_weights(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))]
     ['0', '2']
@@ -255,7 +411,7 @@ def find_weights(model: nn.Module) -> list[Weight]:
     found: dict[int, Weight] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         names: tuple[str, ...] = ()
-        if isinstance(module, MATRIX_LIKE):
+        if isinstance(module, MATRIX_LIKE) or is_packed(module):
             names = ("weight",)
         elif isinstance(module, nn.MultiheadAttention):
             names = ATTENTION

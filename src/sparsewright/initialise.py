@@ -33,11 +33,19 @@ def fan_in_values(
     >>> values.shape, values[0, 1].item()
     (torch.Size([2, 2]), 0.0)
     """
-    fan_in = mask.reshape(mask.shape[0], -1).sum(dim=1).clamp(min=1)
+    places = mask.reshape(-1).nonzero().squeeze(1)
+    rows = places // max(1, mask[0].numel()) if len(mask) else places
+    drawn = _draw(rows, len(mask), generator, gain)
+    values = torch.zeros(mask.numel(), device=mask.device)
+    values[places] = drawn
+    return values.view(mask.shape)
+
+
+def _draw(rows: Tensor, outputs: int, generator: torch.Generator | None, gain: float) -> Tensor:
+    """A value for every present weight, whose output neuron is its entry of `rows`."""
+    fan_in = torch.bincount(rows, minlength=outputs).clamp(min=1)
     deviation = gain / fan_in.sqrt()
-    noise = torch.randn(mask.shape, generator=generator).to(mask.device)
-    values = noise * deviation.reshape(-1, *[1] * (mask.dim() - 1))
-    return values.masked_fill(~mask, 0.0)
+    return torch.randn(len(rows), generator=generator).to(rows.device) * deviation[rows]
 
 
 def initialise(layers: Sequence[Layer], init: Init) -> None:
@@ -49,9 +57,10 @@ def initialise(layers: Sequence[Layer], init: Init) -> None:
     for layer in layers:
         if callable(init):
             values = init(layer)
-        elif layer.is_lookup:  # its rows are looked up, not summed over
-            continue
-        else:
-            values = fan_in_values(layer.mask, layer.generator)
-        with torch.no_grad():
-            layer.weight.copy_(values)
+            if values.shape == layer.shape and layer.shape != (layer.present,):
+                values = values[layer.mask.to(values.device)]
+            layer.storage.write(values)
+        elif not layer.is_lookup:  # whose rows are looked up, not summed over
+            rows = layer.storage.rows()
+            values = _draw(rows, layer.shape[0], layer.generator, math.sqrt(2.0))
+            layer.storage.write(values)

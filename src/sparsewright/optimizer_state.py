@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from .errors import StateError
+
 
 def reset_state(optimizer: Optimizer, weight: Tensor, where: Tensor) -> None:
     """Put every slot of `weight` back to its starting value at the places `where` is True."""
@@ -23,6 +25,32 @@ def reset_state(optimizer: Optimizer, weight: Tensor, where: Tensor) -> None:
     fresh = _starting_values(optimizer, weight)
     for name, slot in slots.items():
         slot.masked_fill_(where, fresh.get(name, 0.0))
+
+
+def move_state(optimizer: Optimizer, weight: Tensor, old: Tensor, places: Tensor) -> None:
+    """Give the state of a packed weight the order that its values take next.
+
+    old: bool, one entry per value to come, whether it was there before; places: where those were.
+    The others get the state of a first step. Call it before the weight changes its size.
+    StateError for state that lies neither entry by entry nor as one number (LBFGS's history).
+    """
+    state = optimizer.state.get(weight)
+    if not state:
+        return
+    slots = {k: v for k, v in state.items() if isinstance(v, Tensor) and v.shape == weight.shape}
+    for name, slot in state.items():
+        plain = slot is None or name in slots or isinstance(slot, int | float)
+        if not plain and not (isinstance(slot, Tensor) and slot.numel() <= 1):
+            raise StateError(
+                f"{type(optimizer).__name__} keeps {name!r} for a packed weight neither weight by "
+                "weight nor as one number, so it cannot follow weights that move: take another "
+                "optimizer, masked storage, or a method that moves none (static)"
+            )
+    fresh = _starting_values(optimizer, weight) if slots else {}
+    for name, slot in slots.items():
+        moved = slot.new_full((len(old),), fresh.get(name, 0.0))
+        moved[old] = slot[places]
+        state[name] = moved
 
 
 def _starting_values(optimizer: Optimizer, weight: Tensor) -> dict[str, float]:

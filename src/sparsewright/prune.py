@@ -8,9 +8,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from .core import Allocate, Pattern, Score, keep_best
+from .core import Allocate, Pattern, Score
 from .errors import ConfigError
-from .scores import as_score, unit_scores
+from .ranking import first_units
+from .scores import as_score
 from .selection import Overrides, Skip, select_layers
 from .summary import Summary, summarise
 
@@ -55,12 +56,10 @@ def prune(
             overrides=overrides,
             on_misfit=on_misfit,
         )
-        # All tables before any weight changes: a layer that fails leaves the model as it was.
-        tables = [keep_best(unit_scores(layer, chosen), layer.keep) for layer in layers]
-    for layer, table in zip(layers, tables, strict=True):
-        layer.set_table(table)
-        with torch.no_grad():
-            layer.weight.masked_fill_(layer.absent, 0.0)
+        # All units before any weight changes: a layer that fails leaves the model as it was.
+        chosen_units = [first_units(layer, chosen) for layer in layers]
+    for layer, units in zip(layers, chosen_units, strict=True):
+        layer.set_table(units)
     return summarise(layers, left_dense, sparsity)
 
 

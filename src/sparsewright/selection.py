@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from .budget import Budgeted, solve_budget
 from .core import Allocate, Layer, Pattern, Score, Weight, find_weights
 from .errors import BudgetError, ConfigError, MisfitError, UnknownNameError
 from .patterns import as_pattern
+from .ranking import whole_scores
+from .storage import storage_of
 
 Skip = str | type[nn.Module] | Sequence[str | type[nn.Module]]
 Overrides = Mapping[str, Mapping[str, Any]]
@@ -72,12 +75,18 @@ def select_layers(
             left_dense.append(_left(weight, reason))
         else:
             wishes.append(fitted)
-    if sparsity is None:
-        _needs_sparsity(wishes, as_pattern(pattern))
-    allocation = as_allocation(allocate)
     layers = [_layer(wish, generator) for wish in wishes]
-    budgeted = _budgeted(layers, wishes, allocation, score)
-    keeps = solve_budget(budgeted, sparsity, allocation, first=weights[0].name)
+    asked = [(w, y) for w, y in zip(wishes, layers, strict=True) if not _stays(w, y, sparsity)]
+    keeps = {layer.name: layer.keep for layer in layers}  # those packed with a sparsity of theirs
+    if asked or not layers:
+        wanted = [wish for wish, _ in asked]
+        if sparsity is None:
+            _needs_sparsity(wanted, as_pattern(pattern))
+        allocation = as_allocation(allocate)
+        budgeted = _budgeted([layer for _, layer in asked], wanted, allocation, score)
+        for _, layer in asked:
+            del keeps[layer.name]
+        keeps |= solve_budget(budgeted, sparsity, allocation, first=weights[0].name)
     for layer in layers:
         layer.keep = keeps.get(layer.name, layer.units)
     dense = [w for w, layer in zip(wishes, layers, strict=True) if layer.name not in keeps]
@@ -88,7 +97,7 @@ def select_layers(
 
 
 def _left(weight: Weight, reason: str) -> LeftDense:
-    return LeftDense(weight.name, weight.parameter.numel(), reason)
+    return LeftDense(weight.name, math.prod(weight.shape), reason)
 
 
 def _matches(weight: Weight, glob: str) -> bool:
@@ -131,7 +140,7 @@ def _wish(weight: Weight, pattern: Pattern, override: Mapping[str, Any]) -> _Wis
 
 def _fit(wish: _Wish, on_misfit: str | Pattern) -> tuple[_Wish | None, str]:
     """The wish, or the same under the pattern for misfits, or None with the reason."""
-    shape = tuple(wish.weight.parameter.shape)
+    shape = wish.weight.shape
     reason = wish.pattern.misfit(shape)
     if reason is None:
         return wish, ""
@@ -157,7 +166,7 @@ def _needs_sparsity(wishes: list[_Wish], asked: Pattern) -> None:
     if asked.sparsity is None:
         raise BudgetError(f"pattern {asked} fixes no sparsity of its own: give one in [0, 1)")
     one = free[0]
-    reason = asked.misfit(tuple(one.weight.parameter.shape)) or "is overridden there"
+    reason = asked.misfit(one.weight.shape) or "is overridden there"
     raise BudgetError(
         f"layer {one.weight.name!r}: pattern {asked} {reason}; the pattern {one.pattern} that it "
         "takes instead fixes no sparsity of its own: give one in [0, 1)"
@@ -165,26 +174,32 @@ def _needs_sparsity(wishes: list[_Wish], asked: Pattern) -> None:
 
 
 def _layer(wish: _Wish, generator: torch.Generator) -> Layer:
-    weight = wish.weight.parameter
-    table = wish.pattern.fold(torch.ones(weight.shape, device="meta"))
-    full = torch.ones(table.shape, dtype=torch.bool, device=weight.device)
-    return Layer(
+    layer = Layer(
         name=wish.weight.name,
-        weight=weight,
+        storage=storage_of(wish.weight, wish.pattern),
         pattern=wish.pattern,
-        keep=full.shape[1],
-        table=full,
+        keep=0,
         generator=generator,
         aliases=wish.weight.aliases,
-        is_lookup=isinstance(wish.weight.module, nn.Embedding),
+        is_lookup=wish.weight.is_lookup,
     )
+    layer.keep = layer.units
+    return layer
+
+
+def _stays(wish: _Wish, layer: Layer, sparsity: float | None) -> bool:
+    """Whether a packed layer keeps as many units as it has, for no sparsity was asked of it."""
+    if layer.is_full or sparsity is not None or wish.sparsity is not None:
+        return False
+    layer.keep = layer.storage.count() // max(1, layer.groups)
+    return True
 
 
 def _budgeted(
     layers: list[Layer], wishes: list[_Wish], allocation: Allocate, score: Score
 ) -> list[Budgeted]:
     def scores(layer: Layer) -> Tensor | None:
-        return score(layer) if allocation.needs_scores else None
+        return whole_scores(layer, score) if allocation.needs_scores else None
 
     return [
         Budgeted(

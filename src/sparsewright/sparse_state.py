@@ -1,4 +1,5 @@
-"""What a checkpoint holds of masks: one bit per unit, and enough to know whose they are."""
+"""What a checkpoint holds of masks: one bit per unit, or where few are present their numbers; and
+enough to know whose they are."""
 
 from __future__ import annotations
 
@@ -9,10 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .core import Layer
+from .core import Layer, as_units
 from .errors import StateError
 
 STATE_VERSION = 1
+NUMBER_BITS = 64
+"""Bits of a unit's number: units are saved as numbers where a table of bits would be longer."""
 KEYS = frozenset({"method", "steps", "generator", "layers"})
 
 
@@ -25,13 +28,13 @@ def check_version(state: Mapping[str, Any]) -> None:
         raise StateError(f"a sparse state must hold {sorted(KEYS)}; it lacks {lacks}")
 
 
-def saved_tables(layers: Sequence[Layer]) -> dict[str, dict[str, Any]]:
-    """Layer name -> its pattern, budget and table, as plain values and a tensor of bits."""
-    return {layer.name: _about(layer) | {"table": _to_bits(layer.table)} for layer in layers}
+def saved_units(layers: Sequence[Layer]) -> dict[str, dict[str, Any]]:
+    """Layer name -> its pattern, budget and present units, as plain values and a tensor."""
+    return {layer.name: _about(layer) | _units(layer) for layer in layers}
 
 
-def read_tables(layers: Sequence[Layer], saved: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Layer name -> (groups, units) bool table; StateError if they are of other layers."""
+def read_units(layers: Sequence[Layer], saved: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Layer name -> flat present units; StateError if they are of other layers."""
     mine, theirs = {layer.name for layer in layers}, set(saved)
     if mine != theirs:
         raise StateError(
@@ -46,8 +49,15 @@ def _about(layer: Layer) -> dict[str, Any]:
     return {
         "pattern": str(layer.pattern),
         "keep": layer.keep,
-        "shape": list(layer.table.shape),
+        "shape": [layer.groups, layer.units],
     }
+
+
+def _units(layer: Layer) -> dict[str, Tensor]:
+    units = layer.present_units
+    if len(units) * NUMBER_BITS < layer.groups * layer.units:
+        return {"units": units.cpu()}
+    return {"table": torch.from_numpy(np.packbits(layer.table.cpu().numpy().reshape(-1)))}
 
 
 def _read(layer: Layer, saved: Mapping[str, Any]) -> Tensor:
@@ -57,17 +67,18 @@ def _read(layer: Layer, saved: Mapping[str, Any]) -> Tensor:
                 f"layer {layer.name!r}: the sparse state has {key} {saved.get(key)}; this "
                 f"attachment has {value}"
             )
-    return _from_bits(saved["table"], layer.table.shape)
+    try:
+        if "units" in saved:
+            return as_units(layer, saved["units"])
+        return as_units(layer, _from_bits(saved["table"], layer.groups, layer.units))
+    except ValueError as error:
+        raise StateError(f"a damaged sparse state: {error}") from None
 
 
-def _to_bits(table: Tensor) -> Tensor:
-    return torch.from_numpy(np.packbits(table.cpu().numpy().reshape(-1)))
-
-
-def _from_bits(bits: Tensor, shape: torch.Size) -> Tensor:
-    count = shape.numel()
+def _from_bits(bits: Tensor, groups: int, units: int) -> Tensor:
+    count = groups * units
     size = (count + 7) // 8
     if bits.dtype != torch.uint8 or bits.numel() != size:
         raise StateError(f"a table of {count} units takes {size} bytes; got {bits.numel()}")
     flat = np.unpackbits(bits.cpu().numpy(), count=count).astype(bool)
-    return torch.from_numpy(flat).reshape(shape)
+    return torch.from_numpy(flat).reshape(groups, units)

@@ -13,17 +13,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from .connectivity import problems
-from .core import Layer, Method, Update, find_weights
+from .core import Layer, Method, Update, as_units, find_weights
 from .errors import SparsityWarning, StateError
-from .gradients import Withheld, give_back, mask_gradient, masked, withhold
+from .gradients import Withheld, give_back, withhold
 from .initialise import Init, initialise
-from .optimizer_state import reset_state
+from .sampling import is_in
 from .selection import LeftDense
-from .sparse_state import STATE_VERSION, check_version, read_tables, saved_tables
+from .sparse_state import STATE_VERSION, check_version, read_units, saved_units
 from .summary import Summary, summarise
 
 WRAPPERS = ("module.", "_orig_mod.")
@@ -99,7 +99,7 @@ class Sparsifier:
             "method": type(self.method).__name__,
             "steps": list(self._steps),
             "generator": self.generator.get_state(),
-            "layers": saved_tables(self.layers),
+            "layers": saved_units(self.layers),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -116,29 +116,29 @@ class Sparsifier:
         method = type(self.method).__name__
         if state["method"] != method:
             raise StateError(f"the sparse state is of method {state['method']}; this is {method}")
-        tables = read_tables(self.layers, state["layers"])
+        units = read_units(self.layers, state["layers"])
         for layer in self.layers:
-            layer.set_table(tables[layer.name])
+            layer.set_table(units[layer.name])
         self._steps = [int(step) for step in state["steps"]]
         self.generator.set_state(state["generator"].cpu())
-        self._apply_masks()
 
     def apply_masks(self, model: nn.Module) -> None:
         """Put absent weights to zero in a copy of the model, such as a moving average of it.
 
-        The copy may be wrapped (AveragedModel, DistributedDataParallel, torch.compile). Raises
-        StateError if it lacks one of the sparse weights.
+        A packed copy takes the places of now: a weight that stays keeps its average, a new one
+        begins at its value. Call it for such a copy before it averages again. The copy may be
+        wrapped (AveragedModel, DistributedDataParallel, torch.compile). Raises StateError if it
+        lacks one of the sparse weights.
         """
-        weights = {_plain(w.name): w.parameter for w in find_weights(model)}
+        weights = {_plain(w.name): w for w in find_weights(model)}
         for layer in self.layers:
             weight = weights.get(_plain(layer.name))
-            if weight is None or weight.shape != layer.weight.shape:
+            if weight is None or weight.shape != layer.shape:
                 raise StateError(
                     f"the copy has no weight {layer.name!r} of shape {layer.shape}; it has: "
                     f"{', '.join(weights)}"
                 )
-            with torch.no_grad():
-                weight.masked_fill_(layer.absent.to(weight.device), 0.0)
+            layer.storage.follow(weight)
 
     def detach(self) -> None:
         """Remove every hook and leave a plain model whose absent weights are zeros."""
@@ -173,20 +173,24 @@ class Sparsifier:
 
     def _hook(self) -> list[Any]:
         handles: list[Any] = []
-        for layer in self.layers:
-            if layer.weight.requires_grad:
-                _refuse_second(layer)
         for index, layer in enumerate(self.layers):
             if layer.weight.requires_grad:
-                handles.append(layer.weight.register_hook(self._gradient_hook(index)))
+                try:
+                    handles.append(layer.storage.watch(self._wants(index)))
+                except StateError as error:
+                    for handle in handles:
+                        handle.remove()
+                    raise StateError(f"weight {layer.name!r} is {error}") from None
         for index, optimizer in enumerate(self._optimizers):
             handles.append(optimizer.register_step_pre_hook(self._pre_hook(index)))
             handles.append(optimizer.register_step_post_hook(self._post_hook(index)))
         return handles
 
     def _begin(self, init: Init) -> None:
-        for layer in self.layers:
-            layer.set_table(self.method.begin(layer))
+        # All first units before any weight changes: a layer that fails leaves the model as it was.
+        units = [self.method.begin(layer) for layer in self.layers]
+        for layer, first in zip(self.layers, units, strict=True):
+            layer.set_table(first)
         initialise(self.layers, init)
         self._apply_masks()
         for problem in problems(self.layers):
@@ -197,17 +201,10 @@ class Sparsifier:
     def _due(self, optimizer: int) -> bool:
         return self.method.due(self._steps[optimizer])
 
-    def _gradient_hook(self, index: int) -> Callable[[Tensor], Tensor | None]:
-        """Mask a gradient as it arrives, unless the coming update wants it dense."""
-        layer, optimizer = self.layers[index], self._of_optimizer[index]
-
-        def hook(gradient: Tensor) -> Tensor | None:
-            if self.method.needs_gradient and self._due(optimizer):
-                return None
-            return masked(gradient, layer.absent)
-
-        hook.of_sparsifier = True  # type: ignore[attr-defined]
-        return hook
+    def _wants(self, index: int) -> Callable[[], bool]:
+        """Whether the coming update wants the gradients of a layer's absent weights."""
+        optimizer = self._of_optimizer[index]
+        return lambda: self.method.needs_gradient and self._due(optimizer)
 
     def _pre_hook(self, index: int) -> Callable[..., Any]:
         def hook(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -263,38 +260,27 @@ class Sparsifier:
 
     def _mask_gradients(self, index: int) -> None:
         for layer in self._layers_of(index):
-            mask_gradient(layer.weight, layer.absent)
+            layer.storage.mask_gradient()
 
     @torch.no_grad()
     def _update(self, layer: Layer, index: int) -> None:
         """Ask the method; a layer without a gradient that it needs stays as it is."""
         if self.method.needs_gradient and layer.weight.grad is None:
             return
-        if layer.table.device != layer.weight.device:  # the model moved since
-            layer.set_table(layer.table)
         step = self._steps[index]
         wish = self.method.update(layer, step)
         if wish is None:
             return
         update = wish if isinstance(wish, Update) else Update(wish)
-        before = layer.table
-        layer.set_table(update.table)
-        grown, dropped = layer.table & ~before, before & ~layer.table
-        fresh = grown if update.fresh is None else grown | update.fresh.to(grown.device)
-        self._restart(layer, index, fresh, dropped, update.values)
-        moved = int(dropped.sum()) * layer.unit_size, int(grown.sum()) * layer.unit_size
+        before, units = layer.present_units, as_units(layer, update.units)
+        new = ~is_in(units, before)
+        fresh = new if update.fresh is None else new | is_in(units, as_units(layer, update.fresh))
+        optimizer = self._optimizers[index]
+        layer.storage.move(units, units[fresh], update.values, optimizer)
+        grown = int(new.sum())
+        dropped = len(before) - len(units) + grown
+        moved = dropped * layer.unit_size, grown * layer.unit_size
         self.changes.append(Change(step, layer.name, *moved))
-
-    def _restart(
-        self, layer: Layer, index: int, fresh: Tensor, dropped: Tensor, values: Tensor | None
-    ) -> None:
-        """Give fresh weights their value, dropped ones zero, and both the state of a first step."""
-        new = layer.pattern.unfold(fresh, layer.shape)
-        gone = layer.pattern.unfold(dropped, layer.shape)
-        layer.weight.masked_fill_(new | gone, 0.0)
-        if values is not None:
-            layer.weight.copy_(torch.where(new, values.to(layer.weight), layer.weight))
-        reset_state(self._optimizers[index], layer.weight, new | gone)
 
     def _withhold(self, index: int) -> None:
         self._held.setdefault(index, []).extend(withhold(self._optimizers[index]))
@@ -304,20 +290,9 @@ class Sparsifier:
             layer for layer, at in zip(self.layers, self._of_optimizer, strict=True) if at == index
         ]
 
-    @torch.no_grad()
     def _apply_masks(self, index: int | None = None) -> None:
         for layer in self.layers if index is None else self._layers_of(index):
-            layer.weight.masked_fill_(layer.absent, 0.0)
-
-
-def _refuse_second(layer: Layer) -> None:
-    """StateError if another Sparsifier holds the weight: the two would undo each other's masks."""
-    hooks = (layer.weight._backward_hooks or {}).values()
-    if any(getattr(hook, "of_sparsifier", False) for hook in hooks):
-        raise StateError(
-            f"weight {layer.name!r} is attached already: call detach() on the Sparsifier that "
-            "holds it first"
-        )
+            layer.storage.settle()
 
 
 def _skipped_by_scaler(optimizer: Optimizer) -> bool:

@@ -112,7 +112,7 @@ def summarise(
             layer.name,
             layer.shape,
             str(layer.pattern),
-            layer.weight.numel(),
+            layer.numel,
             layer.present,
             dead_outputs(layer),
         )

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..connectivity import dead_outputs
 from ..core import Layer
+from ..sampling import is_in
 from ..sparsifier import Sparsifier
 
 
@@ -19,8 +21,8 @@ class MaskDiary:
 
     def __init__(self, sparse: Sparsifier):
         self.sparse = sparse
-        self.first = {layer.name: layer.mask.clone() for layer in sparse.layers}
-        self.ever = {name: mask.clone() for name, mask in self.first.items()}
+        self.first = {layer.name: layer.present_units for layer in sparse.layers}
+        self.ever = dict(self.first)
         self._seen = self._reported = len(sparse.changes)
 
     def look(self) -> None:
@@ -29,7 +31,8 @@ class MaskDiary:
             return
         self._seen = len(self.sparse.changes)
         for layer in self.sparse.layers:
-            self.ever[layer.name] |= layer.mask
+            both = torch.cat([self.ever[layer.name], layer.present_units])
+            self.ever[layer.name] = both.unique()
 
     def page(self, epoch: int) -> dict[str, Any]:
         """The line of masks.jsonl for an epoch; what moved counts since the last page."""
@@ -43,7 +46,7 @@ class MaskDiary:
                 "dropped": sum(change.dropped for change in changes),
                 "grown": sum(change.grown for change in changes),
             }
-        counts = inputs_used(self.sparse.layers[0].mask) if self.sparse.layers else []
+        counts = inputs_used(self.sparse.layers[0]) if self.sparse.layers else []
         return {
             "epoch": epoch,
             "step": self.sparse.step,
@@ -54,39 +57,34 @@ class MaskDiary:
     def _state(self, layer: Layer) -> dict[str, Any]:
         return {
             "present": layer.present,
-            "total": layer.weight.numel(),
+            "total": layer.numel,
             "sparsity": layer.sparsity,
             "dead_outputs": dead_outputs(layer),
-            "overlap_first": overlap(self.first[layer.name], layer.mask),
-            "ever": self.ever[layer.name].float().mean().item(),
+            "overlap_first": overlap(self.first[layer.name], layer.present_units),
+            "ever": len(self.ever[layer.name]) / max(1, layer.groups * layer.units),
         }
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         return {"first": dict(self.first), "ever": dict(self.ever)}
 
     def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
-        for name, mask in self.first.items():
-            mask.copy_(state["first"][name])
-            self.ever[name].copy_(state["ever"][name])
+        for name, units in self.first.items():
+            self.first[name] = state["first"][name].to(units.device)
+            self.ever[name] = state["ever"][name].to(units.device)
         self._seen = self._reported = len(self.sparse.changes)
 
 
 def overlap(a: Tensor, b: Tensor) -> float:
-    """Jaccard index of two masks: weights present in both over weights present in either.
+    """Jaccard index of two sets of ascending numbers: those in both over those in either.
 
-    >>> import torch
-    >>> overlap(torch.tensor([True, True, False]), torch.tensor([False, True, True]))
+    >>> overlap(torch.tensor([0, 1]), torch.tensor([1, 2]))
     0.3333333333333333
     """
-    either = int((a | b).sum())
-    return int((a & b).sum()) / either if either else 1.0
+    both = int(is_in(a, b).sum())
+    either = len(a) + len(b) - both
+    return both / either if either else 1.0
 
 
-def inputs_used(mask: Tensor) -> list[int]:
-    """Present weights of every input: (out, in, *kernel) bool -> one count per input.
-
-    >>> import torch
-    >>> inputs_used(torch.tensor([[True, False], [True, True]]))
-    [2, 1]
-    """
-    return mask.transpose(0, 1).flatten(1).sum(dim=1).tolist()
+def inputs_used(layer: Layer) -> list[int]:
+    """The number of present weights of every input."""
+    return layer.storage.input_counts().tolist()

@@ -273,7 +273,7 @@ def describe_environment(config: TrainConfig, out: Path) -> dict[str, Any]:
 def dense_summary(model: nn.Module) -> Summary:
     """The Summary of a run in which no weight was made sparse."""
     reason = "the run is dense"
-    dense = [LeftDense(w.name, w.parameter.numel(), reason) for w in find_weights(model)]
+    dense = [LeftDense(w.name, math.prod(w.shape), reason) for w in find_weights(model)]
     return summarise([], dense, None)
 
 

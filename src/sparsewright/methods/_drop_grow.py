@@ -12,9 +12,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ..core import Layer, Schedule, Score, Update, keep_best
+from ..core import Layer, Schedule, Score, Update
 from ..errors import ConfigError, UnknownNameError
-from ..scores import unit_scores
+from ..ranking import best_absent, survivors
+from ..sampling import is_in
 
 Grown = Literal["zero", "normal"]
 Regrown = Literal["keep", "reset"]
@@ -22,7 +23,6 @@ GROWN: tuple[str, ...] = get_args(Grown)
 REGROWN: tuple[str, ...] = get_args(Regrown)
 NORMAL_SCALE = 0.1
 """Grown weights of SET's published code are N(0, 1) / 10."""
-FINITE = torch.finfo(torch.float32).max
 
 
 def drop_and_grow(
@@ -43,20 +43,17 @@ def drop_and_grow(
     grown: starting value of grown weights, 0 or N(0, 1) / 10.
     """
     check_fraction(f"layer {layer.name!r}", fraction)
-    table = layer.table
-    moved = math.floor(fraction * int(table.sum()) + 1e-9)
+    present = layer.present_units
+    moved = math.floor(fraction * len(present) + 1e-9)
     full = layer.keep == layer.units and regrown == "keep"  # all that goes comes back
     if moved == 0 or full:
         return None
-    kept = _survivors(layer, drop, moved)
-    growth = unit_scores(layer, grow).clamp(max=FINITE)
-    if exclude_dropped:  # last, yet above nothing: a group may have no other candidate
-        growth = growth.masked_fill(table & ~kept, -torch.inf)
-    new = keep_best_around(kept, growth, layer.keep)
-    fresh = new & ~kept
-    if regrown == "keep":
-        fresh &= ~table
-    return Update(new, fresh, _starting_values(layer, grown))
+    kept = survivors(layer, drop, moved)
+    gone = present[~is_in(present, kept)]
+    grown_units = best_absent(layer, grow, kept, last=gone if exclude_dropped else gone[:0])
+    units = torch.cat([kept, grown_units]).sort().values
+    anew = grown_units if regrown == "reset" else grown_units[~is_in(grown_units, present)]
+    return Update(units, anew, _starting_values(layer, grown, len(anew)))
 
 
 def check_fraction(place: str, fraction: float | Schedule) -> None:
@@ -84,30 +81,13 @@ def drop_only(layer: Layer, fraction: float, drop: str | Score) -> Update:
             f"layer {layer.name!r}: removing without adding would leave the groups of pattern "
             f"{layer.pattern} unequal; use last='regrow'"
         )
-    moved = math.floor(fraction * int(layer.table.sum()) + 1e-9)
-    return Update(_survivors(layer, drop, moved))
+    moved = math.floor(fraction * layer.storage.count() + 1e-9)
+    return Update(survivors(layer, drop, moved))
 
 
-def keep_best_around(kept: Tensor, scores: Tensor, keep: int) -> Tensor:
-    """Fill every group up to `keep` units: all of `kept`, then the best of the rest.
-
-    >>> kept = torch.tensor([[True, False, False, False]])
-    >>> keep_best_around(kept, torch.tensor([[0., 1., 3., 2.]]), 2)
-    tensor([[ True, False,  True, False]])
-    """
-    return keep_best(scores.masked_fill(kept, torch.inf), keep)
-
-
-def _survivors(layer: Layer, score: str | Score, moved: int) -> Tensor:
-    """The present units less the `moved` worst, over the whole table: (groups, units) bool."""
-    table = layer.table
-    scores = unit_scores(layer, score).masked_fill(~table, -torch.inf)
-    best = keep_best(scores.reshape(1, -1), int(table.sum()) - moved)
-    return best.reshape(table.shape) & table
-
-
-def _starting_values(layer: Layer, grown: Grown) -> Tensor | None:
+def _starting_values(layer: Layer, grown: Grown, units: int) -> Tensor | None:
+    """(units, unit_size), or None for zeros."""
     if grown == "zero":
         return None
-    noise = torch.randn(layer.shape, generator=layer.generator) * NORMAL_SCALE
+    noise = torch.randn(units, layer.unit_size, generator=layer.generator) * NORMAL_SCALE
     return noise.to(layer.weight)

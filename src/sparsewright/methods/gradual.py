@@ -10,13 +10,13 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from ..core import Layer, Score, keep_best
+from ..core import Layer, Score
 from ..errors import ConfigError
+from ..ranking import best_units
 from ..schedules import Cubic
-from ..scores import as_score, unit_scores
+from ..scores import as_score
 from . import METHODS
 from ._timing import check_timing, end_of, is_due
 
@@ -82,5 +82,5 @@ class Gradual:
         return math.ceil(ramp(step) - 1e-9)
 
     def _best(self, layer: Layer, keep: int) -> Tensor:
-        scores = unit_scores(layer, self.score)
-        return keep_best(scores.masked_fill(~layer.table, -torch.inf), keep)
+        present = layer.storage.count() // max(1, layer.groups)
+        return best_units(layer, self.score, min(keep, present))

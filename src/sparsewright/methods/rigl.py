@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from ..core import Layer, Schedule, Score, Update
+from ..ranking import first_units
 from ..schedules import Cosine
 from ..scores import as_score
 from . import METHODS
@@ -20,7 +21,6 @@ from ._drop_grow import (
     drop_and_grow,
 )
 from ._timing import check_timing, end_of, is_due
-from .static import first_table
 
 
 @METHODS.register("rigl")
@@ -73,7 +73,7 @@ class RigL:
         return replace(self, end=end_of("RigL", self.start, self.end, steps))
 
     def begin(self, layer: Layer) -> Tensor:
-        return first_table(layer, self.initial)
+        return first_units(layer, self.initial)
 
     def due(self, step: int) -> bool:
         return is_due(step, self.every, self.start, self.end)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..core import Layer, Schedule, Score, Update
 from ..errors import ConfigError
+from ..ranking import first_units
 from ..scores import as_score
 from . import METHODS
 from ._drop_grow import (
@@ -25,7 +26,6 @@ from ._drop_grow import (
     drop_only,
 )
 from ._timing import check_timing, is_due
-from .static import first_table
 
 Last = Literal["regrow", "remove"]
 LAST: tuple[str, ...] = get_args(Last)
@@ -96,7 +96,7 @@ class SET:
         return replace(self, end=max(self._start, steps - 1))
 
     def begin(self, layer: Layer) -> Tensor:
-        return first_table(layer, self.initial)
+        return first_units(layer, self.initial)
 
     def due(self, step: int) -> bool:
         return self._removes(step) or is_due(step, self.every, self._start, self.end)

@@ -7,14 +7,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..core import Layer, Score, keep_best
-from ..scores import unit_scores
+from ..core import Layer, Score
+from ..ranking import first_units
 from . import METHODS
-
-
-def first_table(layer: Layer, score: str | Score) -> Tensor:
-    """The (groups, units) table that keeps the best `layer.keep` units of every group."""
-    return keep_best(unit_scores(layer, score), layer.keep)
 
 
 @METHODS.register("static")
@@ -37,7 +32,7 @@ class Static:
         return self
 
     def begin(self, layer: Layer) -> Tensor:
-        return first_table(layer, self.initial)
+        return first_units(layer, self.initial)
 
     def due(self, step: int) -> bool:
         return False

@@ -6,6 +6,7 @@ from .build import KINDS, Task, build_conv, build_linear, task_of
 from .layout import LayoutLayer
 from .layout_conv import LayoutConv1d, LayoutConv2d
 from .layout_linear import LayoutLinear
+from .packed import PackedModule
 from .prepacked import Prepacked
 from .prepacked_conv import PrepackedConv1d, PrepackedConv2d
 from .prepacked_linear import PrepackedLinear
@@ -16,6 +17,7 @@ __all__ = [
     "LayoutConv2d",
     "LayoutLayer",
     "LayoutLinear",
+    "PackedModule",
     "Prepacked",
     "PrepackedConv1d",
     "PrepackedConv2d",

@@ -10,11 +10,12 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from ..errors import ConfigError
 from . import PATTERNS
-from ._fold import from_matrix, needs_matrix, to_matrix
+from ._fold import from_matrix, from_parts, needs_matrix, parts_of_units, to_matrix, to_parts
 
 
 @PATTERNS.register("block")
@@ -70,3 +71,21 @@ class Block:
 
     def allowed(self, units: int) -> range:
         return range(units + 1)
+
+    @property
+    def row_step(self) -> int:
+        return self.rows
+
+    def places_of(self, units: Tensor, shape: tuple[int, ...]) -> Tensor:
+        grid = (shape[0] // self.rows, shape[1] // self.columns, *shape[2:])
+        out, place, column = parts_of_units(units, grid)
+        row = torch.arange(self.rows, device=units.device)[:, None]
+        across = torch.arange(self.columns, device=units.device)
+        rows = (out * self.rows)[:, None, None] + row
+        columns = (column * self.columns)[:, None, None] + across
+        return from_parts(rows, place[:, None, None], columns, shape).flatten(1)
+
+    def units_of(self, places: Tensor, shape: tuple[int, ...]) -> Tensor:
+        out, place, column = to_parts(places, shape)
+        strip = out // self.rows * math.prod(shape[2:]) + place
+        return strip * (shape[1] // self.columns) + column // self.columns

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from . import PATTERNS
@@ -23,6 +25,7 @@ class Channel:
 
     examples: ClassVar[tuple[str, ...]] = ("channel",)
     sparsity: ClassVar[float | None] = None
+    row_step: ClassVar[int] = 1
 
     @classmethod
     def parse(cls, text: str) -> Channel | None:
@@ -43,3 +46,10 @@ class Channel:
 
     def allowed(self, units: int) -> range:
         return range(units + 1)
+
+    def places_of(self, units: Tensor, shape: tuple[int, ...]) -> Tensor:
+        fan_in = math.prod(shape[1:])
+        return units[:, None] * fan_in + torch.arange(fan_in, device=units.device)
+
+    def units_of(self, places: Tensor, shape: tuple[int, ...]) -> Tensor:
+        return places // max(1, math.prod(shape[1:]))

@@ -23,6 +23,7 @@ class FanIn:
 
     examples: ClassVar[tuple[str, ...]] = ("fan_in",)
     sparsity: ClassVar[float | None] = None
+    row_step: ClassVar[int] = 1
 
     @classmethod
     def parse(cls, text: str) -> FanIn | None:
@@ -42,3 +43,9 @@ class FanIn:
 
     def allowed(self, units: int) -> range:
         return range(units + 1)
+
+    def places_of(self, units: Tensor, shape: tuple[int, ...]) -> Tensor:
+        return units[:, None]
+
+    def units_of(self, places: Tensor, shape: tuple[int, ...]) -> Tensor:
+        return places

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from . import PATTERNS
-from ._fold import from_matrix, needs_matrix, to_matrix
+from ._fold import from_matrix, from_parts, needs_matrix, parts_of_units, to_matrix, to_parts
 
 
 @PATTERNS.register("N:M")
@@ -32,6 +32,7 @@ class NM:
     n: int
     m: int
     examples: ClassVar[tuple[str, ...]] = ("2:4", "3:32")
+    row_step: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         if not 0 < self.n < self.m:
@@ -63,3 +64,10 @@ class NM:
 
     def allowed(self, units: int) -> range:
         return range(self.n, self.n + 1)
+
+    def places_of(self, units: Tensor, shape: tuple[int, ...]) -> Tensor:
+        return from_parts(*parts_of_units(units, shape), shape)[:, None]
+
+    def units_of(self, places: Tensor, shape: tuple[int, ...]) -> Tensor:
+        out, place, column = to_parts(places, shape)
+        return (out * math.prod(shape[2:]) + place) * shape[1] + column

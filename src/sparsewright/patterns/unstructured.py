@@ -22,6 +22,7 @@ class Unstructured:
 
     examples: ClassVar[tuple[str, ...]] = ("unstructured",)
     sparsity: ClassVar[float | None] = None
+    row_step: ClassVar[int] = 1
 
     @classmethod
     def parse(cls, text: str) -> Unstructured | None:
@@ -41,3 +42,9 @@ class Unstructured:
 
     def allowed(self, units: int) -> range:
         return range(units + 1)
+
+    def places_of(self, units: Tensor, shape: tuple[int, ...]) -> Tensor:
+        return units[:, None]
+
+    def units_of(self, places: Tensor, shape: tuple[int, ...]) -> Tensor:
+        return places

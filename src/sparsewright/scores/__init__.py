@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..core import Layer, Score
+from ..core import Score
 from ..errors import StateError
 from ..registry import Table
 
@@ -21,12 +21,9 @@ def as_score(spec: str | Score) -> Score:
     return SCORES[spec] if isinstance(spec, str) else spec
 
 
-def unit_scores(layer: Layer, score: str | Score) -> Tensor:
-    """The layer's (groups, units) scores; StateError if they hold NaN, among which none is best."""
-    table = layer.pattern.fold(as_score(score)(layer))
-    if torch.isnan(table).any():
+def check_numbers(name: str, score: str | Score, scores: Tensor) -> None:
+    """StateError if scores of a layer hold NaN, among which none is best."""
+    if torch.isnan(scores).any():
         raise StateError(
-            f"layer {layer.name!r}: scores by {score} hold NaN: a weight or a gradient is not "
-            "finite"
+            f"layer {name!r}: scores by {score} hold NaN: a weight or a gradient is not finite"
         )
-    return table

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..core import Layer
+from ..core import View
 from ..errors import StateError
 
 
@@ -19,7 +19,7 @@ def wide(tensor: Tensor) -> Tensor:
     return dense.to(torch.promote_types(dense.dtype, torch.float32))
 
 
-def gradient_of(layer: Layer) -> Tensor:
+def gradient_of(layer: View) -> Tensor:
     """The weight's gradient, wide; StateError if there is none."""
     if layer.weight.grad is None:
         raise StateError(

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..core import Layer
+from ..core import View
 from . import SCORES
 from ._wide import wide
 
@@ -17,8 +17,9 @@ class Magnitude:
     """|w| of every weight, in the weight's shape."""
 
     needs_gradient: ClassVar[bool] = False
+    sees: ClassVar[str] = "single"
 
-    def __call__(self, layer: Layer) -> Tensor:
+    def __call__(self, layer: View) -> Tensor:
         return wide(layer.weight).abs()
 
 

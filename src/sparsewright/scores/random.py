@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..core import Layer
+from ..core import View
 from . import SCORES
 
 
@@ -17,8 +17,9 @@ class Random:
     """Uniform draws from [0, 1) of the layer's CPU generator, so that every device agrees."""
 
     needs_gradient: ClassVar[bool] = False
+    sees: ClassVar[str] = "nothing"
 
-    def __call__(self, layer: Layer) -> Tensor:
+    def __call__(self, layer: View) -> Tensor:
         return torch.rand(layer.shape, generator=layer.generator).to(layer.weight.device)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..core import Layer
+from ..core import View
 from . import SCORES
 
 
@@ -20,8 +20,9 @@ class SignedRank:
     """
 
     needs_gradient = False
+    sees = "single"
 
-    def __call__(self, layer: Layer) -> Tensor:
+    def __call__(self, layer: View) -> Tensor:
         weight = layer.weight.detach().float().flatten()
         present = layer.mask.flatten()
         scores = torch.zeros_like(weight)

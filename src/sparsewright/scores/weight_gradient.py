@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..core import Layer
+from ..core import View
 from . import SCORES
 from ._wide import gradient_of, wide
 
@@ -18,8 +18,9 @@ class WeightGradient:
     """|w * g| of every weight, in the weight's shape; StateError without a gradient."""
 
     needs_gradient: ClassVar[bool] = True
+    sees: ClassVar[str] = "single"
 
-    def __call__(self, layer: Layer) -> Tensor:
+    def __call__(self, layer: View) -> Tensor:
         return (wide(layer.weight) * gradient_of(layer)).abs()
 
 

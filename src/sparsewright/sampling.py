@@ -1,0 +1,73 @@
+"""Random units that are not taken, as many as asked in every group, uniformly and without
+replacement, in time and memory that follow their number.
+
+All draws come from one CPU generator and depend on counts alone, so every storage, device and
+replica draws the same.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+CROWDED = 0.5
+"""Part of all units, taken or wanted, from which on every free unit is given a random key: drawing
+until a free one is hit would take long, and as many keys fit into memory as units are present."""
+
+
+def draw(
+    groups: int, units: int, counts: Tensor, taken: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Flat units (group * units + unit), int64, ascending, on the CPU.
+
+    counts: (groups) int64, how many to draw in each group. taken: flat units that cannot be drawn,
+    ascending, none twice. Every group must have as many free units as it is asked for.
+
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> draw(1, 4, torch.tensor([3]), torch.tensor([2]), generator)
+    tensor([0, 1, 3])
+    """
+    wanted, taken = int(counts.sum()), taken.cpu()
+    if wanted == 0:
+        return torch.empty(0, dtype=torch.int64)
+    if len(taken) + wanted > CROWDED * groups * units:
+        return _by_keys(groups, units, counts.cpu(), taken, generator)
+    return _by_trial(units, counts.cpu(), taken, generator)
+
+
+def is_in(values: Tensor, ascending: Tensor) -> Tensor:
+    """Bool, whether each value is among ascending ones.
+
+    >>> is_in(torch.tensor([3, 1]), torch.tensor([0, 1, 2]))
+    tensor([False,  True])
+    """
+    if len(ascending) == 0:
+        return torch.zeros(values.shape, dtype=torch.bool, device=values.device)
+    at = torch.searchsorted(ascending, values).clamp_(max=len(ascending) - 1)
+    return ascending[at] == values
+
+
+def _by_keys(
+    groups: int, units: int, counts: Tensor, taken: Tensor, generator: torch.Generator
+) -> Tensor:
+    """The units of the largest random keys in every group."""
+    keys = torch.rand(groups, units, generator=generator, dtype=torch.float64)
+    keys.view(-1)[taken] = -1.0
+    best = keys.argsort(dim=1, descending=True, stable=True)
+    first = torch.arange(units) < counts[:, None]
+    found = best + torch.arange(groups)[:, None] * units
+    return found[first].sort().values
+
+
+def _by_trial(units: int, counts: Tensor, taken: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw for every place still open; what is taken or drawn already is drawn again."""
+    base = torch.repeat_interleave(torch.arange(len(counts)), counts) * units
+    found = torch.empty(0, dtype=torch.int64)
+    while len(base):
+        drawn = base + torch.randint(0, units, base.shape, generator=generator)
+        ordered, place = drawn.sort(stable=True)
+        good = ~is_in(ordered, taken) & ~is_in(ordered, found)
+        good[1:] &= ordered[1:] != ordered[:-1]  # of equals the first drawn stays
+        found = torch.cat([found, ordered[good]]).sort().values
+        base = base[place[~good].sort().values]
+    return found

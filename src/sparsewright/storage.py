@@ -1,0 +1,325 @@
+"""The two storages of a sparse weight: masked, a dense tensor with zeros; packed, its present
+values alone. This file is the one place that knows the difference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .core import Pattern, Shape, Storage, Weight, table_size
+from .errors import MisfitError, StateError
+from .gradients import mask_gradient, masked
+from .nn import PackedModule
+from .optimizer_state import move_state, reset_state
+from .patterns import places_of, row_step, units_of
+from .sampling import is_in
+
+TILE = 2**20
+"""Weights looked at together when the absent ones are scored."""
+
+
+def storage_of(weight: Weight, pattern: Pattern) -> Storage:
+    """The storage that a weight of a model has, with what is present in it now.
+
+    Of a masked weight all is present: its zeros are not looked at.
+    """
+    if isinstance(weight.module, PackedModule):
+        storage = PackedStorage(weight.module, pattern)
+        _check_pattern(weight.name, storage)
+        return storage
+    return MaskedStorage(weight.parameter, pattern)
+
+
+def _check_pattern(name: str, storage: PackedStorage) -> None:
+    """MisfitError unless the present weights are whole units, as many in every group."""
+    units, pattern, shape = storage.units(), storage.pattern, storage.shape
+    groups, each = table_size(pattern, shape)
+    size = math.prod(shape) // max(1, groups * each)
+    if len(units) * size != storage.module.topology.nnz:
+        raise MisfitError(f"layer {name!r}: the packed weights are not whole units of {pattern}")
+    if groups > 1:
+        counts = torch.bincount(units // each, minlength=groups)
+        if int(counts.min()) != int(counts.max()):
+            raise MisfitError(
+                f"layer {name!r}: pattern {pattern} keeps as many units in every group; the packed "
+                f"weight has from {int(counts.min())} to {int(counts.max())}"
+            )
+
+
+def tile_rows(pattern: Pattern, shape: Shape) -> int:
+    """Rows of a weight to look at together: about TILE weights, whole units of the pattern."""
+    step = row_step(pattern, shape)
+    return max(step, TILE // max(1, math.prod(shape[1:])) // step * step)
+
+
+class MaskedStorage:
+    """A dense weight and a mask of its absent weights, which are put to 0 after every step."""
+
+    def __init__(self, weight: nn.Parameter, pattern: Pattern, table: Tensor | None = None):
+        self.weight, self.pattern = weight, pattern
+        if table is None:
+            size = table_size(pattern, tuple(weight.shape))
+            table = torch.ones(size, dtype=torch.bool, device=weight.device)
+        self._table = table
+        self._absent: Tensor | None = None
+
+    @property
+    def shape(self) -> Shape:
+        return tuple(self.weight.shape)
+
+    def units(self) -> Tensor:
+        return self._table.reshape(-1).nonzero().squeeze(1).to(self.weight.device)
+
+    def count(self) -> int:
+        return int(self._table.sum())
+
+    def mask(self) -> Tensor:
+        return ~self.absent
+
+    @property
+    def absent(self) -> Tensor:
+        """Bool in the weight's shape, on its device (kept until the units change)."""
+        if self._absent is None or self._absent.device != self.weight.device:
+            mask = self.pattern.unfold(self._table.to(self.weight.device), self.shape)
+            self._absent = ~mask
+        return self._absent
+
+    def take(self, places: Tensor) -> tuple[Tensor, Tensor | None]:
+        gradient = self._dense_gradient()
+        values = self.weight.detach().reshape(-1)[places]
+        return values, None if gradient is None else gradient.reshape(-1)[places]
+
+    def tiles(self, rows: int, gradients: bool) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
+        weight, mask = self.weight.detach(), self.mask()
+        gradient = self._dense_gradient() if gradients else None
+        for i in range(0, self.shape[0], rows):
+            part = slice(i, i + rows)
+            yield weight[part], None if gradient is None else gradient[part], mask[part]
+
+    def rows(self) -> Tensor:
+        return self.mask().flatten(1).nonzero()[:, 0]
+
+    def input_counts(self) -> Tensor:
+        return self.mask().transpose(0, 1).flatten(1).sum(dim=1)
+
+    def reached(self, alive: Tensor | None, is_lookup: bool) -> Tensor:
+        joined = self.mask().reshape(*self.shape[:2], -1).any(dim=2)
+        joined = joined.T if is_lookup else joined
+        return (joined if alive is None else joined & alive).any(dim=1)
+
+    def has_gradient(self) -> bool:
+        return self.weight.grad is not None
+
+    @torch.no_grad()
+    def write(self, values: Tensor) -> None:
+        self.weight.masked_scatter_(self.mask(), values.to(self.weight))
+
+    @torch.no_grad()
+    def place(self, units: Tensor) -> None:
+        self._set(units)
+        self.weight.masked_fill_(self.absent, 0.0)
+
+    @torch.no_grad()
+    def move(
+        self, units: Tensor, fresh: Tensor, values: Tensor | None, optimizer: Optimizer
+    ) -> None:
+        before = self._table
+        self._set(units)
+        changed = before & ~self._table
+        changed.view(-1)[fresh] = True
+        new = self.pattern.unfold(changed, self.shape)  # or gone
+        self.weight.masked_fill_(new, 0.0)
+        mask_gradient(self.weight, new)
+        if values is not None:
+            places = places_of(self.pattern, fresh, self.shape)
+            self.weight.view(-1)[places] = values.to(self.weight)
+        reset_state(optimizer, self.weight, new)
+
+    def watch(self, wanted: Callable[[], bool]) -> Any:
+        """A hook that masks a gradient as it arrives, unless it is wanted dense."""
+        hooks = (self.weight._backward_hooks or {}).values()
+        _refuse_second(any(getattr(hook, "of_sparsifier", False) for hook in hooks))
+
+        def hook(gradient: Tensor) -> Tensor | None:
+            return None if wanted() else masked(gradient, self.absent)
+
+        hook.of_sparsifier = True  # type: ignore[attr-defined]
+        return self.weight.register_hook(hook)
+
+    def mask_gradient(self) -> None:
+        mask_gradient(self.weight, self.absent)
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        self.weight.masked_fill_(self.absent, 0.0)
+
+    @torch.no_grad()
+    def follow(self, copy: Weight) -> None:
+        copy.parameter.masked_fill_(self.absent.to(copy.parameter.device), 0.0)
+
+    def _set(self, units: Tensor) -> None:
+        table = torch.zeros_like(self._table)
+        table.view(-1)[units.to(table.device)] = True
+        self._table, self._absent = table, None
+
+    def _dense_gradient(self) -> Tensor | None:
+        gradient = self.weight.grad
+        return gradient.to_dense() if gradient is not None and gradient.is_sparse else gradient
+
+
+class PackedStorage:
+    """A packed module: its Parameter holds the present values in order of their places."""
+
+    def __init__(self, module: PackedModule, pattern: Pattern):
+        self.module, self.pattern = module, pattern
+
+    @property
+    def weight(self) -> nn.Parameter:
+        return self.module.weight
+
+    @property
+    def shape(self) -> Shape:
+        return self.module.shape
+
+    def units(self) -> Tensor:
+        places = self.module.topology.places()
+        units = units_of(self.pattern, places, self.shape)
+        return units if units is places else units.unique()
+
+    def count(self) -> int:
+        groups, units = table_size(self.pattern, self.shape)
+        size = math.prod(self.shape) // max(1, groups * units)
+        return self.module.topology.nnz // max(1, size)
+
+    def mask(self) -> Tensor:
+        flat = torch.zeros(math.prod(self.shape), dtype=torch.bool, device=self.weight.device)
+        flat[self.module.topology.places()] = True
+        return flat.view(self.shape)
+
+    def take(self, places: Tensor) -> tuple[Tensor, Tensor | None]:
+        at = torch.searchsorted(self.module.topology.places(), places)
+        gradient = self.weight.grad
+        return self.weight.detach()[at], None if gradient is None else gradient[at]
+
+    def tiles(self, rows: int, gradients: bool) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
+        starts, columns = self.module.topology.starts, self.module.topology.columns
+        width, values = math.prod(self.shape[1:]), self.weight.detach()
+        for i in range(0, self.shape[0], rows):
+            end = min(self.shape[0], i + rows)
+            part = slice(int(starts[i]), int(starts[end]))
+            index = torch.arange(end - i, device=columns.device)
+            row = torch.repeat_interleave(index, starts[i : end + 1].diff())
+            places = row * width + columns[part].long()
+            weight = values.new_zeros((end - i) * width)
+            weight[places] = values[part]
+            mask = torch.zeros_like(weight, dtype=torch.bool)
+            mask[places] = True
+            shape = (end - i, *self.shape[1:])
+            gradient = self._dense_gradient(i, end, part).view(shape) if gradients else None
+            yield weight.view(shape), gradient, mask.view(shape)
+
+    def _dense_gradient(self, begin: int, end: int, part: slice) -> Tensor:
+        """Rows [begin, end) of the gradient of all weights, absent ones too."""
+        if self.module.topology.nnz == math.prod(self.shape):
+            assert self.weight.grad is not None
+            return self.weight.grad[part]
+        return self.module.dense_gradient(begin, end)
+
+    def rows(self) -> Tensor:
+        return self.module.topology.rows()
+
+    def input_counts(self) -> Tensor:
+        each = max(1, math.prod(self.shape[2:]))
+        inputs = self.module.topology.columns.long() // each
+        return torch.bincount(inputs, minlength=self.shape[1])
+
+    def reached(self, alive: Tensor | None, is_lookup: bool) -> Tensor:
+        each = max(1, math.prod(self.shape[2:]))
+        out = self.module.topology.rows()
+        inputs = self.module.topology.columns.long() // each
+        size = self.shape[0]
+        if is_lookup:
+            out, inputs, size = inputs, out, self.shape[1]
+        reached = torch.zeros(size, dtype=torch.bool, device=out.device)
+        reached[out if alive is None else out[alive[inputs]]] = True
+        return reached
+
+    def has_gradient(self) -> bool:
+        full = self.module.topology.nnz == math.prod(self.shape)
+        return self.weight.grad is not None if full else bool(self.module.watch.seen)
+
+    @torch.no_grad()
+    def write(self, values: Tensor) -> None:
+        self.weight.copy_(values)
+
+    @torch.no_grad()
+    def place(self, units: Tensor) -> None:
+        before, places = self.module.topology.places(), self._places(units)
+        if torch.equal(before, places):
+            return
+        stays = is_in(places, before)
+        values = self.weight.new_zeros(len(places))
+        values[stays] = self.weight[torch.searchsorted(before, places[stays])]
+        self.module.move(places, values)
+
+    @torch.no_grad()
+    def move(
+        self, units: Tensor, fresh: Tensor, values: Tensor | None, optimizer: Optimizer
+    ) -> None:
+        before, places = self.module.topology.places(), self._places(units)
+        born = places_of(self.pattern, fresh, self.shape)
+        old = is_in(places, before) & ~is_in(places, born.reshape(-1).sort().values)
+        at = torch.searchsorted(before, places[old])
+        new_values = self.weight.new_zeros(len(places))
+        new_values[old] = self.weight[at]
+        if values is not None:
+            new_values[torch.searchsorted(places, born)] = values.to(new_values)
+        gradient = self.weight.grad
+        if gradient is not None:
+            moved = gradient.new_zeros(len(places))
+            moved[old] = gradient[at]
+            gradient = moved
+        move_state(optimizer, self.weight, old, at)
+        self.module.move(places, new_values)
+        self.weight.grad = gradient
+
+    def watch(self, wanted: Callable[[], bool]) -> Any:
+        _refuse_second(self.module.watch.wanted is not None)
+        return self.module.watch.begin(wanted)
+
+    def mask_gradient(self) -> None:
+        """There are none."""
+
+    def settle(self) -> None:
+        """Nothing absent has a value."""
+
+    @torch.no_grad()
+    def follow(self, copy: Weight) -> None:
+        if not isinstance(copy.module, PackedModule):
+            raise StateError(f"weight {copy.name!r} of the copy is not packed; this one is")
+        before, places = copy.module.topology.places(), self.module.topology.places()
+        if torch.equal(before.to(places.device), places):
+            return
+        before = before.to(places.device)
+        stays = is_in(places, before)
+        values = self.weight.detach().clone()
+        average = copy.parameter.detach().to(values)
+        values[stays] = average[torch.searchsorted(before, places[stays])]
+        copy.module.move(places, values)
+
+    def _places(self, units: Tensor) -> Tensor:
+        places = places_of(self.pattern, units.to(self.weight.device), self.shape).reshape(-1)
+        ascend = bool((places[1:] > places[:-1]).all())
+        return places if ascend else places.sort().values
+
+
+def _refuse_second(held: bool) -> None:
+    """StateError if another Sparsifier holds the weight: the two would undo each other's masks."""
+    if held:
+        raise StateError("attached already: call detach() on the Sparsifier that holds it first")
