@@ -17,6 +17,7 @@ QUICK = {
     "gradual": {"every": 2, "end": 6},
     "rigl": {"every": 2, "end": 8, "fraction": 0.5},
     "set": {"every": 2, "end": 8, "fraction": 0.5},
+    "gse": {"every": 2, "end": 8, "fraction": 0.5},
 }
 
 

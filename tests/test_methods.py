@@ -226,3 +226,26 @@ def test_a_gradient_that_is_not_a_number_names_its_layer():
     layer = layer_of(WEIGHT, TABLE, gradient=[[float("nan")] * 8])
     with pytest.raises(sw.StateError, match="layer 'fc': scores by gradient hold NaN"):
         sw.RigL(end=10).update(layer, 0)
+
+
+def test_gse_grows_the_steepest_of_its_sample():
+    # Half of 4 go: 0 and 5. Besides the kept 1 and 2 six units are free; a sample of them all is
+    # RigL, and of two sampled units both must come.
+    layer = layer_of(WEIGHT, TABLE, gradient=GRADIENT)
+    every = drop_and_grow(layer, 0.5, drop="magnitude", grow="gradient", sample=9.0)
+    assert table_of(layer, every.units) == [[O, O, O, X, X, O, X, X]]
+    layer.keep = 2 + 1
+    seen = set()
+    for _ in range(40):
+        wish = drop_and_grow(layer, 0.5, drop="magnitude", grow="gradient", sample=0.5)
+        (grown,) = set(wish.units.tolist()) - {1, 2}  # the steeper of two
+        seen.add(grown)
+    assert 4 not in seen, "the flattest of all is never the steeper of two"
+    assert len(seen) > 2
+
+
+def test_gse_fills_every_group_of_nm():
+    gradient = [[1.0, 2.0, 3.0, 4.0, -9.0, 0.0, 1.0, 1.0]]
+    layer = layer_of([[1.0, 2, 0, 0, 3, 0, 4, 0]], [[O, O, X, X], [O, X, O, X]], "2:4", gradient)
+    wish = drop_and_grow(layer, 0.5, drop="magnitude", grow="gradient", sample=2.0)
+    assert table_of(layer, wish.units) == [[X, X, O, O], [O, X, O, X]]

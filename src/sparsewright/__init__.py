@@ -37,6 +37,7 @@ from .errors import (
     UnknownNameError,
 )
 from .methods.gradual import Gradual
+from .methods.gse import GSE
 from .methods.rigl import RigL
 from .methods.set import SET
 from .methods.static import Static
@@ -55,6 +56,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ER",
     "ERK",
+    "GSE",
     "LAMP",
     "NM",
     "SET",

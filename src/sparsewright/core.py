@@ -87,6 +87,9 @@ class Storage(Protocol):
     def take(self, places: Tensor) -> tuple[Tensor, Tensor | None]:
         """Values and gradients at flat places, all present."""
 
+    def gradient_at(self, places: Tensor) -> Tensor:
+        """Gradients at flat places, absent ones too (see has_gradient)."""
+
     def tiles(self, rows: int, gradients: bool) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
         """(weight, gradient, mask) of so many rows at a time, dense, in order."""
 

@@ -7,6 +7,7 @@ first unit wins.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -109,6 +110,38 @@ def best_absent(layer: Layer, score: str | Score, kept: Tensor, *, last: Tensor)
     return torch.cat(grown)
 
 
+def best_candidates(layer: Layer, score: str | Score, kept: Tensor, gradients_of: float) -> Tensor:
+    """The best units of a random sample besides `kept`, as many as fill every group.
+
+    gradients_of: how many are sampled in every group, as a part of the units it keeps; never fewer
+    than it lacks, nor more than there are. The score sees the sampled weights alone. Flat,
+    ascending. StateError as for `present_scores`.
+    """
+    counts = _room(layer, kept).cpu()
+    room = layer.units - layer.keep + counts
+    sampled = torch.full_like(counts, math.ceil(gradients_of * layer.keep))
+    sample = _drawn(layer, torch.minimum(torch.maximum(sampled, counts), room), kept)
+    chosen, places = as_score(score), places_of(layer.pattern, sample, layer.shape)
+    _check_gradient(layer, chosen)
+    gradient = layer.storage.gradient_at(places.reshape(-1)).view(places.shape)
+    values = torch.zeros_like(gradient, dtype=layer.weight.dtype)
+    view = _view(layer, values, gradient.to(values.dtype), torch.zeros_like(places, dtype=bool))
+    scores = chosen(view).sum(dim=1)
+    check_numbers(layer.name, score, scores)
+    return _best_of_each(sample, scores, sample // layer.units, counts.to(sample.device))
+
+
+def _best_of_each(units: Tensor, scores: Tensor, groups: Tensor, counts: Tensor) -> Tensor:
+    """Of units, ascending, the counts[group] best of every group, ascending."""
+    order = scores.argsort(descending=True, stable=True)
+    order = order[groups[order].argsort(stable=True)]  # by group, and in each the best first
+    sizes = torch.bincount(groups, minlength=len(counts))
+    first = sizes.cumsum(0) - sizes
+    of = groups[order]
+    rank = torch.arange(len(order), device=order.device) - first[of]
+    return units[order[rank < counts[of]]].sort().values
+
+
 def _room(layer: Layer, kept: Tensor) -> Tensor:
     """(groups) units that each group lacks."""
     if layer.groups == 1:
@@ -150,17 +183,21 @@ def _marked(scores: Tensor, base: int, kept: Tensor, last: Tensor) -> Tensor:
 def _tile_scores(layer: Layer, score: str | Score, whole: bool = False) -> Iterator[Tensor]:
     """The scores of all units, tile by tile; gradients of absent weights among them."""
     chosen = as_score(score)
-    if chosen.needs_gradient and not layer.storage.has_gradient():
-        raise StateError(
-            f"layer {layer.name!r}: the score needs the weight's gradient, and it is None; "
-            "call loss.backward() first, and leave requires_grad on"
-        )
+    _check_gradient(layer, chosen)
     single = getattr(chosen, "sees", "all") == "single"
     rows = tile_rows(layer.pattern, layer.shape) if single and not whole else layer.shape[0]
     for weight, gradient, mask in layer.storage.tiles(max(1, rows), chosen.needs_gradient):
         scores = layer.pattern.fold(chosen(_view(layer, weight, gradient, mask))).reshape(-1)
         check_numbers(layer.name, score, scores)
         yield scores
+
+
+def _check_gradient(layer: Layer, score: Score) -> None:
+    if score.needs_gradient and not layer.storage.has_gradient():
+        raise StateError(
+            f"layer {layer.name!r}: the score needs the weight's gradient, and it is None; "
+            "call loss.backward() first, and leave requires_grad on"
+        )
 
 
 def _view(layer: Layer, weight: Tensor, gradient: Tensor | None, mask: Tensor) -> View:

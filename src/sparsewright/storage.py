@@ -95,6 +95,11 @@ class MaskedStorage:
         values = self.weight.detach().reshape(-1)[places]
         return values, None if gradient is None else gradient.reshape(-1)[places]
 
+    def gradient_at(self, places: Tensor) -> Tensor:
+        gradient = self._dense_gradient()
+        assert gradient is not None
+        return gradient.reshape(-1)[places]
+
     def tiles(self, rows: int, gradients: bool) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
         weight, mask = self.weight.detach(), self.mask()
         gradient = self._dense_gradient() if gradients else None
@@ -206,6 +211,9 @@ class PackedStorage:
         at = torch.searchsorted(self.module.topology.places(), places)
         gradient = self.weight.grad
         return self.weight.detach()[at], None if gradient is None else gradient[at]
+
+    def gradient_at(self, places: Tensor) -> Tensor:
+        return self.module.gradient_at(places)
 
     def tiles(self, rows: int, gradients: bool) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
         starts, columns = self.module.topology.starts, self.module.topology.columns

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..core import Layer, Schedule, Score, Update
 from ..errors import ConfigError, UnknownNameError
-from ..ranking import best_absent, survivors
+from ..ranking import best_absent, best_candidates, survivors
 from ..sampling import is_in
 
 Grown = Literal["zero", "normal"]
@@ -31,6 +31,7 @@ def drop_and_grow(
     *,
     drop: str | Score,
     grow: str | Score,
+    sample: float | None = None,
     exclude_dropped: bool = False,
     regrown: Regrown = "keep",
     grown: Grown = "zero",
@@ -39,6 +40,7 @@ def drop_and_grow(
 
     drop: units with the lowest score go. grow: the highest among those not kept come, the just
     dropped ones too unless exclude_dropped (they still come where a group has no other left).
+    sample: grow only from so many random units, as a part of those kept; None: from all.
     regrown: whether a unit dropped and grown in one update keeps its value and optimizer state.
     grown: starting value of grown weights, 0 or N(0, 1) / 10.
     """
@@ -50,7 +52,10 @@ def drop_and_grow(
         return None
     kept = survivors(layer, drop, moved)
     gone = present[~is_in(present, kept)]
-    grown_units = best_absent(layer, grow, kept, last=gone if exclude_dropped else gone[:0])
+    if sample is None:
+        grown_units = best_absent(layer, grow, kept, last=gone if exclude_dropped else gone[:0])
+    else:
+        grown_units = best_candidates(layer, grow, kept, sample)
     units = torch.cat([kept, grown_units]).sort().values
     anew = grown_units if regrown == "reset" else grown_units[~is_in(grown_units, present)]
     return Update(units, anew, _starting_values(layer, grown, len(anew)))
