@@ -135,11 +135,11 @@ def test_import_is_light() -> None:
 
 
 FLOORS = {
-    **dict.fromkeys(("core", "registry", "errors", "files", "topology"), 0),
+    **dict.fromkeys(("core", "registry", "errors", "files", "topology", "watch"), 0),
     **dict.fromkeys(("patterns", "scores", "allocate", "budget", "schedules"), 1),
     **dict.fromkeys(("layouts", "kernels", "initialise", "connectivity"), 1),
     "nn": 2,
-    **dict.fromkeys(("methods", "prune", "attach", "sparsifier", "measure"), 3),
+    **dict.fromkeys(("methods", "prune", "attach", "sparsifier", "measure", "pack"), 3),
     **dict.fromkeys(("selection", "summary", "optimizer_state", "sparse_state", "gradients"), 3),
     **dict.fromkeys(
         (

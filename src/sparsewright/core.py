@@ -15,6 +15,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from .topology import Topology
+
 Shape = tuple[int, ...]
 Schedule = Callable[[float], float]
 """step -> number. Steps may be fractions of a run: a schedule does not know what it counts."""
@@ -243,11 +245,16 @@ class Weight:
     aliases: tuple[str, ...] = ()
 
 
+def is_packed(module: nn.Module) -> bool:
+    """Whether the module's weight is a vector of present values, with its places in `topology`."""
+    return isinstance(getattr(module, "topology", None), Topology)
+
+
 def find_weights(model: nn.Module) -> list[Weight]:
     """All weights that can be made sparse, in the model's order; tied weights appear once.
 
-    Those are the weights of Linear, Conv1d/2d/3d and Embedding, and the projections inside
-    MultiheadAttention. Biases and norm parameters never are.
+    Those are the weights of Linear, Conv1d/2d/3d and Embedding, the projections inside
+    MultiheadAttention, and the weights of packed modules. Biases and norm parameters never are.
 
     >>> [w.name for w in find_weights(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))]
     ['0', '2']
@@ -255,7 +262,7 @@ def find_weights(model: nn.Module) -> list[Weight]:
     found: dict[int, Weight] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         names: tuple[str, ...] = ()
-        if isinstance(module, MATRIX_LIKE):
+        if isinstance(module, MATRIX_LIKE) or is_packed(module):
             names = ("weight",)
         elif isinstance(module, nn.MultiheadAttention):
             names = ATTENTION

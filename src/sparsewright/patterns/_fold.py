@@ -22,6 +22,14 @@ def from_matrix(matrix: Tensor, shape: tuple[int, ...]) -> Tensor:
     return matrix.transpose(1, 2).reshape(shape)
 
 
+def flat_places(entries: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Flat numbers of entries in (out, places, in) -> those in (out, in, *kernel)."""
+    places, inputs = math.prod(shape[2:]), shape[1]
+    out = entries.div(places * inputs, rounding_mode="floor")
+    place, column = entries.div(inputs, rounding_mode="floor") % places, entries % inputs
+    return (out * inputs + column) * places + place
+
+
 def needs_matrix(shape: tuple[int, ...]) -> str | None:
     """Why a shape has no inputs dimension, or None."""
     return None if len(shape) >= 2 else f"needs a weight of 2 dimensions or more; got {len(shape)}"

@@ -10,11 +10,12 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from ..errors import ConfigError
 from . import PATTERNS
-from ._fold import from_matrix, needs_matrix, to_matrix
+from ._fold import flat_places, from_matrix, needs_matrix, to_matrix
 
 
 @PATTERNS.register("block")
@@ -67,6 +68,19 @@ class Block:
         tiles = table.reshape(shape[0] // self.rows, places, shape[1] // self.columns)
         matrix = tiles.repeat_interleave(self.rows, 0).repeat_interleave(self.columns, 2)
         return from_matrix(matrix, shape)
+
+    def places(self, units: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Flat places of the weights of tiles, without a table of all."""
+        places, inputs = math.prod(shape[2:]), shape[1]
+        across = inputs // self.columns
+        row = units.div(places * across, rounding_mode="floor") * self.rows
+        rest = units % (places * across)
+        place, column = rest.div(across, rounding_mode="floor"), rest % across * self.columns
+        rows = torch.arange(self.rows, device=units.device)[:, None]
+        columns = torch.arange(self.columns, device=units.device)
+        begins = (row * places + place) * inputs + column  # of (out, places, in)
+        inside = rows * (places * inputs) + columns
+        return flat_places((begins[:, None, None] + inside).flatten(), shape)
 
     def allowed(self, units: int) -> range:
         return range(units + 1)

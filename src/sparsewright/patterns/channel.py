@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from . import PATTERNS
@@ -40,6 +42,11 @@ class Channel:
     def unfold(self, table: Tensor, shape: tuple[int, ...]) -> Tensor:
         row = table.reshape(-1, *[1] * (len(shape) - 1))
         return row.expand(shape).clone()
+
+    def places(self, units: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Flat places of the weights of units, without a table of all."""
+        size = math.prod(shape[1:])
+        return (units[:, None] * size + torch.arange(size, device=units.device)).flatten()
 
     def allowed(self, units: int) -> range:
         return range(units + 1)

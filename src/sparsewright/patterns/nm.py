@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from . import PATTERNS
-from ._fold import from_matrix, needs_matrix, to_matrix
+from ._fold import flat_places, from_matrix, needs_matrix, to_matrix
 
 
 @PATTERNS.register("N:M")
@@ -60,6 +60,10 @@ class NM:
 
     def unfold(self, table: Tensor, shape: tuple[int, ...]) -> Tensor:
         return from_matrix(table.reshape(shape[0], math.prod(shape[2:]), shape[1]), shape)
+
+    def places(self, units: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Flat places of units (group * M + unit), without a table of all."""
+        return flat_places(units, shape)
 
     def allowed(self, units: int) -> range:
         return range(self.n, self.n + 1)

@@ -39,5 +39,9 @@ class Unstructured:
     def unfold(self, table: Tensor, shape: tuple[int, ...]) -> Tensor:
         return table.reshape(shape)
 
+    def places(self, units: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Flat places of units (group * units + unit), without a table of all."""
+        return units
+
     def allowed(self, units: int) -> range:
         return range(units + 1)
