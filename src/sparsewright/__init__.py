@@ -6,7 +6,7 @@
 0.5
 """
 
-from . import schedules
+from . import nn, schedules
 from .allocate import ER, ERK, LAMP, Global, Uniform
 from .artifact import load, save
 from .attach import attach
@@ -41,6 +41,7 @@ from .methods.gse import GSE
 from .methods.rigl import RigL
 from .methods.set import SET
 from .methods.static import Static
+from .pack import pack, unpack
 from .patterns.block import Block
 from .patterns.channel import Channel
 from .patterns.fan_in import FanIn
@@ -99,7 +100,10 @@ __all__ = [
     "find_weights",
     "keep_best",
     "load",
+    "nn",
+    "pack",
     "prune",
     "save",
     "schedules",
+    "unpack",
 ]

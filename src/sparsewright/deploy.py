@@ -23,6 +23,7 @@ from .layouts import FP32, VALUES, values_name
 from .make import TOLERANCE, Exported, Maker
 from .measure.dense import relative_error
 from .nn import LayoutLayer
+from .pack import unpack
 from .pieces import MISS
 from .plan import Plan
 from .program import Program
@@ -129,7 +130,7 @@ def deploy(
     them; the plan's notes say what that does to the outputs. `model` is left as it was. The output
     on the example equals that of the original, with its weights rounded so, within TOLERANCE of its
     largest magnitude; KernelError names the layer where it does not. Models on a GPU or in another
-    float type are refused with KernelError.
+    float type are refused with KernelError. Packed modules, which train, are unpacked in the copy.
 
     >>> import sparsewright as sw
     >>> model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
@@ -149,7 +150,7 @@ def deploy(
     if plan is not None and values != FP32:
         raise KernelError("a plan names how its values are stored: give deploy either of the two")
     VALUES[values]  # its error before any work
-    fast = copy.deepcopy(model).eval().requires_grad_(False)
+    fast = unpack(copy.deepcopy(model)).eval().requires_grad_(False)
     with torch.no_grad(), plain_attention():
         expected = [x.clone() for x in _leaves(fast(*inputs))]
         exported = Exported(fast, inputs)

@@ -125,7 +125,9 @@ def best_candidates(layer: Layer, score: str | Score, kept: Tensor, gradients_of
     _check_gradient(layer, chosen)
     gradient = layer.storage.gradient_at(places.reshape(-1)).view(places.shape)
     values = torch.zeros_like(gradient, dtype=layer.weight.dtype)
-    view = _view(layer, values, gradient.to(values.dtype), torch.zeros_like(places, dtype=bool))
+    view = _view(
+        layer, values, gradient.to(values.dtype), torch.zeros_like(places, dtype=torch.bool)
+    )
     scores = chosen(view).sum(dim=1)
     check_numbers(layer.name, score, scores)
     return _best_of_each(sample, scores, sample // layer.units, counts.to(sample.device))

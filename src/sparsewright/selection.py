@@ -63,10 +63,10 @@ def select_layers(
             "the model has no weight that can be made sparse: there must be a Linear, Conv1d, "
             f"Conv2d, Conv3d, Embedding or MultiheadAttention; got {type(model).__name__}"
         )
-    skipped = _skipped(weights, skip)
+    left_out = skipped(weights, skip)
     wishes, left_dense = [], []
     for weight in weights:
-        if weight.name in skipped:
+        if weight.name in left_out:
             left_dense.append(_left(weight, "skipped by request"))
             continue
         wish = _wish(weight, as_pattern(pattern), _override_of(weight, overrides, weights))
@@ -104,7 +104,8 @@ def _matches(weight: Weight, glob: str) -> bool:
     return any(fnmatch.fnmatchcase(name, glob) for name in (weight.name, *weight.aliases))
 
 
-def _skipped(weights: list[Weight], skip: Skip) -> set[str]:
+def skipped(weights: Sequence[Weight], skip: Skip) -> set[str]:
+    """The names of the weights that `skip` names; UnknownNameError if it names one that is not."""
     wanted = [skip] if isinstance(skip, str | type) else list(skip)
     out: set[str] = set()
     for one in wanted:

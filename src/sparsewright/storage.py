@@ -305,7 +305,8 @@ class PackedStorage:
         """There are none."""
 
     def settle(self) -> None:
-        """Nothing absent has a value."""
+        """Nothing absent has a value. What was kept of this step's backward is over."""
+        self.module.watch.seen.clear()
 
     @torch.no_grad()
     def follow(self, copy: Weight) -> None:

@@ -1,8 +1,8 @@
 """Topology: where the present weights of one packed weight lie, and nothing else.
 
-It never changes: a weight whose topology moves gets another one. So what is derived from it (the
-transposed places, what kernels want) is made once, and copies of a model share it. Operations name
-a topology by a number in a tensor, which a compiled graph can hold as it does any tensor.
+The places never change: a weight that moves gets another topology. So what is derived from them
+(the transposed places, what kernels want) is made once, and copies of a model share it. Operations
+name a topology by a number in a tensor, which a compiled graph can hold as it does any tensor.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .errors import LayoutError, StateError
+from .watch import Watch
 
 NARROW = 2**16
 """Most columns that 16-bit places can name."""
@@ -29,16 +30,17 @@ class Topology:
 
     starts: (rows + 1) int64, the first weight of every row. columns: (nnz) uint16 where there are
     at most 65536 columns, else int32; ascending in every row. number: int64 scalar tensor that
-    operations take; `of` finds the topology by it. Make one by `from_places`.
+    operations take; `of` finds the topology by it. watch: what keeps the inputs and the gradients
+    that pass, if anything does. Make one by `from_places` or `from_starts`.
     """
 
     def __init__(self, shape: tuple[int, int], starts: Tensor, columns: Tensor):
         self.shape = shape
         self.starts, self.columns = starts, columns
         self._derived: dict[Hashable, Any] = {}
-        number = next(_numbers)
-        self.number = torch.tensor(number)
-        _alive[number] = self
+        self.watch: Watch | None = None
+        self.number = torch.tensor(next(_numbers), device="cpu")  # whatever the default device is
+        _alive[int(self.number)] = self
 
     @classmethod
     def from_places(cls, places: Tensor, shape: tuple[int, int]) -> Topology:
@@ -68,6 +70,38 @@ class Topology:
         torch.cumsum(counts, 0, out=starts[1:])
         narrow = torch.uint16 if width <= NARROW else torch.int32
         return cls((rows, width), starts, (places - row * width).to(narrow))
+
+    @classmethod
+    def from_starts(cls, starts: Tensor, columns: Tensor, shape: tuple[int, int]) -> Topology:
+        """From the first weight of every row and the columns, integers of any type; all checked.
+
+        >>> Topology.from_starts(torch.tensor([0, 1, 2]), torch.tensor([1, 1]), (2, 2)).places()
+        tensor([1, 3])
+        """
+        rows, width = shape
+        for name, tensor in (("starts", starts), ("columns", columns)):
+            if tensor.dim() != 1 or tensor.is_floating_point() or tensor.is_complex():
+                raise LayoutError(
+                    f"{name} must be integers of one dimension; got {tensor.dtype} of "
+                    f"{tensor.dim()}"
+                )
+        starts, columns = starts.long(), columns.long()
+        if len(starts) != rows + 1 or int(starts[0]) != 0 or int(starts[-1]) != len(columns):
+            raise LayoutError(
+                f"starts must be {rows + 1} numbers from 0 to the number of columns, "
+                f"{len(columns)}; got {len(starts)}"
+                + (f" from {int(starts[0])} to {int(starts[-1])}" if len(starts) else "")
+            )
+        counts = starts.diff()
+        if bool((counts < 0).any()):
+            raise LayoutError("starts must never descend")
+        if len(columns) and not (int(columns.min()) >= 0 and int(columns.max()) < width):
+            raise LayoutError(
+                f"columns must lie in [0, {width}); got {int(columns.min())} to "
+                f"{int(columns.max())}"
+            )
+        row = torch.repeat_interleave(torch.arange(rows, device=columns.device), counts)
+        return cls.from_places(row * width + columns, (rows, width))
 
     @property
     def nnz(self) -> int:
@@ -107,8 +141,15 @@ class Topology:
             return self
         return Topology(self.shape, self.starts.to(device), self.columns.to(device))
 
+    def retire(self) -> None:
+        """Let no operation find it any more: its weight has moved."""
+        _alive.pop(int(self.number), None)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Topology:
-        return self  # it never changes
+        """The same tensors, and all that is derived from them; but a number and a watch apart."""
+        copy = Topology(self.shape, self.starts, self.columns)
+        copy._derived = self._derived
+        return copy
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Topology, (self.shape, self.starts, self.columns)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_input
 
 from ..topology import Topology
 from .operation import Conv2d
@@ -73,7 +74,7 @@ def conv2d_input_gradient(
 ) -> Tensor:
     """dy (N, out, H', W') -> dx of `shape` (N, C, H, W)."""
     weight = _dense(topology, values, dy, conv)
-    return torch.nn.grad.conv2d_input(
+    return conv2d_input(
         shape, weight, dy, conv.stride, conv.padding, conv.dilation, conv.groups
     )
 

@@ -1,4 +1,4 @@
-"""Modules over packed weights."""
+"""Modules over packed weights: those that train, and those over a layout, for inference."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from .layout import LayoutLayer
 from .layout_conv import LayoutConv1d, LayoutConv2d
 from .layout_linear import LayoutLinear
 from .packed import PackedModule
+from .packed_linear import PackedLinear
 from .prepacked import Prepacked
 from .prepacked_conv import PrepackedConv1d, PrepackedConv2d
 from .prepacked_linear import PrepackedLinear
@@ -17,6 +18,7 @@ __all__ = [
     "LayoutConv2d",
     "LayoutLayer",
     "LayoutLinear",
+    "PackedLinear",
     "PackedModule",
     "Prepacked",
     "PrepackedConv1d",
