@@ -19,7 +19,8 @@ STEPS = 200
 
 def mlp() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 8))
+    layers = nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 8)
+    return nn.Sequential(*layers)
 
 
 def data(step: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -74,9 +74,7 @@ def conv2d_input_gradient(
 ) -> Tensor:
     """dy (N, out, H', W') -> dx of `shape` (N, C, H, W)."""
     weight = _dense(topology, values, dy, conv)
-    return conv2d_input(
-        shape, weight, dy, conv.stride, conv.padding, conv.dilation, conv.groups
-    )
+    return conv2d_input(shape, weight, dy, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
 def conv2d_weight_gradient(topology: Topology, dy: Tensor, x: Tensor, conv: Conv2d) -> Tensor:
