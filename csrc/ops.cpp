@@ -43,6 +43,11 @@ Tensor dense_conv2d(const Tensor& x, const Tensor& weight, const std::optional<T
 Tensor csb_outer(const Tensor& dy, const Tensor& x, const Tensor& starts, const Tensor& pairs,
                  const Tensor& columns, const Tensor& cuts, int64_t chunk, int64_t block,
                  int64_t isa);
+Tensor csb_conv2d_outer(const Tensor& dy, const Tensor& x, const Tensor& starts,
+                        const Tensor& pairs, const Tensor& columns, const Tensor& cuts,
+                        int64_t chunk, int64_t block, int64_t kernel_h, int64_t kernel_w,
+                        int64_t stride_h, int64_t stride_w, int64_t padding_h, int64_t padding_w,
+                        int64_t dilation_h, int64_t dilation_w, int64_t groups, int64_t isa);
 Tensor csr_outer(const Tensor& dy, const Tensor& x, const Tensor& rows, const Tensor& columns,
                  int64_t isa);
 
@@ -97,6 +102,10 @@ STABLE_TORCH_LIBRARY(sparsewright, m) {
       "csb_outer(Tensor dy, Tensor x, Tensor starts, Tensor pairs, Tensor columns, Tensor cuts, "
       "int "
       "chunk, int block, int isa) -> Tensor");
+  m.def(
+      "csb_conv2d_outer(Tensor dy, Tensor x, Tensor starts, Tensor pairs, Tensor columns, Tensor "
+      "cuts, int chunk, int block, int kernel_h, int kernel_w, int stride_h, int stride_w, int "
+      "padding_h, int padding_w, int dilation_h, int dilation_w, int groups, int isa) -> Tensor");
   m.def("csr_outer(Tensor dy, Tensor x, Tensor rows, Tensor columns, int isa) -> Tensor");
   m.def(
       "csb_fill(Tensor values, Tensor? order, Tensor starts, Tensor pairs, Tensor cuts, int "
@@ -120,6 +129,7 @@ STABLE_TORCH_LIBRARY_IMPL(sparsewright, CPU, m) {
   m.impl("csb_linear", TORCH_BOX(&sparsewright::csb_linear));
   m.impl("csb_conv2d", TORCH_BOX(&sparsewright::csb_conv2d));
   m.impl("csb_outer", TORCH_BOX(&sparsewright::csb_outer));
+  m.impl("csb_conv2d_outer", TORCH_BOX(&sparsewright::csb_conv2d_outer));
   m.impl("csr_outer", TORCH_BOX(&sparsewright::csr_outer));
   m.impl("csb_fill", TORCH_BOX(&sparsewright::csb_fill));
   m.impl("csb_cuts", TORCH_BOX(&sparsewright::csb_cuts));

@@ -76,9 +76,9 @@ Tensor csb_outer(const Tensor& dy, const Tensor& x, const Tensor& starts, const 
     const int64_t batch = std::min(turns.rows, b.batch - first), tiles = ceil_div(batch, xt.most);
     xt.lay(k, first, batch);
     dyt.lay(k, first, batch);
-    outer_turn(k, w, tiles, ceil_div(batch, k.width), {cut, out, first > 0}, [&](int64_t t) {
-      return std::tuple(xt.tile(t), dyt.tile(t), xt.width(k, t, batch));
-    });
+    outer_turn(
+        k, w, tiles, ceil_div(batch, k.width), {cut, out, first > 0}, nullptr,
+        [&](int64_t t) { return std::tuple(xt.tile(t), dyt.tile(t), xt.width(k, t, batch)); });
   }
   return output;
 }

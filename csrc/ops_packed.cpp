@@ -85,13 +85,15 @@ void over_rows(const Cells& w, const Write& write) {
 }  // namespace
 
 // values (nnz), order (nnz) or none -> (steps, 2), zeros in the padding. order: which of the values
-// each weight of a transposed weight has.
+// each weight has, where they are those of another weight (a transposed one, or all of which this
+// is a part).
 Tensor csb_fill(const Tensor& values, const std::optional<Tensor>& order, const Tensor& starts,
                 const Tensor& pairs, const Tensor& cuts, int64_t out_features, int64_t block) {
   const Cells w = cells_of(starts, pairs, cuts, out_features, block);
   const float* from = data<float>(values, "values", ScalarType::Float, "float32");
   const int64_t nnz = w.cuts[w.out * w.chunks];
-  SW_CHECK(values.numel() == nnz, "values must have ", nnz, " entries; got ", values.numel());
+  SW_CHECK(order ? values.numel() >= nnz : values.numel() == nnz, "values must have ", nnz,
+           " entries; got ", values.numel());
   const int64_t shape[] = {w.steps(), 2};
   Tensor output = new_output(shape, 2);
   float* to = static_cast<float*>(output.mutable_data_ptr());

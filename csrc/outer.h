@@ -34,10 +34,10 @@ struct Gradients {
 };
 
 // One turn: tiles of x, those of dy, and how many vectors they are wide in all.
-// tile(t): {x, dy, width} of tile t.
+// tile(t): {x, dy, width} of tile t. rows: for every block as kernels.csb_outer takes it; or null.
 template <class TileOf>
 void outer_turn(const Kernels& k, const Csb& w, int64_t tiles, int64_t vectors,
-                const Gradients& gradients, const TileOf& tile) {
+                const Gradients& gradients, const int64_t* rows, const TileOf& tile) {
   const int64_t cells = w.blocks * w.chunks;
   if (cells == 0) return;
   const int64_t parts = ceil_div(threads() * kPartsOfThread, cells);
@@ -58,8 +58,8 @@ void outer_turn(const Kernels& k, const Csb& w, int64_t tiles, int64_t vectors,
       std::fill_n(sums, room, 0.0f);
       for (int64_t t = 0; t < tiles; ++t) {
         const auto [x, dy, width] = tile(t);
-        k.csb_outer(w, x + chunk * kPlaces * width, dy + block * w.block * width, width, first,
-                    last, step, sums);
+        k.csb_outer(w, x + chunk * kPlaces * width, dy + block * w.block * width, width,
+                    rows ? rows + block * (w.block + 1) : nullptr, first, last, step, sums);
       }
       for (int64_t p = first; p < last; ++p) {
         const uint32_t pair = static_cast<uint32_t>(w.pairs[p]);

@@ -24,45 +24,50 @@ struct Row {
   }
 };
 
-// `count` weights of a, b, a, b ...: eight or four.
+// kCount weights of a, b, a, b ...: eight or four.
 template <int V, int kCount>
-void outer_places(const Row<V>& a, const Row<V>& b, const float* x, const uint8_t* places,
-                  float* sums) {
+void outer_places(const Row<V>& a, const Row<V>& b, const float* xa, const float* xb,
+                  const uint8_t* places, float* sums) {
   constexpr int64_t width = V * kW;
   uint64_t eight = 0;  // places, by one load
   std::memcpy(&eight, places, kCount);
   Vec all[8];
   for (int i = 0; i < kCount; i += 2) {
-    all[i] = a.times(x + (eight >> 8 * i & 255) * width);
-    all[i + 1] = b.times(x + (eight >> (8 * i + 8) & 255) * width);
+    all[i] = a.times(xa + (eight >> 8 * i & 255) * width);
+    all[i + 1] = b.times(xb + (eight >> (8 * i + 8) & 255) * width);
   }
   for (int i = kCount; i < 8; ++i) all[i] = Simd::zero();
   Simd::add_sums(all, sums);
 }
 
-template <int V>
-void csb_outer_of(const Csb& w, const float* x, const float* dy, int64_t first, int64_t last,
-                  int64_t step, float* sums) {
+template <int V, bool kGroups>
+void csb_outer_of(const Csb& w, const float* x, const float* dy, const int64_t* rows, int64_t first,
+                  int64_t last, int64_t step, float* sums) {
   constexpr int64_t width = V * kW;
   const uint8_t* places = w.columns + 2 * step;
   for (int64_t p = first; p < last; ++p) {
     const uint32_t pair = static_cast<uint32_t>(w.pairs[p]);
     const int64_t steps = pair >> 16;
-    const Row<V> a(dy + (pair & 255) * width), b(dy + (pair >> 8 & 255) * width);
+    const uint32_t row_a = pair & 255, row_b = pair >> 8 & 255;
+    const Row<V> a(dy + row_a * width), b(dy + row_b * width);
+    const float* xa = kGroups ? x + rows[row_a] * width : x;
+    const float* xb = kGroups ? x + rows[row_b] * width : x;
     int64_t i = 0;
     for (; i + 4 <= steps; i += 4, places += 8, sums += 8)
-      outer_places<V, 8>(a, b, x, places, sums);
+      outer_places<V, 8>(a, b, xa, xb, places, sums);
     if (i < steps) {  // steps are even
-      outer_places<V, 4>(a, b, x, places, sums);
+      outer_places<V, 4>(a, b, xa, xb, places, sums);
       places += 4, sums += 4;
     }
   }
 }
 
-void csb_outer(const Csb& w, const float* x, const float* dy, int64_t width, int64_t first,
-               int64_t last, int64_t step, float* sums) {
-  by_vectors<kVectors>(width / kW,
-                       [&]<int V>() { csb_outer_of<V>(w, x, dy, first, last, step, sums); });
+void csb_outer(const Csb& w, const float* x, const float* dy, int64_t width, const int64_t* rows,
+               int64_t first, int64_t last, int64_t step, float* sums) {
+  by_vectors<kVectors>(width / kW, [&]<int V>() {
+    rows ? csb_outer_of<V, true>(w, x, dy, rows, first, last, step, sums)
+         : csb_outer_of<V, false>(w, x, dy, rows, first, last, step, sums);
+  });
 }
 
 template <class Index, int V>

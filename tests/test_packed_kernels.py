@@ -13,13 +13,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional as F
 
 from sparsewright.errors import KernelError
 from sparsewright.kernels import library, packed, packed_forms
 from sparsewright.kernels import packed_reference as plain
+from sparsewright.kernels.operation import Conv2d
 from sparsewright.topology import Topology, Transposed
 
 pytestmark = pytest.mark.skipif(
@@ -212,6 +214,120 @@ def test_the_gradient_is_that_of_the_product(
     assert abs(one - float((dx * x).sum())) <= allowed
 
 
+CONVS = {
+    "1x1": (Conv2d((1, 1)), (20, 16), (3, 16, 9, 8)),
+    "1x1 stride": (Conv2d((1, 1), (2, 2)), (8, 16), (1, 16, 9, 8)),
+    "1x1 padding": (Conv2d((1, 1), padding=(1, 2)), (8, 16), (2, 16, 9, 8)),
+    "3x3": (Conv2d((3, 3), padding=(1, 1)), (20, 8), (3, 8, 14, 13)),
+    "3x3 no padding": (Conv2d((3, 3)), (130, 30), (2, 30, 8, 7)),
+    "3x3 much padding": (Conv2d((3, 3), padding=(4, 3)), (8, 4), (2, 4, 6, 5)),
+    "3x3 stride": (Conv2d((3, 3), (2, 2), (1, 1)), (17, 5), (2, 5, 15, 16)),
+    "3x3 strides": (Conv2d((3, 3), (3, 1), (1, 0)), (9, 6), (2, 6, 14, 11)),
+    "5x5": (Conv2d((5, 5), (1, 1), (2, 2)), (8, 4), (2, 4, 11, 20)),
+    "5x5 stride": (Conv2d((5, 5), (3, 3), (2, 1)), (8, 4), (2, 4, 17, 10)),
+    "dilated": (Conv2d((3, 5), (1, 1), (4, 2), (2, 3)), (8, 4), (1, 4, 12, 20)),
+    "dilated stride": (Conv2d((3, 3), (2, 4), (2, 3), (2, 3)), (8, 4), (2, 4, 12, 21)),
+    "1x5": (Conv2d((1, 5), (1, 1), (0, 2)), (8, 4), (2, 4, 1, 33)),
+    "stride beyond": (Conv2d((2, 2), (5, 5)), (3, 2), (2, 2, 13, 8)),
+    "groups": (Conv2d((3, 3), (2, 1), (1, 1), groups=2), (70, 30), (2, 60, 9, 7)),
+    "groups across blocks": (Conv2d((3, 3), padding=(1, 1), groups=3), (150, 8), (3, 24, 7, 6)),
+    "depthwise": (Conv2d((3, 3), (1, 1), (1, 1), groups=20), (20, 1), (2, 20, 9, 11)),
+    "no image": (Conv2d((3, 3), padding=(1, 1)), (8, 4), (0, 4, 5, 5)),
+    "one": (Conv2d((3, 3)), (1, 1), (1, 1, 3, 3)),
+}
+"""Geometry, (out, channels of one group), shape of x."""
+
+
+def check_conv(name: str, density: float) -> None:
+    conv, (out, depth), shape = CONVS[name]
+    topology = scattered((out, depth * conv.places), density)
+    x, values, bias = torch.randn(shape), torch.randn(topology.nnz), torch.randn(out)
+    numbers = (conv.stride, conv.padding, conv.dilation, conv.groups)
+    weight = torch.zeros(out, depth, *conv.kernel, dtype=torch.float64)
+    weight.view(-1)[topology.places()] = values.double()
+    expected = F.conv2d(x.double(), weight, bias.double(), *numbers)
+    dy = torch.randn(expected.shape)
+    wide = (x.double(), values.double(), bias.double(), dy.double())
+    size = tuple(t.abs() for t in wide)
+    assert torch.allclose(plain.conv2d(topology, *wide[:3], conv), expected)
+    close(
+        packed.conv2d(topology, x, values, bias, conv),
+        expected,
+        plain.conv2d(topology, *size[:3], conv),
+        most(topology),
+    )
+    close(
+        packed.conv2d_input_gradient(topology, dy, values, conv, x.shape),
+        plain.conv2d_input_gradient(topology, wide[3], wide[1], conv, x.shape),
+        plain.conv2d_input_gradient(topology, size[3], size[1], conv, x.shape),
+        out * conv.places,
+    )
+    if not shape[0]:  # the specification's patches take no empty batch
+        assert torch.equal(
+            packed.conv2d_weight_gradient(topology, dy, x, conv), torch.zeros_like(values)
+        )
+        return
+    close(
+        packed.conv2d_weight_gradient(topology, dy, x, conv),
+        plain.conv2d_weight_gradient(topology, wide[3], wide[0], conv),
+        plain.conv2d_weight_gradient(topology, size[3], size[0], conv),
+        dy[:, 0].numel(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "patches"),
+    [*((name, True) for name in CONVS), ("groups", False), ("depthwise", False)],
+)
+def test_convolutions_equal_the_specification(
+    isa: str, name: str, patches: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """patches: groups of few weights lay them out too, where torch's gradient serves else."""
+    if patches:
+        monkeypatch.setattr(packed, "FAN_IN", 0)
+    for density in (0.0, 0.1, 1.0):
+        check_conv(name, density)
+
+
+def test_convolutions_whose_patches_come_in_turns(
+    isa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More images than are padded at once, more positions than are laid out at once."""
+    monkeypatch.setitem(CONVS, "large", (Conv2d((3, 3), padding=(1, 1)), (8, 64), (6, 64, 60, 60)))
+    check_conv("large", 0.05)
+
+
+@given(
+    kernel=st.tuples(st.integers(1, 5), st.integers(1, 4)),
+    stride=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    padding=st.tuples(st.integers(0, 4), st.integers(0, 4)),
+    dilation=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    groups=st.integers(1, 2),
+    sides=st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    seed=st.integers(0, 999),
+)
+def test_any_geometry(
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    sides: tuple[int, int],
+    seed: int,
+) -> None:
+    torch.manual_seed(seed)
+    reach = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+    assume(all(n + 2 * p > r for n, p, r in zip(sides, padding, reach, strict=True)))
+    conv = Conv2d(kernel, stride, padding, dilation, groups)
+    CONVS["any"] = (conv, (3 * groups, 2), (2, 2 * groups, *sides))
+    before, packed.FAN_IN = packed.FAN_IN, 0
+    try:
+        check_conv("any", 0.4)
+    finally:
+        packed.FAN_IN = before
+        del CONVS["any"]
+
+
 def test_infinite_activations_reach_present_weights_only(isa: str, form: type) -> None:
     mask = torch.rand(40, 300) < 0.2
     mask[:, 11], mask[3] = False, False
@@ -296,5 +412,11 @@ def test_wrong_sizes_say_so() -> None:
         packed.linear_input_gradient(topology, torch.randn(3, 29), values)
     with pytest.raises(RuntimeError, match="as many rows; got 3 and 2"):
         packed.linear_weight_gradient(topology, torch.randn(2, 30), torch.randn(3, 40))
-    with pytest.raises(RuntimeError, match=r"values must have|equally long"):
+    with pytest.raises(KernelError, match=r"values must have shape"):
         packed.linear(topology, torch.randn(3, 40), values[1:], None)
+    conv, topology = Conv2d((3, 3)), scattered((8, 36), 0.3)
+    with pytest.raises(KernelError, match=r"x must have shape \(N, 4, H, W\); got \(1, 3, 5, 5\)"):
+        packed.conv2d(topology, torch.randn(1, 3, 5, 5), torch.randn(topology.nnz), None, conv)
+    x = torch.randn(1, 4, 5, 5)
+    with pytest.raises(RuntimeError, match=r"the output's shape, \(1, 8, 3, 3\); got"):
+        packed.conv2d_weight_gradient(topology, torch.randn(1, 8, 5, 5), x, conv)

@@ -11,12 +11,17 @@ import functools
 
 import torch
 from torch import Tensor
+from torch.nn.grad import conv2d_weight
 
 from ..errors import KernelError
 from ..topology import Topology
 from . import library, packed_reference
 from .operation import Conv2d
+from .packed_conv_forms import InputGradient, cells, convolve, outer
 from .packed_forms import ByRows, backward, forward
+
+FAN_IN = 64
+"""Fewest weights of an output, in a convolution in groups, for which patches are laid out."""
 
 
 def linear(topology: Topology, x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
@@ -29,6 +34,7 @@ def linear(topology: Topology, x: Tensor, values: Tensor, bias: Tensor | None) -
     if not _compiled(topology, x, values, bias):
         return packed_reference.linear(topology, x, values, bias)
     _check(topology, x, 1, "x")
+    _check_values(topology, values)
     return topology.derived(forward).linear(x, values.contiguous(), bias)
 
 
@@ -42,6 +48,7 @@ def linear_input_gradient(topology: Topology, dy: Tensor, values: Tensor) -> Ten
     if not _compiled(topology, dy, values):
         return packed_reference.linear_input_gradient(topology, dy, values)
     _check(topology, dy, 0, "dy")
+    _check_values(topology, values)
     return topology.derived(backward).linear(dy, values.contiguous(), None)
 
 
@@ -82,19 +89,37 @@ def conv2d(
     >>> conv2d(w, torch.ones(1, 1, 1, 3), torch.tensor([5.0]), None, Conv2d((1, 2)))
     tensor([[[[5., 5.]]]])
     """
-    return packed_reference.conv2d(topology, x, values, bias, conv)
+    if not _compiled(topology, x, values, bias):
+        return packed_reference.conv2d(topology, x, values, bias, conv)
+    _check_values(topology, values)
+    _check_image(topology, x, conv)
+    return convolve(topology.derived(cells), x, values.contiguous(), bias, conv)
 
 
 def conv2d_input_gradient(
     topology: Topology, dy: Tensor, values: Tensor, conv: Conv2d, shape: torch.Size
 ) -> Tensor:
     """dy (N, out, H', W') -> dx of `shape` (N, C, H, W)."""
-    return packed_reference.conv2d_input_gradient(topology, dy, values, conv, shape)
+    if not _compiled(topology, dy, values):
+        return packed_reference.conv2d_input_gradient(topology, dy, values, conv, shape)
+    _check_values(topology, values)
+    return topology.derived(InputGradient(conv)).of(dy, values.contiguous(), shape)
 
 
 def conv2d_weight_gradient(topology: Topology, dy: Tensor, x: Tensor, conv: Conv2d) -> Tensor:
-    """dy (N, out, H', W'), x (N, C, H, W) -> (nnz)."""
-    return packed_reference.conv2d_weight_gradient(topology, dy, x, conv)
+    """dy (N, out, H', W'), x (N, C, H, W) -> (nnz).
+
+    In groups of less than FAN_IN weights per output (depthwise ones), it is torch's dense gradient
+    at the places that are present.
+    """
+    if not _compiled(topology, dy, x):
+        return packed_reference.conv2d_weight_gradient(topology, dy, x, conv)
+    _check_image(topology, x, conv)
+    if conv.groups > 1 and topology.shape[1] < FAN_IN:
+        shape = (topology.shape[0], x.shape[1] // conv.groups, *conv.kernel)
+        numbers = (conv.stride, conv.padding, conv.dilation, conv.groups)
+        return conv2d_weight(x, shape, dy, *numbers).flatten()[topology.places()]
+    return outer(topology.derived(cells), dy, x, conv)
 
 
 def _compiled(topology: Topology, *tensors: Tensor | None) -> bool:
@@ -125,3 +150,14 @@ def _check(topology: Topology, t: Tensor, axis: int, name: str) -> None:
     wanted, given = topology.shape[axis], t.shape[-1] if t.dim() else 0
     if wanted != given:
         raise KernelError(f"{name} must have {wanted} columns; got {tuple(t.shape)}")
+
+
+def _check_values(topology: Topology, values: Tensor) -> None:
+    if values.shape != (topology.nnz,):
+        raise KernelError(f"values must have shape ({topology.nnz},); got {tuple(values.shape)}")
+
+
+def _check_image(topology: Topology, x: Tensor, conv: Conv2d) -> None:
+    channels = topology.shape[1] // conv.places * conv.groups
+    if x.dim() != 4 or x.shape[1] != channels:
+        raise KernelError(f"x must have shape (N, {channels}, H, W); got {tuple(x.shape)}")

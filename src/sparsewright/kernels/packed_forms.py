@@ -91,18 +91,33 @@ Form = ByRows | ByCells
 
 
 def form_of(topology: Topology, order: Tensor | None = None) -> Form:
-    """By cells unless much of them would be padding. It takes O(weights + rows + columns)."""
+    """By cells unless they would be small or much of them padding.
+
+    It takes O(weights + rows + columns) to find out.
+    """
+    out, width = topology.shape
+    chunk, _ = sizes(topology.shape)
+    if topology.nnz < LEAST * out * -(-width // chunk) or topology.nnz == 0:
+        return ByRows(topology, order)
+    joined = _joined(topology)
+    if 2 * int(joined[1].steps.sum()) * (1 - WASTE) > topology.nnz:
+        return ByRows(topology, order)
+    return ByCells(topology, *joined, order)
+
+
+def by_cells(topology: Topology, order: Tensor | None = None) -> ByCells:
+    """Whatever it costs: O(rows * chunks) too."""
+    return ByCells(topology, *_joined(topology), order)
+
+
+def _joined(topology: Topology) -> tuple[Tensor, Pairs]:
+    """The cuts of a topology, and its rows in pairs."""
     out, width = topology.shape
     chunk, block = sizes(topology.shape)
     chunks = -(-width // chunk)
-    if topology.nnz < LEAST * out * chunks or topology.nnz == 0:
-        return ByRows(topology, order)
     cuts = torch.empty(out * chunks + 1, dtype=torch.int32)
     _ops().csb_cuts(topology.starts, topology.columns, chunk, cuts)
-    pairs = Pairs(_counts(cuts, out, chunks, block))
-    if 2 * int(pairs.steps.sum()) * (1 - WASTE) > topology.nnz:
-        return ByRows(topology, order)
-    return ByCells(topology, cuts, pairs, order)
+    return cuts, Pairs(_counts(cuts, out, chunks, block))
 
 
 def _counts(cuts: Tensor, out: int, chunks: int, block: int) -> Tensor:
