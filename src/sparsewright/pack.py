@@ -13,10 +13,12 @@ from torch.nn import functional as F
 
 from .core import Weight, find_weights, is_packed
 from .errors import KernelError, SparsityWarning, StateError, UnknownNameError
-from .nn import PackedLinear, PackedModule
+from .nn import PackedConv1d, PackedConv2d, PackedEmbedding, PackedLinear, PackedModule
 from .selection import Skip, skipped
 
-KINDS: dict[type[nn.Module], type[PackedModule]] = {kind.kind: kind for kind in (PackedLinear,)}
+KINDS: dict[type[nn.Module], type[PackedModule]] = {
+    kind.kind: kind for kind in (PackedLinear, PackedConv1d, PackedConv2d, PackedEmbedding)
+}
 HOOKS = (
     *("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"),
     *("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks"),

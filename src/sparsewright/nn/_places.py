@@ -60,13 +60,13 @@ def draw_units(groups: int, units: int, keep: int, generator: torch.Generator | 
     """
     options: dict[str, Any] = {"generator": generator, "device": "cpu"}
     if keep * FEW > units:
+        table = torch.zeros(groups, units, dtype=torch.bool, device="cpu")
         if groups == 1:
-            return torch.randperm(units, **options)[:keep].sort().values
-        keys = torch.rand(groups, units, dtype=torch.float64, **options)
-        chosen = keys.topk(keep, dim=1, sorted=False).indices
-        return (
-            (chosen + units * torch.arange(groups, device="cpu")[:, None]).flatten().sort().values
-        )
+            table[0, torch.randperm(units, **options)[:keep]] = True
+        else:
+            keys = torch.rand(groups, units, dtype=torch.float64, **options)
+            table.scatter_(1, keys.topk(keep, dim=1, sorted=False).indices, True)
+        return table.flatten().nonzero().squeeze(1)
     # One draw for each unit that is missing, again for those that came twice: as one by one.
     taken = torch.empty(0, dtype=torch.int64, device="cpu")
     missing = torch.full((groups,), keep, device="cpu")

@@ -34,7 +34,7 @@ class PackedModule(nn.Module):
     must begin with the same places: by the same seed, or from the same state_dict.
     """
 
-    kind: ClassVar[type[nn.Module]]
+    kind: ClassVar[type[Any]]
     """The dense module that it stands for."""
     weight: nn.Parameter
     bias: nn.Parameter | None
