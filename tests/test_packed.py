@@ -202,6 +202,8 @@ def test_what_cannot_be_packed_stays_dense() -> None:
             self.head.weight = self.table.weight
             self.mine, self.ring = Mine(4, 4), nn.Conv1d(2, 2, 3, padding_mode="circular")
             self.attention = nn.MultiheadAttention(4, 2)
+            self.more = nn.Linear(4, 4)
+            self.more.register_buffer("count", torch.zeros(1))
             self.one = self.two = nn.Linear(4, 4)
 
     model = sw.pack(Tied())

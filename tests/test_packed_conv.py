@@ -11,7 +11,9 @@ from training import close
 
 import sparsewright as sw
 from sparsewright.errors import KernelError
-from sparsewright.nn import PackedConv1d, PackedConv2d, PackedEmbedding
+from sparsewright.kernels import packed_ops
+from sparsewright.kernels.packed_embedding import lookup
+from sparsewright.nn import PackedConv1d, PackedConv2d, PackedEmbedding, PackedLinear
 
 pytestmark = pytest.mark.filterwarnings("ignore:sparsewright runs without its compiled kernels")
 
@@ -121,3 +123,17 @@ def test_what_an_embedding_does_not_do_is_refused() -> None:
         table(torch.tensor([0, 4]))
     with pytest.raises(KernelError, match="int64 or int32"):
         table(torch.ones(2))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_operations_are_what_torch_expects(layout: torch.memory_format) -> None:
+    """Schemas, fakes and gradients, as torch.compile takes them."""
+    conv = PackedConv2d(4, 4, 3, padding=1, sparsity=0.5)
+    table, linear = PackedEmbedding(5, 4, sparsity=0.5), PackedLinear(4, 3, sparsity=0.5)
+    x = torch.randn(2, 4, 5, 5).to(memory_format=layout).requires_grad_()
+    rows, ids = torch.randn(2, 4, requires_grad=True), torch.tensor([[0, 4, 4]])
+    numbers = [list(conv.operation.numbers)]
+    check = torch.library.opcheck
+    check(packed_ops.conv2d, (x, conv.weight, conv.bias, conv.topology.number, 4, *numbers))
+    check(packed_ops.linear, (rows, linear.weight, linear.bias, linear.topology.number, 3))
+    check(lookup, (ids, table.weight, None, table.topology.number, 4, -1, False))

@@ -285,3 +285,46 @@ def test_the_same_seed_gives_the_same_layer() -> None:
     one, two = made(), made()
     assert torch.equal(one.to_dense(), two.to_dense())
     assert torch.equal(one.bias, two.bias)
+
+
+def test_a_pattern_that_names_no_places_takes_a_mask() -> None:
+    class Plain(sw.NM):
+        places = property()  # as if it were not there
+
+    one, two = (
+        PackedLinear(8, 8, pattern=p, generator=torch.Generator().manual_seed(0))
+        for p in (Plain(2, 4), sw.NM(2, 4))
+    )
+    assert torch.equal(one.to_dense(), two.to_dense())
+
+
+def test_a_layer_without_memory_gets_its_values_later() -> None:
+    with torch.device("meta"):
+        layer = PackedLinear(8, 4, sparsity=0.5)
+    assert layer.weight.is_meta
+    assert layer(torch.ones(2, 8, device="meta")).shape == (2, 4)
+    other = PackedLinear(8, 4, sparsity=0.75)
+    here = copy.deepcopy(layer).to_empty(device="cpu")
+    here.reset_parameters()
+    assert torch.isfinite(here(torch.ones(2, 8))).all()
+    layer.load_state_dict(other.state_dict(), assign=True)
+    assert torch.equal(layer(torch.ones(2, 8)), other(torch.ones(2, 8)))
+
+
+def test_a_shallow_copy_does_not_take_the_watch() -> None:
+    packed = PackedLinear(8, 4, sparsity=0.5)
+    packed.watch.wanted = lambda: True
+    copy.copy(packed)
+    packed(torch.ones(2, 8)).sum().backward()
+    assert len(packed.watch.seen) == 1
+
+
+def test_checkpointing_and_inference_mode_are_no_obstacle() -> None:
+    packed = PackedLinear(8, 4, sparsity=0.5)
+    packed.watch.wanted = lambda: True
+    x = torch.randn(2, 8, requires_grad=True)
+    y = torch.utils.checkpoint.checkpoint(packed, x, use_reentrant=False)
+    y.sum().backward()
+    assert len(packed.watch.seen) == 1
+    with torch.inference_mode():
+        assert torch.equal(packed(x), y)

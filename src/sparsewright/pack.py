@@ -141,6 +141,9 @@ def _why_dense(weight: Weight, owners: Mapping[int, set[int]]) -> str | None:
     if kind not in KINDS:
         known = ", ".join(k.__name__ for k in KINDS)
         return f"{kind.__name__} is none of {known}"
+    own = weight.module
+    if own._buffers or own._modules or set(own._parameters) - {"weight", "bias"}:
+        return "it holds more than a weight and a bias"
     if len(owners[id(weight.parameter)]) > 1:
         return "another module shares its weight"
     bias = getattr(weight.module, "bias", None)

@@ -65,7 +65,7 @@ def define(product: Product) -> Any:
         found = topology.of(number)
         _check(product, found, x, values, bias, numbers)
         wide = [None if t is None else _wide(t) for t in (x, values, bias)]
-        return product.forward(found, *wide, *numbers).to(values.dtype)
+        return _plain(product.forward(found, *wide, *numbers), values)
 
     def forward_fake(
         x: Tensor, values: Tensor, bias: Tensor | None, number: Tensor, out: int, *numbers: Any
@@ -81,9 +81,10 @@ def define(product: Product) -> Any:
             dx, dw = x.new_zeros(x.shape if needs_x else 0), torch.zeros_like(values)
             return dx, dw if needs_w else values.new_empty(0)
         if needs_x and product.input_gradient is not None:
-            dx = product.input_gradient(found, wide_dy, wide_values, x.shape, *numbers).to(x.dtype)
+            own = product.input_gradient(found, wide_dy, wide_values, x.shape, *numbers)
+            dx = _plain(own, x)
         if needs_w:
-            dw = product.weight_gradient(found, wide_dy, wide_x, *numbers).to(values.dtype)
+            dw = _plain(product.weight_gradient(found, wide_dy, wide_x, *numbers), values)
             if found.watch is not None:
                 found.watch.see(x, dy)
         return dx, dw
@@ -147,6 +148,11 @@ def _refuse_second(name: str) -> None:
 
 def _wide(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in HALF else tensor
+
+
+def _plain(tensor: Tensor, like: Tensor) -> Tensor:
+    """In the type of `like`, and contiguous, as compiled graphs expect it."""
+    return tensor.to(like.dtype).contiguous()
 
 
 def _check(
