@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from ..core import Layer, is_packed
+from ..core import Layer
+from ..nn import PackedModule
 from ..sparsifier import Sparsifier
 from .data import Pair
 
@@ -32,6 +33,7 @@ SECONDS = 2.0
 OPTIMIZER, OTHER = ("optimizer", ""), ("other", "")
 Part = tuple[str, str]
 """(layer, "forward" or "backward"), or one of the two above."""
+Times = dict[Part, float]
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def step_cost(
     whole = [sum(t.values()) for t in _timed(partial(_step, model, optimizer, watch), pairs)]
     with _watched(model, watch):
         steps = list(_timed(partial(_step, model, optimizer, watch), pairs))
-    milliseconds: dict[Part, float] = defaultdict(float)
+    milliseconds: Times = defaultdict(float)
     for part in set().union(*steps):
         milliseconds[part] = 1e3 * median(step.get(part, 0.0) for step in steps)
     whole.sort()
@@ -101,7 +103,7 @@ class Stopwatch:
     """Seconds by part of a step: `mark` gives what passed since the last mark to one part."""
 
     def __init__(self, device: torch.device):
-        self.seconds: dict[Part, float] = {}
+        self.seconds: Times = {}
         self._last = 0.0
         on_cpu = device.type == "cpu"
         self._wait = (lambda: None) if on_cpu else partial(torch.accelerator.synchronize, device)
@@ -117,7 +119,9 @@ class Stopwatch:
         self._last = now
 
 
-def _step(model: nn.Module, optimizer: Optimizer, watch: Stopwatch, pair: Pair) -> dict[Part, float]:
+def _step(
+    model: nn.Module, optimizer: Optimizer, watch: Stopwatch, pair: Pair
+) -> dict[Part, float]:
     """One optimizer step as the training loop takes it; seconds by part."""
     watch.start()
     optimizer.zero_grad()
@@ -128,7 +132,7 @@ def _step(model: nn.Module, optimizer: Optimizer, watch: Stopwatch, pair: Pair) 
     return watch.seconds
 
 
-def _timed(step: Callable[[Pair], dict[Part, float]], pairs: Sequence[Pair]) -> Iterator[Any]:
+def _timed(step: Callable[[Pair], Times], pairs: Sequence[Pair]) -> Iterator[Any]:
     for pair in itertools.islice(itertools.cycle(pairs), UNTIMED):
         step(pair)
     end = time.perf_counter() + SECONDS
@@ -188,22 +192,22 @@ def _rows(
     model: nn.Module,
     optimizer: Optimizer,
     sparse: Sparsifier | None,
-    milliseconds: dict[Part, float],
+    milliseconds: Times,
 ) -> Iterator[LayerCost]:
     layers = {id(layer.weight): layer for layer in (sparse.layers if sparse else ())}
     for name, module in _owners(model):
         held, dense = Bytes(), Bytes()
-        storage = "packed" if is_packed(module) else "dense"
+        storage = "packed" if isinstance(module, PackedModule) else "dense"
         for parameter in module.parameters(recurse=False):
             layer = layers.get(id(parameter))
             whole = layer.numel if layer else parameter.numel()
             held = _sum(held, _state_bytes(parameter, optimizer, parameter.numel()))
             dense = _sum(dense, _state_bytes(parameter, optimizer, whole))
-            if layer and not is_packed(module) and not layer.is_full:
-                storage = "masked"
+            if layer and storage != "packed":
+                storage = "dense" if layer.is_full else "masked"
                 held = _sum(held, Bytes(places=mask_bytes(layer)))
-        if is_packed(module):
-            held = _sum(held, Bytes(places=module.topology.nbytes))  # type: ignore[union-attr]
+        if isinstance(module, PackedModule):
+            held = _sum(held, Bytes(places=module.topology.nbytes))
         spent = milliseconds[name, "forward"], milliseconds[name, "backward"]
         yield LayerCost(name, type(module).__name__, storage, held, dense, *spent)
 

@@ -162,7 +162,9 @@ def _train(
     accuracy = folder.lines("metrics.jsonl")[-1]["test_accuracy"]
     folder.write("summary.json", ending(model, summary, accuracy, seconds))
     more = batches(train_set, config.batch, config.seed, config.epochs + 1)
-    folder.write("cost.json", step_cost(model, optimizer, sparse, more))  # and trains on: all is kept
+    folder.write(
+        "cost.json", step_cost(model, optimizer, sparse, more)
+    )  # and trains on: all is kept
     if sparse:
         sparse.detach()
 
