@@ -13,7 +13,6 @@ from training import close
 import sparsewright as sw
 from sparsewright.errors import BudgetError, KernelError, LayoutError, StateError
 from sparsewright.nn import PackedConv2d, PackedLinear, PackedModule
-from sparsewright.nn._places import draw_units
 
 pytestmark = pytest.mark.filterwarnings("ignore:sparsewright runs without its compiled kernels")
 
@@ -250,31 +249,6 @@ def test_every_pattern_survives_packing_to_the_bit(pattern: str) -> None:
     after = model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
-
-
-@pytest.mark.parametrize("pattern", ["unstructured", "2:4", "block:4x2", "channel", "fan_in"])
-@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 3), (8, 4, 3, 2)])
-def test_a_pattern_names_the_places_that_it_unfolds(pattern: str, shape: tuple) -> None:
-    chosen = sw.patterns.as_pattern(pattern)
-    groups, units = chosen.fold(torch.empty(shape, device="meta")).shape
-    table = torch.rand(groups, units) < 0.5
-    places = chosen.places(table.flatten().nonzero().squeeze(1), shape)
-    assert torch.equal(places.sort().values, chosen.unfold(table, shape).flatten().nonzero()[:, 0])
-
-
-@pytest.mark.parametrize("keep", [1, 2, 5, 7, 8])
-@pytest.mark.parametrize("groups", [1, 3])
-def test_every_unit_is_drawn_as_often(groups: int, keep: int) -> None:
-    seen = torch.zeros(groups, 8)
-    for _ in range(400):
-        units = draw_units(groups, 8, keep, None)
-        assert bool((units.diff() > 0).all())
-        assert torch.equal(
-            units.bincount(minlength=groups * 8).view(groups, 8).sum(1), torch.full((groups,), keep)
-        )
-        seen.view(-1)[units] += 1
-    share = keep / 8  # five standard deviations of a binomial count
-    assert float((seen - 400 * share).abs().max()) <= 5 * (400 * share * (1 - share)) ** 0.5
 
 
 def test_the_same_seed_gives_the_same_layer() -> None:

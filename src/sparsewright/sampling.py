@@ -29,7 +29,7 @@ def draw(
     """
     wanted, taken = int(counts.sum()), taken.cpu()
     if wanted == 0:
-        return torch.empty(0, dtype=torch.int64)
+        return torch.empty(0, dtype=torch.int64, device="cpu")
     if len(taken) + wanted > CROWDED * groups * units:
         return _by_keys(groups, units, counts.cpu(), taken, generator)
     return _by_trial(units, counts.cpu(), taken, generator)
@@ -51,20 +51,21 @@ def _by_keys(
     groups: int, units: int, counts: Tensor, taken: Tensor, generator: torch.Generator
 ) -> Tensor:
     """The units of the largest random keys in every group."""
-    keys = torch.rand(groups, units, generator=generator, dtype=torch.float64)
+    keys = torch.rand(groups, units, generator=generator, dtype=torch.float64, device="cpu")
     keys.view(-1)[taken] = -1.0
     best = keys.argsort(dim=1, descending=True, stable=True)
-    first = torch.arange(units) < counts[:, None]
-    found = best + torch.arange(groups)[:, None] * units
+    first = torch.arange(units, device="cpu") < counts[:, None]
+    found = best + torch.arange(groups, device="cpu")[:, None] * units
     return found[first].sort().values
 
 
 def _by_trial(units: int, counts: Tensor, taken: Tensor, generator: torch.Generator) -> Tensor:
     """Draw for every place still open; what is taken or drawn already is drawn again."""
-    base = torch.repeat_interleave(torch.arange(len(counts)), counts) * units
-    found = torch.empty(0, dtype=torch.int64)
+    group = torch.arange(len(counts), device="cpu")  # whatever the default device is
+    base = torch.repeat_interleave(group, counts) * units
+    found = torch.empty(0, dtype=torch.int64, device="cpu")
     while len(base):
-        drawn = base + torch.randint(0, units, base.shape, generator=generator)
+        drawn = base + torch.randint(0, units, base.shape, generator=generator, device="cpu")
         ordered, place = drawn.sort(stable=True)
         good = ~is_in(ordered, taken) & ~is_in(ordered, found)
         good[1:] &= ordered[1:] != ordered[:-1]  # of equals the first drawn stays
