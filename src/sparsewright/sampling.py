@@ -14,6 +14,9 @@ CROWDED = 0.5
 """Part of all units, taken or wanted, from which on every free unit is given a random key: drawing
 until a free one is hit would take long, and as many keys fit into memory as units are present."""
 
+TABLE = 16
+"""Entries of a table of all that there may be, for each that there is, up to which it is made."""
+
 
 def draw(
     groups: int, units: int, counts: Tensor, taken: Tensor, generator: torch.Generator
@@ -36,13 +39,18 @@ def draw(
 
 
 def is_in(values: Tensor, ascending: Tensor) -> Tensor:
-    """Bool, whether each value is among ascending ones.
+    """Bool, whether each value is among ascending ones, none twice; all 0 or more.
 
     >>> is_in(torch.tensor([3, 1]), torch.tensor([0, 1, 2]))
     tensor([False,  True])
     """
-    if len(ascending) == 0:
+    if len(ascending) == 0 or values.numel() == 0:
         return torch.zeros(values.shape, dtype=torch.bool, device=values.device)
+    end = 1 + max(int(ascending[-1]), int(values.max()))
+    if end <= TABLE * len(ascending):  # a table is small, and looked up faster than searched
+        table = torch.zeros(end, dtype=torch.bool, device=values.device)
+        table[ascending] = True
+        return table[values]
     at = torch.searchsorted(ascending, values).clamp_(max=len(ascending) - 1)
     return ascending[at] == values
 
