@@ -36,8 +36,10 @@ void lay_columns(const float* x, const int64_t* shifts, int64_t columns, int64_t
     return by_vectors<kPixelVectors>(width / kW,
                                      [&]<int V>() { lay_whole<V>(x, shifts, columns, tile); });
   for (int64_t c = 0; c < columns; ++c, tile += width) {
-    for (int64_t i = 0; i < count; ++i) tile[i] = x[shifts[c] + i];
-    for (int64_t i = count; i < width; ++i) tile[i] = 0.0f;
+    int64_t i = 0;
+    for (; i + kW <= count; i += kW) Simd::store(tile + i, Simd::load(x + shifts[c] + i));
+    for (; i < count; ++i) tile[i] = x[shifts[c] + i];
+    for (i = count; i < width; ++i) tile[i] = 0.0f;
   }
 }
 

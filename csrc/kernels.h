@@ -185,6 +185,15 @@ struct Kernels {
                    int64_t begin, int64_t end);
   void (*sell_tile)(const Sell&, const Tile&, int64_t slice);
   void (*csb_tile)(const Csb&, const Tile&, int64_t block);
+  // The gradient of weights: to the places of pairs [first, last), whose steps begin at `step`, add
+  // the sums over one tile of dy[row] * x[column] to `sums` (four floats more than it has places).
+  // x: the activations of the pairs' chunk; dy: the rows of their block; both as those of a Tile.
+  // rows: how many columns further on those of each of the block's rows lie (groups), or null.
+  void (*csb_outer)(const Csb&, const float* x, const float* dy, int64_t width, const int64_t* rows,
+                    int64_t first, int64_t last, int64_t step, float* sums);
+  // The same for rows [begin, end) of a csr; x and dy are those of all columns and rows.
+  bool (*csr_outer)(const Csr&, const float* x, const float* dy, int64_t width, int64_t begin,
+                    int64_t end, float* sums);
   void (*every_second)(const float* x, int64_t count, float* out);
   void (*lay_tile)(const Csb&, const float* x, const int64_t* shifts, int64_t count, int64_t width,
                    float* tile);

@@ -6,6 +6,7 @@
 #include "csr.inl.h"
 #include "depthwise.inl.h"
 #include "nm.inl.h"
+#include "outer.inl.h"
 #include "sell.inl.h"
 
 namespace sparsewright::SPARSEWRIGHT_ISA {
@@ -26,6 +27,8 @@ const Kernels kKernels = {
     .sell_dot = sell_dot,
     .sell_tile = sell_tile,
     .csb_tile = csb_tile,
+    .csb_outer = csb_outer,
+    .csr_outer = csr_outer,
     .every_second = every_second,
     .lay_tile = lay_tile,
     .csb_pixels = csb_pixels,

@@ -40,6 +40,26 @@ Tensor dense_conv2d(const Tensor& x, const Tensor& weight, const std::optional<T
                     int64_t dilation_h, int64_t dilation_w, int64_t groups, int64_t activation,
                     int64_t isa);
 
+Tensor csb_outer(const Tensor& dy, const Tensor& x, const Tensor& starts, const Tensor& pairs,
+                 const Tensor& columns, const Tensor& cuts, int64_t chunk, int64_t block,
+                 int64_t isa);
+Tensor csb_conv2d_outer(const Tensor& dy, const Tensor& x, const Tensor& starts,
+                        const Tensor& pairs, const Tensor& columns, const Tensor& cuts,
+                        int64_t chunk, int64_t block, int64_t kernel_h, int64_t kernel_w,
+                        int64_t stride_h, int64_t stride_w, int64_t padding_h, int64_t padding_w,
+                        int64_t dilation_h, int64_t dilation_w, int64_t groups, int64_t isa);
+Tensor csr_outer(const Tensor& dy, const Tensor& x, const Tensor& rows, const Tensor& columns,
+                 int64_t isa);
+
+Tensor csb_fill(const Tensor& values, const std::optional<Tensor>& order, const Tensor& starts,
+                const Tensor& pairs, const Tensor& cuts, int64_t out_features, int64_t block);
+void csb_cuts(const Tensor& starts, const Tensor& columns, int64_t chunk, const Tensor& cuts);
+void csb_places(const Tensor& columns, const Tensor& starts, const Tensor& pairs,
+                const Tensor& cuts, int64_t out_features, int64_t chunk, int64_t block,
+                const Tensor& places);
+void csr_transpose(const Tensor& starts, const Tensor& columns, const Tensor& starts_out,
+                   const Tensor& columns_out, const Tensor& order);
+
 namespace {
 
 // What `doctor` and the kernel table ask: 0 where the instruction set serves, else a reason's code.
@@ -78,6 +98,25 @@ STABLE_TORCH_LIBRARY(sparsewright, m) {
       "dense_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int kernel_h, "
       "int kernel_w, int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h, "
       "int dilation_w, int groups, int activation, int isa) -> Tensor");
+  m.def(
+      "csb_outer(Tensor dy, Tensor x, Tensor starts, Tensor pairs, Tensor columns, Tensor cuts, "
+      "int "
+      "chunk, int block, int isa) -> Tensor");
+  m.def(
+      "csb_conv2d_outer(Tensor dy, Tensor x, Tensor starts, Tensor pairs, Tensor columns, Tensor "
+      "cuts, int chunk, int block, int kernel_h, int kernel_w, int stride_h, int stride_w, int "
+      "padding_h, int padding_w, int dilation_h, int dilation_w, int groups, int isa) -> Tensor");
+  m.def("csr_outer(Tensor dy, Tensor x, Tensor rows, Tensor columns, int isa) -> Tensor");
+  m.def(
+      "csb_fill(Tensor values, Tensor? order, Tensor starts, Tensor pairs, Tensor cuts, int "
+      "out_features, int block) -> Tensor");
+  m.def("csb_cuts(Tensor starts, Tensor columns, int chunk, Tensor(a!) cuts) -> ()");
+  m.def(
+      "csb_places(Tensor columns, Tensor starts, Tensor pairs, Tensor cuts, int out_features, int "
+      "chunk, int block, Tensor(a!) places) -> ()");
+  m.def(
+      "csr_transpose(Tensor starts, Tensor columns, Tensor(a!) starts_out, Tensor(b!) columns_out, "
+      "Tensor(c!) order) -> ()");
   m.def("isa_missing(int isa) -> int");
   m.def("best_isa() -> int");
   m.def("pool_bytes() -> int");
@@ -89,6 +128,13 @@ STABLE_TORCH_LIBRARY_IMPL(sparsewright, CPU, m) {
   m.impl("block_linear", TORCH_BOX(&sparsewright::block_linear));
   m.impl("csb_linear", TORCH_BOX(&sparsewright::csb_linear));
   m.impl("csb_conv2d", TORCH_BOX(&sparsewright::csb_conv2d));
+  m.impl("csb_outer", TORCH_BOX(&sparsewright::csb_outer));
+  m.impl("csb_conv2d_outer", TORCH_BOX(&sparsewright::csb_conv2d_outer));
+  m.impl("csr_outer", TORCH_BOX(&sparsewright::csr_outer));
+  m.impl("csb_fill", TORCH_BOX(&sparsewright::csb_fill));
+  m.impl("csb_cuts", TORCH_BOX(&sparsewright::csb_cuts));
+  m.impl("csb_places", TORCH_BOX(&sparsewright::csb_places));
+  m.impl("csr_transpose", TORCH_BOX(&sparsewright::csr_transpose));
   m.impl("dense_conv2d", TORCH_BOX(&sparsewright::dense_conv2d));
 }
 STABLE_TORCH_LIBRARY_IMPL(sparsewright, CompositeExplicitAutograd, m) {

@@ -171,16 +171,13 @@ inline Linear begin(const Tensor& x, const std::optional<Tensor>& bias, int64_t 
   return {std::move(input), std::move(output), data, bias_data, y, in, batch, then};
 }
 
-// A weight in layout csb, its sizes checked.
-inline Csb csb_of(const Tensor& starts, const Tensor& pairs, const Tensor& columns,
-                  const Tensor& values, const std::optional<Tensor>& scales, int64_t in,
-                  int64_t out, int64_t chunk, int64_t block) {
+// The places of a weight in layout csb, their sizes checked; it has no values yet.
+inline Csb csb_places_of(const Tensor& starts, const Tensor& pairs, const Tensor& columns,
+                         int64_t in, int64_t out, int64_t chunk, int64_t block) {
   check_tensor(starts, "starts", ScalarType::Int, "int32");
   check_tensor(pairs, "pairs", ScalarType::Int, "int32");
   check_tensor(columns, "columns", ScalarType::Byte, "uint8");
-  SW_CHECK(values.dim() == 2 && columns.dim() == 2 && values.size(1) == 2 && columns.size(1) == 2 &&
-               values.size(0) == columns.size(0),
-           "values and columns must have shape (steps, 2)");
+  SW_CHECK(columns.dim() == 2 && columns.size(1) == 2, "columns must have shape (steps, 2)");
   SW_CHECK(1 <= chunk && chunk < kPlaces, "chunk must be in [1, ", kPlaces - 1, "]; got ", chunk);
   SW_CHECK(1 <= block && block <= kMaxBlock, "block must be in [1, ", kMaxBlock, "]; got ", block);
   SW_CHECK(out >= 0, "out_features must not be negative; got ", out);
@@ -189,7 +186,7 @@ inline Csb csb_of(const Tensor& starts, const Tensor& pairs, const Tensor& colum
            "starts must have shape (", blocks * chunks + 1, ", 2) for ", in, " in_features and ",
            out, " out_features; got ", starts.numel(), " entries");
   SW_CHECK(pairs.dim() == 1, "pairs must have one dimension");
-  const Csb w = {values_of(values, scales, out),
+  const Csb w = {{nullptr, Number::kFloat, nullptr},
                  static_cast<const uint8_t*>(columns.const_data_ptr()),
                  static_cast<const int32_t*>(pairs.const_data_ptr()),
                  static_cast<const int32_t*>(starts.const_data_ptr()),
@@ -200,9 +197,49 @@ inline Csb csb_of(const Tensor& starts, const Tensor& pairs, const Tensor& colum
                  block,
                  blocks};
   const int32_t* last = w.starts + 2 * blocks * chunks;
-  SW_CHECK(last[0] == pairs.size(0) && last[1] == values.size(0), "starts must end at ",
-           pairs.size(0), " pairs and ", values.size(0), " steps; got ", last[0], " and ", last[1]);
+  SW_CHECK(last[0] == pairs.size(0) && last[1] == columns.size(0), "starts must end at ",
+           pairs.size(0), " pairs and ", columns.size(0), " steps; got ", last[0], " and ",
+           last[1]);
   return w;
+}
+
+// A weight in layout csb, its sizes checked.
+inline Csb csb_of(const Tensor& starts, const Tensor& pairs, const Tensor& columns,
+                  const Tensor& values, const std::optional<Tensor>& scales, int64_t in,
+                  int64_t out, int64_t chunk, int64_t block) {
+  SW_CHECK(values.dim() == 2 && columns.dim() == 2 && values.size(1) == 2 && columns.size(1) == 2 &&
+               values.size(0) == columns.size(0),
+           "values and columns must have shape (steps, 2)");
+  Csb w = csb_places_of(starts, pairs, columns, in, out, chunk, block);
+  w.values = values_of(values, scales, out);
+  return w;
+}
+
+// The places of a weight in layout csr, their sizes checked; it has no values yet.
+inline Csr csr_places_of(const Tensor& rows, const Tensor& columns, int64_t in) {
+  check_tensor(rows, "rows", ScalarType::Int, "int32");
+  const bool wide = columns.scalar_type() == ScalarType::Int;
+  check_tensor(columns, "columns", wide ? ScalarType::Int : ScalarType::UInt16, "uint16 or int32");
+  SW_CHECK(rows.dim() == 1 && rows.size(0) >= 1, "rows must have shape (out_features + 1,)");
+  SW_CHECK(columns.dim() == 1, "columns must have one dimension");
+  const int64_t out = rows.size(0) - 1, nnz = columns.size(0);
+  const Csr w = {static_cast<const int32_t*>(rows.const_data_ptr()),
+                 columns.const_data_ptr(),
+                 wide,
+                 {nullptr, Number::kFloat, nullptr},
+                 in,
+                 out,
+                 nnz};
+  SW_CHECK(w.rows[0] == 0 && w.rows[out] == nnz, "rows must run from 0 to the number of values, ",
+           nnz, "; got ", w.rows[0], " to ", w.rows[out]);
+  return w;
+}
+
+// First row at or after which `target` weights lie before.
+inline int64_t row_at(const Csr& w, int64_t target) {
+  return std::lower_bound(w.rows, w.rows + w.out, target,
+                          [](int32_t a, int64_t b) { return a < b; }) -
+         w.rows;
 }
 
 // How the columns of the activations lie in a tile: `piece` after `piece`, each `stride` columns
@@ -213,48 +250,66 @@ struct Stored {
   int64_t rows = 0;  // most rows of the batch in a tile; 0: kernels.tile
 };
 
+// Rows of activations (batch, in), transposed tile by tile into memory of the op's.
+struct Turned {
+  const float* x;
+  int64_t in;
+  Stored stored;
+  int64_t most;       // rows of the batch in a tile
+  int64_t zeros = 0;  // columns beyond `in`, up to this number, are zeros (of pieces that adjoin)
+  float* to = nullptr;
+  int64_t pieces() const { return ceil_div(in, stored.piece); }
+  int64_t columns() const { return std::max(pieces() * stored.stride + 1, zeros); }
+  float* tile(int64_t t) const { return to + t * most * columns(); }
+  int64_t rows(int64_t t, int64_t batch) const { return std::min(most, batch - t * most); }
+  int64_t width(const Kernels& k, int64_t t, int64_t batch) const {
+    return ceil_div(rows(t, batch), k.width) * k.width;
+  }
+  // Rows [first, first + batch).
+  void lay(const Kernels& k, int64_t first, int64_t batch) const {
+    const int64_t of_tile = pieces();
+    const auto some = [&](int64_t from, int64_t end) {
+      for (int64_t i = from; i < end; ++i) {
+        const int64_t t = i / of_tile, piece = i % of_tile, column = piece * stored.piece;
+        const int64_t wide = width(k, t, batch);
+        float* out = tile(t) + piece * stored.stride * wide;
+        k.transpose_in(x + (first + t * most) * in, in, rows(t, batch), out - column * wide, wide,
+                       column, std::min(in, column + stored.piece));
+        if (stored.zero >= 0) std::fill_n(out + stored.zero * wide, wide, 0.0f);
+        if (stored.end >= 0 && piece == of_tile - 1)
+          std::fill_n(tile(t) + stored.end * wide, wide, 0.0f);
+        if (zeros > in && piece == of_tile - 1)
+          std::fill_n(tile(t) + in * wide, (zeros - in) * wide, 0.0f);
+      }
+    };
+    torch::stable::parallel_for(0, ceil_div(batch, most) * of_tile,
+                                ceil_div(kGrain, stored.piece * kLayingCost), some);
+  }
+};
+
 // body(tile, item) for every tile of the batch and item of the weight; work counts multiply-adds
 // of one row of the batch.
 template <class Body>
 void over_tiles(const Kernels& k, const Linear& l, int64_t out, const Stored& stored, int64_t items,
                 int64_t work, const Body& body) {
-  const int64_t most = stored.rows ? stored.rows : k.tile;
-  const int64_t pieces = ceil_div(l.in, stored.piece);
-  const int64_t columns = std::max<int64_t>(pieces * stored.stride + 1, 1);
-  const int64_t turn = std::max<int64_t>(kScratchFloats / columns / most, 1) * most;
+  Turned x = {l.x, l.in, stored, stored.rows ? stored.rows : k.tile};
+  const int64_t turn = std::max<int64_t>(kScratchFloats / x.columns() / x.most, 1) * x.most;
   const int64_t padded = ceil_div(std::min(turn, l.batch), k.width) * k.width;
   // Room beyond the last column: a one-byte place of layout nm that nobody validated (x narrower
   // than the weight, inside its last chunk) still reads memory of ours.
-  float* xt = scratch(padded * columns + 256 * most);
+  x.to = scratch(padded * x.columns() + 256 * x.most);
   for (int64_t first = 0; first < l.batch; first += turn) {
-    const int64_t batch = std::min(turn, l.batch - first), tiles = ceil_div(batch, most);
-    const auto tile_of = [&](int64_t t) {
-      const int64_t n = std::min(most, batch - t * most);
-      return Tile{xt + t * most * columns,
-                  ceil_div(n, k.width) * k.width,
-                  n,
-                  l.y + (first + t * most) * out,
-                  l.bias,
-                  l.activation};
-    };
-    const auto transpose = [&](int64_t from, int64_t to) {
-      for (int64_t i = from; i < to; ++i) {
-        const Tile tile = tile_of(i / pieces);
-        const int64_t piece = i % pieces, column = piece * stored.piece;
-        float* x = const_cast<float*>(tile.x) + piece * stored.stride * tile.width;
-        k.transpose_in(l.x + (first + i / pieces * most) * l.in, l.in, tile.batch,
-                       x - column * tile.width, tile.width, column,
-                       std::min(l.in, column + stored.piece));
-        if (stored.zero >= 0) std::fill_n(x + stored.zero * tile.width, tile.width, 0.0f);
-        if (stored.end >= 0 && piece == pieces - 1)
-          std::fill_n(const_cast<float*>(tile.x) + stored.end * tile.width, tile.width, 0.0f);
-      }
-    };
-    torch::stable::parallel_for(0, tiles * pieces, ceil_div(kGrain, stored.piece * kLayingCost),
-                                transpose);
+    const int64_t batch = std::min(turn, l.batch - first), tiles = ceil_div(batch, x.most);
+    x.lay(k, first, batch);
     const int64_t per_item = std::max<int64_t>(work * ceil_div(batch, k.width) / tiles / items, 1);
     const auto multiply = [&](int64_t from, int64_t to) {
-      for (int64_t i = from; i < to; ++i) body(tile_of(i / items), i % items);
+      for (int64_t i = from; i < to; ++i) {
+        const int64_t t = i / items;
+        const Tile tile = {x.tile(t),        x.width(k, t, batch),
+                           x.rows(t, batch), l.y + (first + t * x.most) * out,
+                           l.bias,           l.activation};
+        body(tile, i % items);
+      }
     };
     torch::stable::parallel_for(0, tiles * items, ceil_div(kGrain, per_item), multiply);
   }

@@ -56,6 +56,7 @@ struct Simd {
   static void store(float* p, Vec v) { _mm256_storeu_ps(p, v); }
   static Vec relu(Vec v) { return _mm256_max_ps(zero(), v); }  // NaN stays NaN
   static Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
+  static Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
   static Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
   // The second where either is NaN.
   static Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
@@ -213,6 +214,10 @@ struct Simd {
     for (int k = 0; k < 4; ++k) _mm256_storeu2_m128(b + 4 * k, a + 4 * k, l.v[k]);
   }
 
+  // The sums of eight vectors are added to eight floats.
+  static void add_sums(const Vec* v, float* to) { store(to, add(load(to), sums8(v))); }
+
+#include "sums8.h"
 #include "transpose8x8.h"
 #include "widen.h"
 };

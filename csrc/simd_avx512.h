@@ -89,6 +89,7 @@ struct Simd {
   static void store(float* p, Vec v) { _mm512_storeu_ps(p, v); }
   static Vec relu(Vec v) { return _mm512_max_ps(zero(), v); }  // NaN stays NaN
   static Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
+  static Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
   static Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
   // The second where either is NaN.
   static Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
@@ -231,6 +232,16 @@ struct Simd {
     _mm512_storeu_ps(b, l.v[1]);
   }
 
+  // The sums of eight vectors are added to eight floats.
+  static void add_sums(const Vec* v, float* to) {
+    __m256 half[8];
+    for (int i = 0; i < 8; ++i)
+      half[i] = _mm256_add_ps(_mm512_castps512_ps256(v[i]),
+                              _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(v[i]), 1)));
+    _mm256_storeu_ps(to, _mm256_add_ps(_mm256_loadu_ps(to), sums8(half)));
+  }
+
+#include "sums8.h"
 #include "transpose8x8.h"
 #include "widen.h"
 };

@@ -46,6 +46,7 @@ struct Simd {
     return v;
   }
   static Vec add(Vec a, Vec b) { return a + b; }
+  static Vec mul(Vec a, Vec b) { return a * b; }
   static Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
   // The second where either is NaN.
   static Vec max(Vec a, Vec b) {
@@ -124,6 +125,11 @@ struct Simd {
   static void store(float* a, float* b, const Lanes& l) {
     std::memcpy(a, l.v, 64);
     std::memcpy(b, l.v + 16, 64);
+  }
+
+  // The sums of eight vectors are added to eight floats.
+  static void add_sums(const Vec* v, float* to) {
+    for (int i = 0; i < 8; ++i) to[i] += sum(v[i]);
   }
 
 #include "widen.h"

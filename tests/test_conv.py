@@ -46,6 +46,8 @@ CONVS = {
     "7x7": (Conv2d((7, 7), (2, 2), (3, 3)), (16, 3), (1, 3, 33, 31)),
     "one output": (Conv2d((3, 3)), (1, 1), (1, 1, 3, 3)),
     "padding beyond": (Conv2d((2, 2), (3, 3), (5, 4)), (3, 2), (2, 2, 2, 3)),
+    "1x1 padding": (Conv2d((1, 1), padding=(1, 2)), (8, 16), (2, 16, 9, 8)),
+    "padding beyond reach": (Conv2d((3, 3), padding=(5, 4)), (8, 4), (2, 4, 6, 5)),
     "no image": (Conv2d((3, 3), padding=(1, 1)), (8, 4), (0, 4, 5, 5)),
     "1x1 groups": (Conv2d((1, 1), groups=3), (144, 20), (2, 60, 8, 8)),
     "groups across blocks": (Conv2d((3, 3), padding=(1, 1), groups=6), (150, 4), (3, 24, 7, 6)),

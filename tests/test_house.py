@@ -135,12 +135,24 @@ def test_import_is_light() -> None:
 
 
 FLOORS = {
-    **dict.fromkeys(("core", "registry", "errors", "files", "topology", "sampling", "watch"), 0),
+    **dict.fromkeys(
+        ("core", "registry", "errors", "files", "topology", "sampling", "watch", "replicas"), 0
+    ),
     **dict.fromkeys(("patterns", "scores", "allocate", "budget", "schedules"), 1),
     **dict.fromkeys(("layouts", "kernels", "initialise", "connectivity"), 1),
     "nn": 2,
     **dict.fromkeys(
-        ("storage", "ranking", "methods", "pack", "prune", "attach", "sparsifier", "measure"), 3
+        (
+            "storage",
+            "ranking",
+            "methods",
+            "pack",
+            "prune",
+            "attach",
+            "sparsifier",
+            "measure",
+        ),
+        3,
     ),
     **dict.fromkeys(("selection", "summary", "optimizer_state", "sparse_state", "gradients"), 3),
     **dict.fromkeys(

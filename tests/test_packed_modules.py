@@ -8,10 +8,12 @@ import io
 import pytest
 import torch
 from torch import Tensor, nn
+from training import close
 
 import sparsewright as sw
 from sparsewright.errors import BudgetError, KernelError, LayoutError, StateError
-from sparsewright.nn import PackedLinear, PackedModule
+from sparsewright.nn import PackedConv2d, PackedLinear, PackedModule
+from sparsewright.nn._places import draw_units
 
 pytestmark = pytest.mark.filterwarnings("ignore:sparsewright runs without its compiled kernels")
 
@@ -21,14 +23,6 @@ def sparse_linear(n: int = 24, m: int = 16, bias: bool = True, dtype=torch.float
     with torch.no_grad():
         layer.weight[torch.rand(m, n) < 0.7] = 0.0
     return layer
-
-
-def close(a: Tensor, b: Tensor, summands: int) -> bool:
-    """As near as float32 sums of so many terms in another order are."""
-    if a.shape != b.shape or not b.numel():
-        return a.shape == b.shape
-    scale = max(1.0, float(b.abs().max()))
-    return float((a - b).abs().max()) <= 2**-23 * summands * scale
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -233,3 +227,104 @@ def test_packing_and_unpacking_keep_every_bit() -> None:
     sw.unpack(model)
     assert [type(m) for m in model] == [nn.Linear, nn.ReLU, nn.Linear]
     assert all(torch.equal(a, b) for a, b in zip(weights, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4", "block:4x4", "channel", "fan_in"])
+def test_every_pattern_survives_packing_to_the_bit(pattern: str) -> None:
+    model = nn.ModuleList(
+        [
+            nn.Linear(16, 8),
+            nn.Conv1d(8, 16, 3, padding=1),
+            nn.Conv2d(8, 8, (3, 1), groups=2),
+            nn.Embedding(12, 8, padding_idx=1),
+        ]
+    )
+    fixed = pattern == "2:4"
+    sw.prune(model, None if fixed else 0.6, pattern=pattern, allocate="uniform_all")
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    reprs = [repr(m) for m in model]
+    sw.pack(model)
+    assert all(isinstance(m, PackedModule) for m in model)
+    sw.unpack(model)
+    assert [repr(m) for m in model] == reprs
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4", "block:4x2", "channel", "fan_in"])
+@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 3), (8, 4, 3, 2)])
+def test_a_pattern_names_the_places_that_it_unfolds(pattern: str, shape: tuple) -> None:
+    chosen = sw.patterns.as_pattern(pattern)
+    groups, units = chosen.fold(torch.empty(shape, device="meta")).shape
+    table = torch.rand(groups, units) < 0.5
+    places = chosen.places(table.flatten().nonzero().squeeze(1), shape)
+    assert torch.equal(places.sort().values, chosen.unfold(table, shape).flatten().nonzero()[:, 0])
+
+
+@pytest.mark.parametrize("keep", [1, 2, 5, 7, 8])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_every_unit_is_drawn_as_often(groups: int, keep: int) -> None:
+    seen = torch.zeros(groups, 8)
+    for _ in range(400):
+        units = draw_units(groups, 8, keep, None)
+        assert bool((units.diff() > 0).all())
+        assert torch.equal(
+            units.bincount(minlength=groups * 8).view(groups, 8).sum(1), torch.full((groups,), keep)
+        )
+        seen.view(-1)[units] += 1
+    share = keep / 8  # five standard deviations of a binomial count
+    assert float((seen - 400 * share).abs().max()) <= 5 * (400 * share * (1 - share)) ** 0.5
+
+
+def test_the_same_seed_gives_the_same_layer() -> None:
+    def made() -> PackedConv2d:
+        generator = torch.Generator().manual_seed(3)
+        return PackedConv2d(8, 8, 3, sparsity=0.8, generator=generator)
+
+    one, two = made(), made()
+    assert torch.equal(one.to_dense(), two.to_dense())
+    assert torch.equal(one.bias, two.bias)
+
+
+def test_a_pattern_that_names_no_places_takes_a_mask() -> None:
+    class Plain(sw.NM):
+        places = property()  # as if it were not there
+
+    one, two = (
+        PackedLinear(8, 8, pattern=p, generator=torch.Generator().manual_seed(0))
+        for p in (Plain(2, 4), sw.NM(2, 4))
+    )
+    assert torch.equal(one.to_dense(), two.to_dense())
+
+
+def test_a_layer_without_memory_gets_its_values_later() -> None:
+    with torch.device("meta"):
+        layer = PackedLinear(8, 4, sparsity=0.5)
+    assert layer.weight.is_meta
+    assert layer(torch.ones(2, 8, device="meta")).shape == (2, 4)
+    other = PackedLinear(8, 4, sparsity=0.75)
+    here = copy.deepcopy(layer).to_empty(device="cpu")
+    here.reset_parameters()
+    assert torch.isfinite(here(torch.ones(2, 8))).all()
+    layer.load_state_dict(other.state_dict(), assign=True)
+    assert torch.equal(layer(torch.ones(2, 8)), other(torch.ones(2, 8)))
+
+
+def test_a_shallow_copy_does_not_take_the_watch() -> None:
+    packed = PackedLinear(8, 4, sparsity=0.5)
+    packed.watch.wanted = lambda: True
+    copy.copy(packed)
+    packed(torch.ones(2, 8)).sum().backward()
+    assert len(packed.watch.seen) == 1
+
+
+def test_checkpointing_and_inference_mode_are_no_obstacle() -> None:
+    packed = PackedLinear(8, 4, sparsity=0.5)
+    packed.watch.wanted = lambda: True
+    x = torch.randn(2, 8, requires_grad=True)
+    y = torch.utils.checkpoint.checkpoint(packed, x, use_reentrant=False)
+    y.sum().backward()
+    assert len(packed.watch.seen) == 1
+    with torch.inference_mode():
+        assert torch.equal(packed(x), y)

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from .core import Allocate, Method, Pattern
 from .initialise import Init
 from .methods import as_method
+from .replicas import Group
 from .scores import as_score
 from .selection import Overrides, Skip, select_layers
 from .sparsifier import Sparsifier
@@ -30,6 +31,7 @@ def attach(
     on_misfit: str | Pattern = "error",
     init: Init = None,
     seed: int = 0,
+    process_group: Group = None,
 ) -> Sparsifier:
     """Make a model sparse and keep it so while any loop trains it with `optimizer`.
 
@@ -41,6 +43,11 @@ def attach(
     the pattern for weights that do not fit. init: "fan_in" redraws present weights with the
     variance of each neuron's actual fan-in (Evci et al. 2022), or a function layer -> values.
     seed: of all random choices; the same seed gives the same masks on every replica.
+    process_group: of torch.distributed, over which packed weights average the gradients that they
+    grow by; None takes that of a DistributedDataParallel model, False averages none.
+
+    Packed weights that are sparse already keep their places where no sparsity is asked of them;
+    one that is asked must be at least theirs.
 
     optimizer: one, or several that step once each per iteration (Muon for matrices beside AdamW).
     Raises MisfitError, BudgetError, UnknownNameError, ConfigError or StateError; warns
@@ -66,7 +73,7 @@ def attach(
         overrides=overrides,
         on_misfit=on_misfit,
     )
-    sparse = Sparsifier(model, optimizers, bound, layers, left_dense, sparsity)
+    sparse = Sparsifier(model, optimizers, bound, layers, left_dense, sparsity, process_group)
     try:
         sparse._begin(init)
     except BaseException:  # whatever went wrong, no hook stays behind

@@ -12,13 +12,16 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .topology import Topology
+
+if TYPE_CHECKING:
+    from .replicas import Replicas
 
 Shape = tuple[int, ...]
 Schedule = Callable[[float], float]
@@ -117,9 +120,10 @@ class Storage(Protocol):
         """The same in training: fresh units (ascending) take values (fresh units, unit_size) or 0
         and the optimizer state of a first step, no gradient, and dropped ones leave none."""
 
-    def watch(self, wanted: Callable[[], bool]) -> Any:
+    def watch(self, wanted: Callable[[], bool], replicas: Replicas) -> Any:
         """Begin to train sparse: gradients of absent weights are kept when wanted() as they
-        arrive, else not. Returns what `.remove()` ends."""
+        arrive, else not. replicas: the processes that train together. Returns what
+        `.remove()` ends."""
 
     def mask_gradient(self) -> None:
         """Drop the gradients of absent weights."""

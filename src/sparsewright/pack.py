@@ -5,23 +5,29 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .core import Weight, find_weights, is_packed
 from .errors import KernelError, SparsityWarning, StateError, UnknownNameError
-from .nn import PackedLinear, PackedModule
+from .nn import PackedConv1d, PackedConv2d, PackedEmbedding, PackedLinear, PackedModule
 from .selection import Skip, skipped
 
-KINDS: dict[type[nn.Module], type[PackedModule]] = {kind.kind: kind for kind in (PackedLinear,)}
+KINDS: dict[type[nn.Module], type[PackedModule]] = {
+    kind.kind: kind for kind in (PackedLinear, PackedConv1d, PackedConv2d, PackedEmbedding)
+}
 HOOKS = (
     *("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"),
     *("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks"),
     "_load_state_dict_post_hooks",
 )
+FUSED = {
+    nn.TransformerEncoderLayer: "activation_relu_or_gelu",
+    nn.TransformerEncoder: "use_nested_tensor",
+}
+"""Modules whose fused form in torch reads the weights of their layers, and what rules it out."""
 
 
 def pack(
@@ -99,21 +105,24 @@ def unpack(model: nn.Module) -> nn.Module:
 def _replaced(model: nn.Module, made: Mapping[int, nn.Module]) -> nn.Module:
     """The model with some modules replaced wherever they stand, by their ids."""
     for parent in list(model.modules()):
-        found = {name: made[id(m)] for name, m in parent._modules.items() if id(m) in made}
-        for name, child in found.items():
-            setattr(parent, name, child)
-        if found and isinstance(parent, nn.TransformerEncoderLayer):
-            _tell_fast_path(parent)
+        for name, child in list(parent._modules.items()):
+            if id(child) in made:
+                setattr(parent, name, made[id(child)])
+    for module in model.modules():
+        for kind, attribute in FUSED.items():
+            if isinstance(module, kind):
+                _allow(module, attribute, not any(is_packed(m) for m in module.modules()))
     return made.get(id(model), model)
 
 
-def _tell_fast_path(layer: nn.TransformerEncoderLayer) -> None:
-    """torch's fused encoder reads the layers' weights, and asks this attribute whether it may."""
-    packed = is_packed(layer.linear1) or is_packed(layer.linear2)
-    codes: dict[Callable[..., Any], int] = {F.relu: 1, F.gelu: 2}
-    activation: Any = layer.activation
-    fused = 1 if isinstance(activation, nn.ReLU) else 2 if isinstance(activation, nn.GELU) else 0
-    layer.activation_relu_or_gelu = 0 if packed else codes.get(activation, fused)
+def _allow(module: Any, attribute: str, fused: bool) -> None:
+    """Let torch's fused encoder run as it did before, or not at all."""
+    own = module.__dict__
+    if not fused and "_before_pack" not in own:
+        own["_before_pack"] = own[attribute]
+        own[attribute] = type(own[attribute])(False)
+    elif fused and "_before_pack" in own:
+        own[attribute] = own.pop("_before_pack")
 
 
 def _owners(model: nn.Module) -> dict[int, set[int]]:
@@ -132,6 +141,9 @@ def _why_dense(weight: Weight, owners: Mapping[int, set[int]]) -> str | None:
     if kind not in KINDS:
         known = ", ".join(k.__name__ for k in KINDS)
         return f"{kind.__name__} is none of {known}"
+    own = weight.module
+    if own._buffers or own._modules or set(own._parameters) - {"weight", "bias"}:
+        return "it holds more than a weight and a bias"
     if len(owners[id(weight.parameter)]) > 1:
         return "another module shares its weight"
     bias = getattr(weight.module, "bias", None)

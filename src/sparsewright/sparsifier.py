@@ -21,6 +21,7 @@ from .core import Layer, Method, Update, as_units, find_weights
 from .errors import SparsityWarning, StateError
 from .gradients import Withheld, give_back, withhold
 from .initialise import Init, initialise
+from .replicas import Group, Replicas
 from .sampling import is_in
 from .selection import LeftDense
 from .sparse_state import STATE_VERSION, check_version, read_units, saved_units
@@ -55,6 +56,7 @@ class Sparsifier:
         layers: Sequence[Layer],
         left_dense: Sequence[LeftDense],
         asked: float | None,
+        process_group: Group = None,
     ):
         self.layers = list(layers)
         self.method = method
@@ -65,7 +67,7 @@ class Sparsifier:
         self._steps = [0] * len(self._optimizers)
         self._of_optimizer = self._assign(model)
         self._held: dict[int, Withheld] = {}
-        self._handles = self._hook()
+        self._handles = self._hook(Replicas(model, process_group))
         self._attached = True
 
     # what the user calls
@@ -171,12 +173,12 @@ class Sparsifier:
             )
         return [owner.get(id(layer.weight), 0) for layer in self.layers]
 
-    def _hook(self) -> list[Any]:
+    def _hook(self, replicas: Replicas) -> list[Any]:
         handles: list[Any] = []
         for index, layer in enumerate(self.layers):
             if layer.weight.requires_grad:
                 try:
-                    handles.append(layer.storage.watch(self._wants(index)))
+                    handles.append(layer.storage.watch(self._wants(index), replicas))
                 except StateError as error:
                     for handle in handles:
                         handle.remove()

@@ -18,6 +18,7 @@ from .gradients import mask_gradient, masked
 from .nn import PackedModule
 from .optimizer_state import move_state, reset_state
 from .patterns import places_of, row_step, units_of
+from .replicas import Replicas
 from .sampling import is_in
 
 TILE = 2**20
@@ -146,7 +147,7 @@ class MaskedStorage:
             self.weight.view(-1)[places] = values.to(self.weight)
         reset_state(optimizer, self.weight, new)
 
-    def watch(self, wanted: Callable[[], bool]) -> Any:
+    def watch(self, wanted: Callable[[], bool], replicas: Replicas) -> Any:
         """A hook that masks a gradient as it arrives, unless it is wanted dense."""
         hooks = (self.weight._backward_hooks or {}).values()
         _refuse_second(any(getattr(hook, "of_sparsifier", False) for hook in hooks))
@@ -183,6 +184,7 @@ class PackedStorage:
 
     def __init__(self, module: PackedModule, pattern: Pattern):
         self.module, self.pattern = module, pattern
+        self._replicas: Replicas | None = None
 
     @property
     def weight(self) -> nn.Parameter:
@@ -213,7 +215,7 @@ class PackedStorage:
         return self.weight.detach()[at], None if gradient is None else gradient[at]
 
     def gradient_at(self, places: Tensor) -> Tensor:
-        return self.module.gradient_at(places)
+        return self._averaged(self.module.gradient_at(places))
 
     def tiles(self, rows: int, gradients: bool) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
         starts, columns = self.module.topology.starts, self.module.topology.columns
@@ -237,7 +239,10 @@ class PackedStorage:
         if self.module.topology.nnz == math.prod(self.shape):
             assert self.weight.grad is not None
             return self.weight.grad[part]
-        return self.module.dense_gradient(begin, end)
+        return self._averaged(self.module.dense_gradient(begin, end))
+
+    def _averaged(self, gradient: Tensor) -> Tensor:
+        return gradient if self._replicas is None else self._replicas.average(gradient)
 
     def rows(self) -> Tensor:
         return self.module.topology.rows()
@@ -271,6 +276,7 @@ class PackedStorage:
         before, places = self.module.topology.places(), self._places(units)
         if torch.equal(before, places):
             return
+        self._check_size(len(places), training=False)
         stays = is_in(places, before)
         values = self.weight.new_zeros(len(places))
         values[stays] = self.weight[torch.searchsorted(before, places[stays])]
@@ -281,6 +287,7 @@ class PackedStorage:
         self, units: Tensor, fresh: Tensor, values: Tensor | None, optimizer: Optimizer
     ) -> None:
         before, places = self.module.topology.places(), self._places(units)
+        self._check_size(len(places), training=True)
         born = places_of(self.pattern, fresh, self.shape)
         old = is_in(places, before) & ~is_in(places, born.reshape(-1).sort().values)
         at = torch.searchsorted(before, places[old])
@@ -297,8 +304,9 @@ class PackedStorage:
         self.module.move(places, new_values)
         self.weight.grad = gradient
 
-    def watch(self, wanted: Callable[[], bool]) -> Any:
+    def watch(self, wanted: Callable[[], bool], replicas: Replicas) -> Any:
         _refuse_second(self.module.watch.wanted is not None)
+        self._replicas = replicas
         return self.module.watch.begin(wanted)
 
     def mask_gradient(self) -> None:
@@ -321,6 +329,10 @@ class PackedStorage:
         average = copy.parameter.detach().to(values)
         values[stays] = average[torch.searchsorted(before, places[stays])]
         copy.module.move(places, values)
+
+    def _check_size(self, after: int, *, training: bool) -> None:
+        if self._replicas is not None:
+            self._replicas.check_size(self.module.nnz, after, training=training)
 
     def _places(self, units: Tensor) -> Tensor:
         places = places_of(self.pattern, units.to(self.weight.device), self.shape).reshape(-1)

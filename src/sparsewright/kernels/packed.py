@@ -1,20 +1,27 @@
 """The products of training on a packed weight: forward, and the gradient of inputs and weights.
 
-Each takes a topology and the present values in its order; x and the output are dense. This file is
-the specification, in plain torch, for every device and float type. A product takes memory for
-`PIECE` numbers at most.
+Each takes a topology and the present values in its order; x and the output are dense. Compiled
+kernels compute float32 on the CPU, where they are there; all else is left to the specification,
+packed_reference.py.
 """
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torch.nn.grad import conv2d_input
+from torch.nn.grad import conv2d_weight
 
+from ..errors import KernelError
 from ..topology import Topology
+from . import library, packed_reference
 from .operation import Conv2d
-from .reference import PIECE, product
+from .packed_conv_forms import InputGradient, cells, convolve, outer
+from .packed_forms import ByRows, backward, forward
+
+FAN_IN = 64
+"""Fewest weights of an output, in a convolution in groups, for which patches are laid out."""
 
 
 def linear(topology: Topology, x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
@@ -24,8 +31,11 @@ def linear(topology: Topology, x: Tensor, values: Tensor, bias: Tensor | None) -
     >>> linear(w, torch.tensor([[1.0, 2.0]]), torch.tensor([5.0]), None)
     tensor([[10.]])
     """
-    columns = topology.columns.long()
-    return product(x, topology.rows(), columns, values, bias, topology.shape[0], 0)
+    if not _compiled(topology, x, values, bias):
+        return packed_reference.linear(topology, x, values, bias)
+    _check(topology, x, 1, "x")
+    _check_values(topology, values)
+    return topology.derived(forward).linear(x, values.contiguous(), bias)
 
 
 def linear_input_gradient(topology: Topology, dy: Tensor, values: Tensor) -> Tensor:
@@ -35,8 +45,11 @@ def linear_input_gradient(topology: Topology, dy: Tensor, values: Tensor) -> Ten
     >>> linear_input_gradient(w, torch.tensor([[3.0]]), torch.tensor([5.0]))
     tensor([[ 0., 15.]])
     """
-    columns = topology.columns.long()
-    return product(dy, columns, topology.rows(), values, None, topology.shape[1], 0)
+    if not _compiled(topology, dy, values):
+        return packed_reference.linear_input_gradient(topology, dy, values)
+    _check(topology, dy, 0, "dy")
+    _check_values(topology, values)
+    return topology.derived(backward).linear(dy, values.contiguous(), None)
 
 
 def linear_weight_gradient(topology: Topology, dy: Tensor, x: Tensor) -> Tensor:
@@ -46,14 +59,25 @@ def linear_weight_gradient(topology: Topology, dy: Tensor, x: Tensor) -> Tensor:
     >>> linear_weight_gradient(w, torch.tensor([[3.0]]), torch.tensor([[1.0, 2.0]]))
     tensor([6.])
     """
-    dy, x = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
-    rows, columns = topology.rows(), topology.columns.long()
-    out = dy.new_empty(topology.nnz)
-    step = max(1, PIECE // max(1, dy.shape[0]))
-    for i in range(0, topology.nnz, step):
-        part = slice(i, i + step)
-        out[part] = (dy[:, rows[part]] * x[:, columns[part]]).sum(0)
-    return out
+    if not _compiled(topology, dy, x):
+        return packed_reference.linear_weight_gradient(topology, dy, x)
+    _check(topology, dy, 0, "dy")
+    _check(topology, x, 1, "x")
+    return topology.derived(forward).outer(dy, x)
+
+
+def linear_gradient_at(topology: Topology, dy: Tensor, x: Tensor) -> Tensor:
+    """As linear_weight_gradient, for a topology that is used once: nothing is derived from it.
+
+    >>> candidates = Topology.from_places(torch.tensor([0, 3]), (2, 2))
+    >>> linear_gradient_at(candidates, torch.tensor([[1.0, 2.0]]), torch.tensor([[5.0, 7.0]]))
+    tensor([ 5., 14.])
+    """
+    if not _compiled(topology, dy, x):
+        return packed_reference.linear_weight_gradient(topology, dy, x)
+    _check(topology, dy, 0, "dy")
+    _check(topology, x, 1, "x")
+    return ByRows(topology).outer(dy, x)
 
 
 def conv2d(
@@ -65,39 +89,75 @@ def conv2d(
     >>> conv2d(w, torch.ones(1, 1, 1, 3), torch.tensor([5.0]), None, Conv2d((1, 2)))
     tensor([[[[5., 5.]]]])
     """
-    weight = _dense(topology, values, x, conv)
-    return conv.dense(x, weight, bias)
+    if not _compiled(topology, x, values, bias):
+        return packed_reference.conv2d(topology, x, values, bias, conv)
+    _check_values(topology, values)
+    _check_image(topology, x, conv)
+    return convolve(topology.derived(cells), x, values.contiguous(), bias, conv)
 
 
 def conv2d_input_gradient(
     topology: Topology, dy: Tensor, values: Tensor, conv: Conv2d, shape: torch.Size
 ) -> Tensor:
     """dy (N, out, H', W') -> dx of `shape` (N, C, H, W)."""
-    weight = _dense(topology, values, dy, conv)
-    return conv2d_input(shape, weight, dy, conv.stride, conv.padding, conv.dilation, conv.groups)
+    if not _compiled(topology, dy, values):
+        return packed_reference.conv2d_input_gradient(topology, dy, values, conv, shape)
+    _check_values(topology, values)
+    return topology.derived(InputGradient(conv)).of(dy, values.contiguous(), shape)
 
 
 def conv2d_weight_gradient(topology: Topology, dy: Tensor, x: Tensor, conv: Conv2d) -> Tensor:
-    """dy (N, out, H', W'), x (N, C, H, W) -> (nnz)."""
-    out = dy.new_zeros(topology.nnz)
-    share = topology.shape[0] // conv.groups  # outputs of a group
-    for g, (part, of_group) in enumerate(
-        zip(x.chunk(conv.groups, 1), dy.chunk(conv.groups, 1), strict=True)
-    ):
-        patches = F.unfold(part, conv.kernel, conv.dilation, conv.padding, conv.stride)
-        begin, end = (int(topology.starts[i * share]) for i in (g, g + 1))
-        if begin == end:
-            continue
-        starts = topology.starts[g * share : (g + 1) * share + 1] - begin
-        own = Topology((share, topology.shape[1]), starts, topology.columns[begin:end])
-        rows, columns = of_group.flatten(2).transpose(1, 2), patches.transpose(1, 2)
-        out[begin:end] = linear_weight_gradient(own, rows, columns)
-    return out
+    """dy (N, out, H', W'), x (N, C, H, W) -> (nnz).
+
+    In groups of less than FAN_IN weights per output (depthwise ones), it is torch's dense gradient
+    at the places that are present.
+    """
+    if not _compiled(topology, dy, x):
+        return packed_reference.conv2d_weight_gradient(topology, dy, x, conv)
+    _check_image(topology, x, conv)
+    if conv.groups > 1 and topology.shape[1] < FAN_IN:
+        shape = (topology.shape[0], x.shape[1] // conv.groups, *conv.kernel)
+        numbers = (conv.stride, conv.padding, conv.dilation, conv.groups)
+        return conv2d_weight(x, shape, dy, *numbers).flatten()[topology.places()]
+    return outer(topology.derived(cells), dy, x, conv)
 
 
-def _dense(topology: Topology, values: Tensor, like: Tensor, conv: Conv2d) -> Tensor:
-    """The weight (out, C / groups, kh, kw) with its zeros."""
-    rows, width = topology.shape
-    weight = like.new_zeros(rows * width)
-    weight[topology.places()] = values.to(like.dtype)
-    return weight.view(rows, -1, *conv.kernel)
+def _compiled(topology: Topology, *tensors: Tensor | None) -> bool:
+    """Whether kernels serve these tensors; where there are none at all, that is said once."""
+    given = [t for t in tensors if t is not None]
+    if not all(t.dtype == torch.float32 and t.device.type == "cpu" for t in given):
+        return False
+    if topology.device.type != "cpu" or topology.nnz >= 2**31:
+        return False
+    return _there()
+
+
+@functools.cache
+def _there() -> bool:
+    """Whether the compiled library is; KernelError if it is older than this file."""
+    library.warn_if_missing()
+    if library.LIBRARY.path is None:
+        return False
+    if not hasattr(torch.ops.sparsewright, "csb_outer"):
+        raise KernelError(
+            f"the compiled library {library.LIBRARY.path} has no csb_outer: it is older than this "
+            "package; build it anew"
+        )
+    return True
+
+
+def _check(topology: Topology, t: Tensor, axis: int, name: str) -> None:
+    wanted, given = topology.shape[axis], t.shape[-1] if t.dim() else 0
+    if wanted != given:
+        raise KernelError(f"{name} must have {wanted} columns; got {tuple(t.shape)}")
+
+
+def _check_values(topology: Topology, values: Tensor) -> None:
+    if values.shape != (topology.nnz,):
+        raise KernelError(f"values must have shape ({topology.nnz},); got {tuple(values.shape)}")
+
+
+def _check_image(topology: Topology, x: Tensor, conv: Conv2d) -> None:
+    channels = topology.shape[1] // conv.places * conv.groups
+    if x.dim() != 4 or x.shape[1] != channels:
+        raise KernelError(f"x must have shape (N, {channels}, H, W); got {tuple(x.shape)}")

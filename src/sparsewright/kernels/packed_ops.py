@@ -9,7 +9,7 @@ for operations that need the range (torch.amp.custom_fwd(cast_inputs=torch.float
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ class Product:
 
     numbers: how the schema declares them. shape: of the output, (x's shape, out, numbers). outputs:
     the dimension of dy that runs over output neurons. misfit: why x does not fit, or None.
+    takes_ids: x holds numbers of rows, not activations; it has no gradient.
     """
 
     name: str
@@ -39,8 +40,9 @@ class Product:
     shape: Callable[..., Sequence[int]]
     outputs: int
     misfit: Callable[..., str | None]
+    takes_ids: bool = field(default=False, kw_only=True)
     forward: Callable[..., Tensor]
-    input_gradient: Callable[..., Tensor]
+    input_gradient: Callable[..., Tensor] | None
     weight_gradient: Callable[..., Tensor]
 
 
@@ -63,22 +65,26 @@ def define(product: Product) -> Any:
         found = topology.of(number)
         _check(product, found, x, values, bias, numbers)
         wide = [None if t is None else _wide(t) for t in (x, values, bias)]
-        return product.forward(found, *wide, *numbers).to(x.dtype)
+        return _plain(product.forward(found, *wide, *numbers), values)
 
     def forward_fake(
         x: Tensor, values: Tensor, bias: Tensor | None, number: Tensor, out: int, *numbers: Any
     ) -> Tensor:
-        return x.new_empty(product.shape(x, out, *numbers))
+        return values.new_empty(product.shape(x, out, *numbers))
 
     def grads(dy: Tensor, x: Tensor, values: Tensor, number: Tensor, *rest: Any) -> Any:
         *numbers, needs_x, needs_w = rest
         found = topology.of(number)
         wide_dy, wide_x, wide_values = _wide(dy), _wide(x), _wide(values)
         dx, dw = x.new_empty(0), values.new_empty(0)
-        if needs_x:
-            dx = product.input_gradient(found, wide_dy, wide_values, x.shape, *numbers).to(x.dtype)
+        if not dy.numel():  # some of torch's own refuse an empty batch
+            dx, dw = x.new_zeros(x.shape if needs_x else 0), torch.zeros_like(values)
+            return dx, dw if needs_w else values.new_empty(0)
+        if needs_x and product.input_gradient is not None:
+            own = product.input_gradient(found, wide_dy, wide_values, x.shape, *numbers)
+            dx = _plain(own, x)
         if needs_w:
-            dw = product.weight_gradient(found, wide_dy, wide_x, *numbers).to(values.dtype)
+            dw = _plain(product.weight_gradient(found, wide_dy, wide_x, *numbers), values)
             if found.watch is not None:
                 found.watch.see(x, dy)
         return dx, dw
@@ -144,6 +150,11 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in HALF else tensor
 
 
+def _plain(tensor: Tensor, like: Tensor) -> Tensor:
+    """In the type of `like`, and contiguous, as compiled graphs expect it."""
+    return tensor.to(like.dtype).contiguous()
+
+
 def _check(
     product: Product,
     found: Topology,
@@ -165,8 +176,9 @@ def _check(
         raise KernelError(
             f"{product.name}: needs a bias of shape ({found.shape[0]},); got {tuple(bias.shape)}"
         )
+    kind = values.dtype if product.takes_ids else x.dtype
     for name, tensor in (("values", values), ("bias", bias)):
-        if tensor is not None and (tensor.dtype, tensor.device) != (x.dtype, x.device):
+        if tensor is not None and (tensor.dtype, tensor.device) != (kind, x.device):
             raise KernelError(
                 f"{product.name}: x is {x.dtype} on {x.device}, but {name} {tensor.dtype} on "
                 f"{tensor.device}: they must be the same"

@@ -9,6 +9,8 @@ keeps a zero, so that no activation of an absent weight is read.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -44,7 +46,7 @@ class Csb:
         if reason:
             return reason
         present = weight.detach().cpu() != 0
-        total, room = int(present.sum()), int(_Pairs(present, *_sizes(weight)).steps.sum()) * 2
+        total, room = int(present.sum()), int(_join(present, *sizes(weight.shape)).steps.sum()) * 2
         if room * (1 - WASTE) <= total:
             return None
         return f"{1 - total / room:.0%} of the places would be padding; at most {WASTE:.0%} may be"
@@ -60,8 +62,8 @@ class Csb:
         reason = not_a_matrix(weight)
         if reason:
             raise LayoutError(f"layout csb: {reason}")
-        sizes = _sizes(weight)
-        chunk, block = sizes[0] if chunk is None else chunk, sizes[1] if block is None else block
+        own = sizes(weight.shape)
+        chunk, block = own[0] if chunk is None else chunk, own[1] if block is None else block
         if not (1 <= chunk <= EMPTY and 1 <= block <= BLOCK):
             raise LayoutError(
                 f"layout csb: needs chunk in [1, {EMPTY}] and block in [1, {BLOCK}]; got "
@@ -154,49 +156,61 @@ def _places_of(packed: Packed) -> tuple[Tensor, Tensor]:
     return rows[pair], (cell % max(1, chunks))[pair]
 
 
-def _sizes(weight: Tensor) -> tuple[int, int]:
+def sizes(shape: Sequence[int]) -> tuple[int, int]:
     """Columns of a chunk, rows of a block.
 
     The last chunk may be short: rows without a weight in it cost nothing there.
     """
-    out, width = weight.shape
+    out, width = shape
     shares = -(-max(1, -(-out // BLOCK)) // SHARES) * SHARES
     even = -(-out // shares)
     return min(max(1, width), EMPTY), min(BLOCK, max(SMALL_BLOCK, even + even % 2))
 
 
-class _Pairs:
-    """What is joined: rows (blocks, chunks, pairs, 2) of a block, steps (blocks, chunks, pairs)."""
+class Pairs:
+    """Rows of like counts joined two by two: rows (blocks, chunks, pairs, 2) of a block, steps
+    (blocks, chunks, pairs). counts: weights (blocks, chunks, rows of a block), even in number."""
 
-    def __init__(self, present: Tensor, chunk: int, block: int):
-        out, width = present.shape
-        blocks, chunks = -(-out // block), -(-width // chunk)
-        even = block + block % 2
-        grid = torch.zeros(blocks * block, chunks * chunk, dtype=torch.bool)
-        grid[:out, :width] = present
-        counts = grid.view(blocks, block, chunks, chunk).sum(dim=3).transpose(1, 2)
-        if even != block:
-            counts = torch.nn.functional.pad(counts, (0, 1))
+    def __init__(self, counts: Tensor):
+        blocks, chunks, even = counts.shape
         ranked = counts.sort(dim=2, stable=True)
         self.counts = counts
         self.rows = ranked.indices.view(blocks, chunks, even // 2, 2)
         most = ranked.values.view(blocks, chunks, even // 2, 2).amax(dim=3)
         self.steps = most + most % 2
+        self.used = self.steps > 0
+
+    def starts(self) -> Tensor:
+        """LayoutError if they do not fit 32 bits."""
+        blocks, chunks, _ = self.steps.shape
+        total = int(self.steps.sum())
+        if total > torch.iinfo(torch.int32).max:
+            raise LayoutError(f"layout csb: needs fewer than 2**31 steps; got {total}")
+        starts = torch.zeros(blocks * chunks + 1, 2, dtype=torch.int64)
+        starts[1:, 0] = self.used.sum(dim=2).flatten().cumsum(0)
+        starts[1:, 1] = self.steps.sum(dim=2).flatten().cumsum(0)
+        return starts.to(torch.int32)
+
+    def coded(self) -> Tensor:
+        """The layout's `pairs`."""
+        coded = self.rows[..., 0] | self.rows[..., 1] << 8 | self.steps << 16
+        return coded[self.used].to(torch.int32)
+
+
+def _join(present: Tensor, chunk: int, block: int) -> Pairs:
+    out, width = present.shape
+    blocks, chunks = -(-out // block), -(-width // chunk)
+    grid = torch.zeros(blocks * block, chunks * chunk, dtype=torch.bool)
+    grid[:out, :width] = present
+    counts = grid.view(blocks, block, chunks, chunk).sum(dim=3).transpose(1, 2)
+    return Pairs(torch.nn.functional.pad(counts, (0, block % 2)))
 
 
 def _fill(weight: Tensor, chunk: int, block: int) -> Packed:
     out, width = weight.shape
     present = weight != 0
-    pairs = _Pairs(present, chunk, block)
-    blocks, chunks = pairs.steps.shape[:2]
-    used = pairs.steps > 0
-    total = int(pairs.steps.sum())
-    if total > torch.iinfo(torch.int32).max:
-        raise LayoutError(f"layout csb: needs fewer than 2**31 steps; got {total}")
-    starts = torch.zeros(blocks * chunks + 1, 2, dtype=torch.int64)
-    starts[1:, 0] = used.sum(dim=2).flatten().cumsum(0)
-    starts[1:, 1] = pairs.steps.sum(dim=2).flatten().cumsum(0)
-    coded = pairs.rows[..., 0] | pairs.rows[..., 1] << 8 | pairs.steps << 16
+    pairs = _join(present, chunk, block)
+    chunks, total = pairs.steps.shape[1], int(pairs.steps.sum())
     # Where every row's weights of every chunk begin: (blocks, chunks, rows of a block).
     first = (pairs.steps.flatten().cumsum(0) - pairs.steps.flatten()).view(pairs.steps.shape)
     begin = torch.empty_like(pairs.counts)
@@ -213,8 +227,8 @@ def _fill(weight: Tensor, chunk: int, block: int) -> Packed:
     columns = torch.full((total * 2,), EMPTY, dtype=torch.uint8)
     values[slot], columns[slot] = weight[present], (column % chunk).to(torch.uint8)
     tensors = {
-        "starts": starts.to(torch.int32),
-        "pairs": coded[used].to(torch.int32),
+        "starts": pairs.starts(),
+        "pairs": pairs.coded(),
         "columns": columns.view(total, 2),
         "values": values.view(total, 2),
     }

@@ -7,6 +7,8 @@ from .layout import LayoutLayer
 from .layout_conv import LayoutConv1d, LayoutConv2d
 from .layout_linear import LayoutLinear
 from .packed import PackedModule
+from .packed_conv import PackedConv1d, PackedConv2d
+from .packed_embedding import PackedEmbedding
 from .packed_linear import PackedLinear
 from .prepacked import Prepacked
 from .prepacked_conv import PrepackedConv1d, PrepackedConv2d
@@ -18,6 +20,9 @@ __all__ = [
     "LayoutConv2d",
     "LayoutLayer",
     "LayoutLinear",
+    "PackedConv1d",
+    "PackedConv2d",
+    "PackedEmbedding",
     "PackedLinear",
     "PackedModule",
     "Prepacked",

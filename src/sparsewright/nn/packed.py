@@ -8,6 +8,7 @@ and Evci et al. (2020).
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
@@ -34,7 +35,7 @@ class PackedModule(nn.Module):
     must begin with the same places: by the same seed, or from the same state_dict.
     """
 
-    kind: ClassVar[type[nn.Module]]
+    kind: ClassVar[type[Any]]
     """The dense module that it stands for."""
     weight: nn.Parameter
     bias: nn.Parameter | None
@@ -202,9 +203,10 @@ class PackedModule(nn.Module):
         raise NotImplementedError
 
     def _hold(self, topology: Topology) -> None:
-        """Make a topology that no other module has this one's."""
-        self.topology = topology
-        topology.watch = self.watch
+        """Make a topology this module's own: what another module has is copied."""
+        own = topology.watch in (None, self.watch)
+        self.topology = topology if own else copy.deepcopy(topology)
+        self.topology.watch = self.watch
 
     def _replace(self, topology: Topology, values: Tensor) -> None:
         """Another topology, and its values in the same Parameter, without a gradient."""

@@ -70,7 +70,7 @@ class PackedLinear(PackedModule):
         return dy[:, begin:end].t() @ x
 
     def _gradient_at(self, chosen: Topology, x: Tensor, dy: Tensor) -> Tensor:
-        return packed.linear_weight_gradient(chosen, dy, x)
+        return packed.linear_gradient_at(chosen, dy, x)
 
     def extra_repr(self) -> str:
         sizes = f"in_features={self.in_features}, out_features={self.out_features}"
