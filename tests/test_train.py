@@ -182,6 +182,11 @@ CASES = {
     "gradual": sparse(method="gradual"),
     "static model": sparse(method="static", every=None, init="model"),
     "cnn": sparse(model="cnn", widths="8-16", epochs=3),
+    "packed": sparse(storage="packed"),
+    "packed 4:16 adamw": sparse(
+        pattern="4:16", sparsity=0.75, optimizer="adamw", lr=0.01, storage="packed"
+    ),
+    "packed set uniform": sparse(method="set", allocate="uniform", storage="packed"),
 }
 
 
