@@ -103,6 +103,9 @@ def test_a_copy_stands_apart() -> None:
     assert packed.watch.seen == [] == other.watch.seen
     packed(torch.ones(2, 6)).sum().backward()
     assert len(packed.watch.seen) == 1
+    other.watch.wanted = lambda: True
+    other(torch.ones(2, 6)).sum().backward()
+    assert len(other.watch.seen) == len(packed.watch.seen) == 1
     other.move(torch.tensor([0, 7]), torch.tensor([1.0, 2.0]))
     assert packed.nnz == 15
     assert torch.equal(other.to_dense().flatten().nonzero().flatten(), torch.tensor([0, 7]))
@@ -180,6 +183,7 @@ def test_the_gradient_of_absent_weights_is_what_dense_has() -> None:
         x = torch.randn(7, 24)
         dense(x).square().sum().backward()
         packed(x).square().sum().backward()
+        x.zero_()  # what was seen is a copy: loops use their input buffers again
     assert len(packed.watch.seen) == 2
     rows = torch.cat([packed.dense_gradient(0, 5), packed.dense_gradient(5, 16)])
     assert close(rows, dense.weight.grad, 14 * 24)
@@ -198,6 +202,18 @@ def test_what_a_thrown_away_step_left_is_not_seen(to_none: bool) -> None:
     shared(torch.ones(2, 6)).sum().backward()
     assert len(packed.watch.seen) == 2
     assert not any(bool((x == 100).all()) for x, _ in packed.watch.seen)
+
+
+def test_a_weight_of_zeros_is_wholly_present() -> None:
+    dense = nn.Linear(3, 2)
+    nn.init.zeros_(dense.weight)
+    assert PackedLinear.from_dense(dense).nnz == 6
+    none = PackedLinear.from_dense(dense, torch.zeros(2, 3, dtype=torch.bool))
+    assert none.nnz == 0
+    x = torch.randn(4, 3, requires_grad=True)
+    none(x).sum().backward()
+    assert torch.equal(none(x), dense.bias.expand(4, 2))
+    assert not x.grad.any()
 
 
 def test_masks_that_do_not_fit_are_refused() -> None:
