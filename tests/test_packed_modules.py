@@ -279,7 +279,7 @@ def test_the_same_seed_gives_the_same_layer() -> None:
 
 def test_a_pattern_that_names_no_places_takes_a_mask() -> None:
     class Plain(sw.NM):
-        places = property()  # as if it were not there
+        places_of = property()  # as if it were not there
 
     one, two = (
         PackedLinear(8, 8, pattern=p, generator=torch.Generator().manual_seed(0))

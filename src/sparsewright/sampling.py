@@ -10,12 +10,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .core import keep_best
+
 CROWDED = 0.5
 """Part of all units, taken or wanted, from which on every free unit is given a random key: drawing
 until a free one is hit would take long, and as many keys fit into memory as units are present."""
 
 TABLE = 16
 """Entries of a table of all that there may be, for each that there is, up to which it is made."""
+
+MANY = 0.25
+"""Part of all units, wanted, from which on the same holds: the trials would be many."""
 
 
 def draw(
@@ -33,7 +38,7 @@ def draw(
     wanted, taken = int(counts.sum()), taken.cpu()
     if wanted == 0:
         return torch.empty(0, dtype=torch.int64, device="cpu")
-    if len(taken) + wanted > CROWDED * groups * units:
+    if len(taken) + wanted > CROWDED * groups * units or wanted > MANY * groups * units:
         return _by_keys(groups, units, counts.cpu(), taken, generator)
     return _by_trial(units, counts.cpu(), taken, generator)
 
@@ -61,6 +66,8 @@ def _by_keys(
     """The units of the largest random keys in every group."""
     keys = torch.rand(groups, units, generator=generator, dtype=torch.float64, device="cpu")
     keys.view(-1)[taken] = -1.0
+    if bool((counts == counts[0]).all()):  # in linear time, and the same units
+        return keep_best(keys, int(counts[0])).view(-1).nonzero().squeeze(1)
     best = keys.argsort(dim=1, descending=True, stable=True)
     first = torch.arange(units, device="cpu") < counts[:, None]
     found = best + torch.arange(groups, device="cpu")[:, None] * units
