@@ -191,8 +191,8 @@ class Sparsifier:
     def _begin(self, init: Init) -> None:
         # All first units before any weight changes: a layer that fails leaves the model as it was.
         units = [self.method.begin(layer) for layer in self.layers]
-        for layer, first in zip(self.layers, units, strict=True):
-            layer.set_table(first)
+        for layer, first, owner in zip(self.layers, units, self._of_optimizer, strict=True):
+            layer.storage.place(as_units(layer, first), self._optimizers[owner])
         initialise(self.layers, init)
         self._apply_masks()
         for problem in problems(self.layers):

@@ -94,21 +94,29 @@ def run_bench(
     settings: Settings,
     out: Path | None,
 ) -> Path | None:
-    """Measure all cells, print them, and write a JSON file into `out`; returns its path.
-
-    The file is written anew after every cell, so that a run that is stopped keeps what it has.
-    """
+    """Measure all cells by every candidate, as `run_cells` does; returns the file's path."""
     others = peers(settings.peers)
+
+    def measure(cell: Cell, roof: Roofline) -> dict[str, Any]:
+        return _measure(cell, ours, others, roof, settings)
+
+    return run_cells(kind, cells, measure, settings, out)[1]
+
+
+def run_cells(
+    kind: str,
+    cells: Iterable[Any],
+    measure: Callable[[Any, Roofline], dict[str, Any]],
+    settings: Settings,
+    out: Path | None,
+) -> tuple[dict[str, Any], Path | None]:
+    """Measure all cells, print them, and write a JSON file into `out`; returns data and path.
+
+    cells: each with what `Cell` has, `make` aside. The file is written anew after every cell, so
+    that a run that is stopped keeps what it has.
+    """
     chosen = _chosen(cells, settings.only)
-    data: dict[str, Any] = {
-        "format": FORMAT,
-        "version": VERSION,
-        "kind": kind,
-        "command": settings.command,
-        "environment": {**machine(), "load_start": os.getloadavg()[0]},
-        "roofline": [],
-        "cells": [],
-    }
+    data = begin(kind, settings.command)
     print(machine_line(data["environment"]))
     path, start = None, time.perf_counter()
     for count in dict.fromkeys(count or cores() for count in settings.threads):
@@ -117,7 +125,9 @@ def run_bench(
             data["roofline"].append(roof.to_dict())
             print(roof_line(data["roofline"][-1]), flush=True)
             for cell in chosen:
-                found = _measure(cell, ours, others, roof, settings)
+                names = ("pattern", "sparsity", "values", "unit")
+                about = {"workload": cell.name, **{k: getattr(cell, k) for k in names}}
+                found = {**about, **measure(cell, roof)}
                 print("\n".join(cell_lines(found)), flush=True)
                 data["cells"].append(found)
                 data["environment"]["load_end"] = os.getloadavg()[0]
@@ -125,10 +135,24 @@ def run_bench(
                 path = None if out is None else write(data, out)
     show(summary(data["cells"]))
     print(took(data["seconds"], len(data["cells"])))
-    return path
+    return data, path
 
 
-def _chosen(cells: Iterable[Cell], only: Sequence[str]) -> list[Cell]:
+def begin(kind: str, command: str) -> dict[str, Any]:
+    """A file of the bench without any cell yet."""
+    load = os.getloadavg()[0]
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "kind": kind,
+        "command": command,
+        "environment": {**machine(), "load_start": load, "load_end": load},
+        "roofline": [],
+        "cells": [],
+    }
+
+
+def _chosen(cells: Iterable[Any], only: Sequence[str]) -> list[Any]:
     """The cells asked for that can be made; the others are named with their reasons."""
     asked = [cell for cell in cells if wanted(cell, only)]
     if not asked:
@@ -158,7 +182,7 @@ def _measure(
         deepsparse=settings.deepsparse,
         values=cell.values,
     )
-    measured = measure_cell(
+    return measure_cell(
         case,
         [*ours(case, settings.plan_seconds), *others],
         roof,
@@ -166,11 +190,9 @@ def _measure(
         seconds=settings.seconds,
         rounds=settings.rounds,
     )
-    names = ("pattern", "sparsity", "values", "unit")
-    return {"workload": cell.name, **{k: getattr(cell, k) for k in names}, **measured}
 
 
-def wanted(cell: Cell, only: Sequence[str]) -> bool:
+def wanted(cell: Any, only: Sequence[str]) -> bool:
     """Whether the cell's name and batch hold one of these texts, or there is none."""
     name = f"{cell.name} batch {cell.batch}"
     return not only or any(part in name for part in only)

@@ -148,7 +148,7 @@ def _openblas(model: nn.Module, example: Tensor) -> Run | str:
     modules = chain(model, example)
     if isinstance(modules, str):
         return modules
-    refusal = _set_blas_threads(torch.get_num_threads())
+    refusal = set_blas_threads(torch.get_num_threads())
     if refusal:
         return refusal
     first, steps = example.flatten(1).numpy(), [_numpy_step(module) for module in modules]
@@ -162,7 +162,7 @@ def _openblas(model: nn.Module, example: Tensor) -> Run | str:
     return run
 
 
-def _set_blas_threads(threads: int) -> str | None:
+def set_blas_threads(threads: int) -> str | None:
     """Give numpy's BLAS as many threads as torch has; why that cannot be done, or None."""
     try:
         import threadpoolctl
