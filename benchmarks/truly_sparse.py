@@ -93,9 +93,7 @@ def finished(folder: RunFolder, config: TrainConfig) -> bool:
 
 def table(results: Sequence[dict[str, Any]]) -> Table:
     """Means of the seeds, with the standard deviation where there are several."""
-    out = Table(
-        title="means of the seeds +- standard deviation; x: times faster or smaller than dense"
-    )
+    out = Table(title="means of the seeds +- standard deviation; x: times less than dense")
     columns = ("run", "seeds", "test accuracy (%)", "seconds", "x dense", "ms per step", "x dense")
     for column in (*columns, "bytes of state", "x dense"):
         out.add_column(column, justify="left" if column == "run" else "right")
