@@ -45,7 +45,7 @@ class Sparsifier:
     """Masks of a model in training; made by `attach`.
 
     layers: the sparse weights, in the model's order. changes: every mask move so far in this
-    process, oldest first.
+    process, oldest first. replicas: the processes that train this model together.
     """
 
     def __init__(
@@ -67,7 +67,8 @@ class Sparsifier:
         self._steps = [0] * len(self._optimizers)
         self._of_optimizer = self._assign(model)
         self._held: dict[int, Withheld] = {}
-        self._handles = self._hook(Replicas(model, process_group))
+        self.replicas = Replicas(model, process_group)
+        self._handles = self._hook()
         self._attached = True
 
     # what the user calls
@@ -173,12 +174,12 @@ class Sparsifier:
             )
         return [owner.get(id(layer.weight), 0) for layer in self.layers]
 
-    def _hook(self, replicas: Replicas) -> list[Any]:
+    def _hook(self) -> list[Any]:
         handles: list[Any] = []
         for index, layer in enumerate(self.layers):
             if layer.weight.requires_grad:
                 try:
-                    handles.append(layer.storage.watch(self._wants(index), replicas))
+                    handles.append(layer.storage.watch(self._wants(index), self.replicas))
                 except StateError as error:
                     for handle in handles:
                         handle.remove()
