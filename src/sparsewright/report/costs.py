@@ -142,7 +142,7 @@ def _tall(names: Sequence[str]) -> str:
 
 
 def cost_rows(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, list[str]]]]]:
-    """(heading, [(what, a text for every run)]) of the table of totals; none without a cost.json."""
+    """(heading, [(what, a text per run)]) of the table of totals; none without a cost.json."""
     if not any(run.cost for run in runs):
         return []
     parts = {"bytes": BYTES, "time": TIMES}
