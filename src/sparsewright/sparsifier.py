@@ -275,13 +275,13 @@ class Sparsifier:
         if wish is None:
             return
         update = wish if isinstance(wish, Update) else Update(wish)
-        before, units = layer.present_units, as_units(layer, update.units)
-        new = ~is_in(units, before)
-        fresh = new if update.fresh is None else new | is_in(units, as_units(layer, update.fresh))
-        optimizer = self._optimizers[index]
-        layer.storage.move(units, units[fresh], update.values, optimizer)
-        grown = int(new.sum())
-        dropped = len(before) - len(units) + grown
+        count, units = layer.storage.count(), as_units(layer, update.units)
+        fresh = ~is_in(units, layer.present_units)
+        grown = int(fresh.sum())
+        if update.fresh is not None:
+            fresh |= is_in(units, as_units(layer, update.fresh))
+        layer.storage.move(units, units[fresh], update.values, self._optimizers[index])
+        dropped = count - len(units) + grown
         moved = dropped * layer.unit_size, grown * layer.unit_size
         self.changes.append(Change(step, layer.name, *moved))
 
