@@ -66,18 +66,21 @@ class ByCells:
         self.places = torch.empty(int(self.starts[-1, 1]), 2, dtype=torch.uint8)
         own = (self.starts, self.pairs, cuts, self.out)
         _ops().csb_places(topology.columns, *own, self.chunk, self.block, self.places)
-        self.cuts, self.slots = cuts, None
-        if order is not None:
+        self.cuts: Tensor | None = None
+        self.slots: Tensor | None = None
+        self.near: ByRows | None = None
+        if order is None:
+            self.cuts = cuts
+            self.near = ByRows(topology) if topology.shape[1] <= NEAR else None
+        else:
             self.slots = torch.empty(self.places.shape, dtype=torch.int32)
             _ops().csb_slots(order, *own, self.block, self.slots)
-            self.cuts = cuts[:0].clone()
-        self.near = ByRows(topology) if topology.shape[1] <= NEAR and order is None else None
 
     def tensors(self) -> list[Tensor]:
         """What it holds beside W's topology."""
-        held = [self.cuts, self.starts, self.pairs, self.places]
         near = [] if self.near is None else self.near.tensors()
-        return [*held, *near, *([] if self.slots is None else [self.slots])]
+        either = [t for t in (self.cuts, self.slots) if t is not None]
+        return [self.starts, self.pairs, self.places, *either, *near]
 
     def filled(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The tensors of layout csb, with these values."""
@@ -94,7 +97,7 @@ class ByCells:
         return _ops().csb_linear(x, *self.filled(values), None, bias, *numbers)
 
     def outer(self, dy: Tensor, x: Tensor) -> Tensor:
-        """dy (..., out), x (..., in) -> (nnz), in this topology's order."""
+        """dy (..., out), x (..., in) -> (nnz); for a topology without `order`."""
         if self.near is not None:
             return self.near.outer(dy, x)
         own = (self.starts, self.pairs, self.places, self.cuts)
