@@ -105,7 +105,9 @@ def _few(names: list[str]) -> str:
     >>> _few(["a", "b", "c", "d"])
     'a, b and 2 more'
     """
-    return ", ".join(names) if len(names) < 4 else f"{names[0]}, {names[1]} and {len(names) - 2} more"
+    return (
+        ", ".join(names) if len(names) < 4 else f"{names[0]}, {names[1]} and {len(names) - 2} more"
+    )
 
 
 about = "packed where a layer alone is faster so, dense under its mask elsewhere"
