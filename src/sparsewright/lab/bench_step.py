@@ -24,8 +24,8 @@ LOSS_TOLERANCE = 1e-4
 TOLERANCE = 1e-2
 """Of the norm of each parameter's gradient in float64. Where a neuron's input is within rounding of
 0, two right ways may disagree whether its ReLU is open, and then one example's share of its
-gradient is there or not: some 1e-3 of the norm in a million of such inputs. That kernels are right to the
-last bits is for the tests; this sees that a way trains the same network."""
+gradient is there or not: some 1e-3 of the norm in a million of such inputs. That kernels are right
+to the last bits is for the tests; this sees that a way trains the same network."""
 NUMBERS = 7
 """Floats that AdamW moves for each trained number: it reads weight, gradient and two moments, and
 writes three of them."""
