@@ -61,6 +61,7 @@ def test_every_way_trains_the_same_network_or_says_why_not(model: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch warns about its own code while it compiles
 def test_a_compiled_step_is_right() -> None:
     (row,) = measure_step(task(), [COMPILED], ROOF, rounds=1)["rows"]
     assert "median_ms" in row or "torch.compile could not build it" in row["refused"]
@@ -281,9 +282,9 @@ def test_scale_is_written_and_read_into_the_page(
     assert "402 neurons" in shown
     data = read(path)
     by_weights, by_width = data["cells"]
-    assert [p["nnz"] for p in by_weights["points"]] == [20, 200, 2000]
+    assert [p["nnz"] for p in by_weights["rows"]] == [20, 200, 2000]
     assert by_weights["dense"]["width"] == 64
-    assert [p["width"] for p in by_width["points"]] == [32, 64]
+    assert [p["width"] for p in by_width["rows"]] == [32, 64]
     page = write_page([path], tmp_path / "page.md")
     ((name, svg),) = figures([data]).items()
     assert f"](figures/{name})" in page.read_text()

@@ -117,7 +117,7 @@ def _curve(
         steps["dense"] = _step(nn.Linear(dense, dense, bias=False), dense, batch)
     times = interleave(steps, seconds=0, min_rounds=rounds)
     points = [{"width": w, "nnz": n, **_ms(times[name])} for name, (w, n) in made.items()]
-    cell = {"over": over, "batch": batch, "threads": torch.get_num_threads(), "points": points}
+    cell = {"over": over, "batch": batch, "threads": torch.get_num_threads(), "rows": points}
     if dense is not None:
         cell["dense"] = {"width": dense, **_ms(times["dense"])}
     return cell
@@ -159,7 +159,7 @@ def _key(cell: Cell) -> str:
 
 def slope_line(cell: Cell) -> str:
     """The slope over the whole curve, and over its last two points."""
-    points, key = cell["points"], _key(cell)
+    points, key = cell["rows"], _key(cell)
     dense = ""
     if "dense" in cell:
         dense = f"; dense {cell['dense']['median_ms']:.4g} ms at any number of weights"
@@ -183,7 +183,7 @@ def scale_rows(cells: Iterable[Cell]) -> list[list[str]]:
             f"{1e6 * point['median_ms'] / point['nnz']:.2f}",
         ]
         for cell in cells
-        for point in cell["points"]
+        for point in cell["rows"]
     ]
 
 
@@ -196,11 +196,11 @@ def plot(cells: Iterable[Cell]) -> str | None:
             continue
         named = f"{cell['threads']} thread{'s' * (cell['threads'] > 1)}"
         series[f"packed, {named}"] = [
-            (p["nnz"], p["median_ms"], p["low_ms"], p["high_ms"]) for p in cell["points"]
+            (p["nnz"], p["median_ms"], p["low_ms"], p["high_ms"]) for p in cell["rows"]
         ]
         if "dense" in cell:
             levels[f"dense, {named}"] = cell["dense"]["median_ms"]
-        width, batch = cell["points"][0]["width"], cell["batch"]
+        width, batch = cell["rows"][0]["width"], cell["batch"]
     if not series:
         return None
     title = f"A training step of one {width:,} x {width:,} layer, batch {batch}"
