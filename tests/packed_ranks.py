@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import sparsewright as sw
+from sparsewright.nn import check_replicas
 
 STEPS, BATCH = 4, 8
 
@@ -49,6 +50,12 @@ def train(model: nn.Module, rank: int = 0, world: int = 1) -> list[Tensor]:
 
 def ddp(rank: int, world: int) -> dict[str, Tensor]:
     own = model()
+    check_replicas(own)
+    other = model()
+    if rank == 1:
+        other[2].move(torch.arange(other[2].nnz), other[2].weight.detach())
+    with pytest.raises(sw.StateError, match="layer '2': process 1 holds the weight at other"):
+        check_replicas(other)
     losses = torch.stack(train(DistributedDataParallel(own), rank, world))
     dist.all_reduce(losses)
     return {"losses": losses / world, **own.state_dict()}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import sparsewright as sw
-from sparsewright.lab.demo import BATCHES, RUNS, demo
+from sparsewright.lab.demo import BATCHES, DEPLOYED, RUNS, demo, state_bytes
 from sparsewright.lab.deploy_run import SPARSE, example
 from sparsewright.lab.trained import read_trained
 
@@ -29,9 +29,16 @@ def test_the_demo_from_training_to_report(
     text = page.read_text(encoding="utf-8")
     assert all(config.name in text for config in RUNS.values())
     assert str(page) in shown.replace("\n", "")
-    assert (results[1].summary["asked_sparsity"], results[2].summary["sparsity"]) == (0.9, 0.90625)
+    assert (results[1].summary["asked_sparsity"], results[3].summary["sparsity"]) == (0.9, 0.90625)
+    assert "masked and packed training ended at" in shown
+    _, masked, packed, _ = results
+    assert packed.summary["packed"]
+    assert packed.summary["rows"] == masked.summary["rows"]
+    assert state_bytes(packed.cost) < state_bytes(masked.cost) / 2
+    assert f"{state_bytes(packed.cost):,}" in shown
 
-    for result in results[1:]:
+    assert [r.run.name for r in results if r.deployed] == list(DEPLOYED)
+    for result in (masked, results[3]):
         deployed = json.loads((result.run / "deploy.json").read_text())
         assert deployed == result.deployed
         assert deployed["outputs_equal"]

@@ -189,6 +189,8 @@ def test_a_packed_model_is_deployed_and_saved() -> None:
     assert torch.allclose(fast(x), packed(x), atol=1e-5)
     assert all(isinstance(packed[i], PackedLinear) for i in (0, 2))
     assert packed.training
+    assert [row.layer for row in fast.plan.layers] == ["0", "2"]
+    assert not any(isinstance(module, PackedModule) for module in fast.modules())
 
 
 def test_what_cannot_be_packed_stays_dense() -> None:

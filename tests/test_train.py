@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,14 @@ from sparsewright.errors import (
 )
 from sparsewright.lab import train as train_module
 from sparsewright.lab.config import PruneConfig, TrainConfig, from_mapping, read_settings
+from sparsewright.lab.cost import step_cost
 from sparsewright.lab.mask_diary import inputs_used, overlap
 from sparsewright.lab.prune_run import prune_run
 from sparsewright.lab.recipe import decay_groups, learning_rate
 from sparsewright.lab.run_folder import RunFolder
 from sparsewright.lab.train import Interrupted, train
 from sparsewright.lab.trained import read_trained
+from sparsewright.pack import pack
 from sparsewright.patterns import as_pattern
 from sparsewright.storage import MaskedStorage
 
@@ -162,6 +165,90 @@ def test_trained_model_gives_the_accuracy_of_the_run(tmp_path: Path) -> None:
     assert accuracy == pytest.approx(ended(run)["test_accuracy"], abs=1e-6)
 
 
+# --- storages -----------------------------------------------------------------------------------
+
+
+def test_a_packed_run_is_the_masked_run(tmp_path: Path) -> None:
+    config = sparse(lr=0.1, weight_decay=0.1)
+    masked = train(config, tmp_path / "masked")
+    packed = train(replace(config, storage="packed"), tmp_path / "packed")
+    assert lines(masked, "masks.jsonl") == lines(packed, "masks.jsonl")
+    both = zip(lines(masked, "metrics.jsonl"), lines(packed, "metrics.jsonl"), strict=True)
+    for a, b in both:  # sums in another order differ by 1e-7 each, over 48 steps
+        assert a["train_loss"] == pytest.approx(b["train_loss"], abs=1e-4)
+    assert ended(packed)["packed"] == ["fc1", "fc2", "head"]
+    assert ended(masked) == ended(packed) | {"packed": []}
+    state = RunFolder(packed).load_checkpoint()
+    present = {row["name"]: row["present"] for row in ended(packed)["rows"]}
+    assert {name: len(state["model"][f"{name}.weight"]) for name in present} == present
+    models = [read_trained(run).model for run in (masked, packed)]
+    for a, b in zip(*(model.parameters() for model in models), strict=True):
+        assert torch.equal(a == 0, b == 0)
+        assert torch.allclose(a, b, atol=1e-4)
+    run = prune_run(packed, tmp_path / "pruned", PruneConfig(sparsity=0.95))
+    assert RunFolder(run).config().storage == "masked"
+
+
+def test_what_stays_whole_or_is_skipped_is_not_packed(tmp_path: Path) -> None:
+    config = sparse(allocate="uniform", skip=("head",), epochs=1, storage="packed")
+    run = train(config, tmp_path / "a")
+    assert ended(run)["packed"] == ["fc2"]  # uniform leaves the first layer dense
+    state = RunFolder(run).load_checkpoint()["model"]
+    assert [name for name in state if name.endswith(".starts")] == ["fc2.starts"]
+    assert read_trained(run).model.fc2.weight.shape == (32, 64)
+
+
+@pytest.mark.parametrize("storage", ["dense", "masked", "packed"])
+def test_cost_counts_the_bytes_of_a_step(tmp_path: Path, storage: str) -> None:
+    asked = small(optimizer="adamw", lr=0.01, epochs=1)
+    if storage != "dense":
+        asked = sparse(optimizer="adamw", lr=0.01, epochs=1, storage=storage)
+    run = train(asked, tmp_path / "a")
+    cost = json.loads((run / "cost.json").read_text())
+    present = {row["name"]: row["present"] for row in ended(run)["rows"]}
+    shapes = {"fc1": (64, 64), "fc2": (32, 64), "head": (10, 32)}
+    assert [layer["name"] for layer in cost["layers"]] == list(shapes)
+    for layer in cost["layers"]:
+        out, inputs = shapes[layer["name"]]
+        held = out + (present[layer["name"]] if storage == "packed" else out * inputs)
+        whole = out + out * inputs
+        assert layer["storage"] == storage
+        for sizes, count in ((layer["bytes"], held), (layer["dense"], whole)):
+            # AdamW: two moments, and a float32 step count for the weight and for the bias
+            assert (sizes["values"], sizes["gradients"]) == (4 * count, 4 * count)
+            assert sizes["optimizer"] == 8 * count + 8
+        assert layer["dense"]["places"] == 0
+        if storage == "packed":  # 2 bytes a column, 8 a row, and what kernels derive from them
+            assert layer["bytes"]["places"] >= 2 * (held - out) + 8 * (out + 1)
+        else:
+            assert layer["bytes"]["places"] == (2 * out * inputs if storage == "masked" else 0)
+        assert layer["forward_ms"] > 0
+        assert layer["backward_ms"] > 0
+    assert cost["low_ms"] <= cost["step_ms"] <= cost["high_ms"]
+    parts = cost["optimizer_ms"] + cost["other_ms"]
+    parts += sum(layer["forward_ms"] + layer["backward_ms"] for layer in cost["layers"])
+    assert parts > 0
+    assert cost["batch"] == 128
+
+
+def test_measuring_leaves_no_hook_and_no_trace_in_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def watched(model: torch.nn.Module, *rest: Any) -> Any:
+        out = step_cost(model, *rest)
+        seen.append([m for m in model.modules() if m._forward_hooks or m._forward_pre_hooks])
+        return out
+
+    monkeypatch.setattr(train_module, "step_cost", watched)
+    run = train(sparse(epochs=1, storage="packed"), tmp_path / "a")
+    monkeypatch.setattr(train_module, "step_cost", lambda *_: {})
+    bare = train(sparse(epochs=1, storage="packed"), tmp_path / "b")
+    assert seen == [[]]
+    assert_same(RunFolder(run).load_checkpoint(), RunFolder(bare).load_checkpoint())
+
+
 # --- same again, stopped and resumed ------------------------------------------------------------
 
 
@@ -182,6 +269,11 @@ CASES = {
     "gradual": sparse(method="gradual"),
     "static model": sparse(method="static", every=None, init="model"),
     "cnn": sparse(model="cnn", widths="8-16", epochs=3),
+    "packed": sparse(storage="packed"),
+    "packed 4:16 adamw": sparse(
+        pattern="4:16", sparsity=0.75, optimizer="adamw", lr=0.01, storage="packed"
+    ),
+    "packed set uniform": sparse(method="set", allocate="uniform", storage="packed"),
 }
 
 
@@ -299,6 +391,7 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path: Path, force: bool) -> 
         (small(optimizer="lion"), UnknownNameError, "There are: adamw, sgd"),
         (sparse(init="fan-in"), UnknownNameError, "did you mean 'fan_in'"),
         (small(model="mpl"), UnknownNameError, "did you mean 'mlp'"),
+        (sparse(storage="pakced"), UnknownNameError, "did you mean 'packed'"),
     ],
 )
 def test_what_cannot_be_trained_leaves_no_folder(
@@ -372,6 +465,9 @@ def test_biases_and_norms_do_not_decay() -> None:
     decayed, free = decay_groups(model, 0.1)
     assert [p.dim() for p in decayed["params"]] == [4]
     assert [p.dim() for p in free["params"]] == [1, 1, 1]
+    packed = pack(torch.nn.Sequential(torch.nn.Linear(5, 3), torch.nn.LayerNorm(3)))
+    groups = decay_groups(packed, 0.1)
+    assert [[len(p) for p in group["params"]] for group in groups] == [[15], [3, 3, 3]]
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
 
 
@@ -402,6 +498,7 @@ def _masked(places: torch.Tensor, shape: tuple[int, ...]) -> Layer:
         ({"lr": float("nan")}, "lr must be 0 or more; got nan"),
         ({"momentum": 1.5}, r"momentum must be in \[0, 1\]; got 1.5"),
         ({"sparsity": 0.5}, "sparsity has no meaning for a dense run"),
+        ({"storage": "packed"}, "storage has no meaning for a dense run; got 'packed'"),
         ({"method_options": {"every": 3}}, "method_options has no meaning for a dense run"),
         ({"epochs": "ten"}, "x: epochs must be int; got 'ten'"),
         ({"epochs": True}, "x: epochs must be int; got True"),

@@ -111,8 +111,11 @@ class Storage(Protocol):
     def write(self, values: Tensor) -> None:
         """Put a value, in order of their places, into every present weight."""
 
-    def place(self, units: Tensor) -> None:
-        """Other present units, ascending; a weight that stays keeps its value, a new one is 0."""
+    def place(self, units: Tensor, optimizer: Optimizer | None = None) -> None:
+        """Other present units, ascending; a weight that stays keeps its value, a new one is 0.
+
+        The optimizer's state, if it has any, follows weights that are packed.
+        """
 
     def move(
         self, units: Tensor, fresh: Tensor, values: Tensor | None, optimizer: Optimizer

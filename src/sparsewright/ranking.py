@@ -157,18 +157,19 @@ def _best_of_one_group(
     """The best `count` units seen so far, while tiles pass by."""
     device = kept.device
     best, units = torch.empty(0, device=device), torch.empty(0, dtype=torch.int64, device=device)
-    base = 0
+    base, least = 0, None
     for scores in _tile_scores(layer, score):
         marked = _marked(scores, base, kept, last)
         candidate = marked != torch.inf
-        if len(best) == count and count:  # what is no better than all of them comes too late
-            candidate &= marked > best.min()
+        if least is not None:  # what is no better than all of the best comes too late
+            candidate &= marked > least
         at = candidate.nonzero().squeeze(1)
         best, units = torch.cat([best, marked[at]]), torch.cat([units, at + base])
-        if len(best) > count:
+        base += len(scores)
+        if len(best) > 2 * count or (base == layer.units and len(best) > count):
             stay = keep_best(best.view(1, -1), count).view(-1)
             best, units = best[stay], units[stay]
-        base += len(scores)
+            least = best.min() if count else None
     return units
 
 

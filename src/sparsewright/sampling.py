@@ -10,9 +10,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .core import keep_best
+
 CROWDED = 0.5
 """Part of all units, taken or wanted, from which on every free unit is given a random key: drawing
 until a free one is hit would take long, and as many keys fit into memory as units are present."""
+
+MANY = 0.25
+"""Part of all units, wanted, from which on the same holds: the trials would be many."""
+
+TABLE = 16
+"""Entries of a table of all that there may be, for each that there is, up to which it is made."""
+
+MANY = 0.25
+"""Part of all units, wanted, from which on the same holds: the trials would be many."""
 
 
 def draw(
@@ -29,20 +40,25 @@ def draw(
     """
     wanted, taken = int(counts.sum()), taken.cpu()
     if wanted == 0:
-        return torch.empty(0, dtype=torch.int64)
-    if len(taken) + wanted > CROWDED * groups * units:
+        return torch.empty(0, dtype=torch.int64, device="cpu")
+    if len(taken) + wanted > CROWDED * groups * units or wanted > MANY * groups * units:
         return _by_keys(groups, units, counts.cpu(), taken, generator)
     return _by_trial(units, counts.cpu(), taken, generator)
 
 
 def is_in(values: Tensor, ascending: Tensor) -> Tensor:
-    """Bool, whether each value is among ascending ones.
+    """Bool, whether each value is among ascending ones, none twice; all 0 or more.
 
     >>> is_in(torch.tensor([3, 1]), torch.tensor([0, 1, 2]))
     tensor([False,  True])
     """
-    if len(ascending) == 0:
+    if len(ascending) == 0 or values.numel() == 0:
         return torch.zeros(values.shape, dtype=torch.bool, device=values.device)
+    end = 1 + max(int(ascending[-1]), int(values.max()))
+    if end <= TABLE * len(ascending):  # a table is small, and looked up faster than searched
+        table = torch.zeros(end, dtype=torch.bool, device=values.device)
+        table[ascending] = True
+        return table[values]
     at = torch.searchsorted(ascending, values).clamp_(max=len(ascending) - 1)
     return ascending[at] == values
 
@@ -51,20 +67,23 @@ def _by_keys(
     groups: int, units: int, counts: Tensor, taken: Tensor, generator: torch.Generator
 ) -> Tensor:
     """The units of the largest random keys in every group."""
-    keys = torch.rand(groups, units, generator=generator, dtype=torch.float64)
+    keys = torch.rand(groups, units, generator=generator, dtype=torch.float64, device="cpu")
     keys.view(-1)[taken] = -1.0
+    if bool((counts == counts[0]).all()):  # in linear time, and the same units
+        return keep_best(keys, int(counts[0])).view(-1).nonzero().squeeze(1)
     best = keys.argsort(dim=1, descending=True, stable=True)
-    first = torch.arange(units) < counts[:, None]
-    found = best + torch.arange(groups)[:, None] * units
+    first = torch.arange(units, device="cpu") < counts[:, None]
+    found = best + torch.arange(groups, device="cpu")[:, None] * units
     return found[first].sort().values
 
 
 def _by_trial(units: int, counts: Tensor, taken: Tensor, generator: torch.Generator) -> Tensor:
     """Draw for every place still open; what is taken or drawn already is drawn again."""
-    base = torch.repeat_interleave(torch.arange(len(counts)), counts) * units
-    found = torch.empty(0, dtype=torch.int64)
+    group = torch.arange(len(counts), device="cpu")  # whatever the default device is
+    base = torch.repeat_interleave(group, counts) * units
+    found = torch.empty(0, dtype=torch.int64, device="cpu")
     while len(base):
-        drawn = base + torch.randint(0, units, base.shape, generator=generator)
+        drawn = base + torch.randint(0, units, base.shape, generator=generator, device="cpu")
         ordered, place = drawn.sort(stable=True)
         good = ~is_in(ordered, taken) & ~is_in(ordered, found)
         good[1:] &= ordered[1:] != ordered[:-1]  # of equals the first drawn stays

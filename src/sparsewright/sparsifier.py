@@ -45,7 +45,7 @@ class Sparsifier:
     """Masks of a model in training; made by `attach`.
 
     layers: the sparse weights, in the model's order. changes: every mask move so far in this
-    process, oldest first.
+    process, oldest first. replicas: the processes that train this model together.
     """
 
     def __init__(
@@ -67,7 +67,8 @@ class Sparsifier:
         self._steps = [0] * len(self._optimizers)
         self._of_optimizer = self._assign(model)
         self._held: dict[int, Withheld] = {}
-        self._handles = self._hook(Replicas(model, process_group))
+        self.replicas = Replicas(model, process_group)
+        self._handles = self._hook()
         self._attached = True
 
     # what the user calls
@@ -173,12 +174,12 @@ class Sparsifier:
             )
         return [owner.get(id(layer.weight), 0) for layer in self.layers]
 
-    def _hook(self, replicas: Replicas) -> list[Any]:
+    def _hook(self) -> list[Any]:
         handles: list[Any] = []
         for index, layer in enumerate(self.layers):
             if layer.weight.requires_grad:
                 try:
-                    handles.append(layer.storage.watch(self._wants(index), replicas))
+                    handles.append(layer.storage.watch(self._wants(index), self.replicas))
                 except StateError as error:
                     for handle in handles:
                         handle.remove()
@@ -191,8 +192,8 @@ class Sparsifier:
     def _begin(self, init: Init) -> None:
         # All first units before any weight changes: a layer that fails leaves the model as it was.
         units = [self.method.begin(layer) for layer in self.layers]
-        for layer, first in zip(self.layers, units, strict=True):
-            layer.set_table(first)
+        for layer, first, owner in zip(self.layers, units, self._of_optimizer, strict=True):
+            layer.storage.place(as_units(layer, first), self._optimizers[owner])
         initialise(self.layers, init)
         self._apply_masks()
         for problem in problems(self.layers):

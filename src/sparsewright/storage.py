@@ -127,7 +127,7 @@ class MaskedStorage:
         self.weight.masked_scatter_(self.mask(), values.to(self.weight))
 
     @torch.no_grad()
-    def place(self, units: Tensor) -> None:
+    def place(self, units: Tensor, optimizer: Optimizer | None = None) -> None:
         self._set(units)
         self.weight.masked_fill_(self.absent, 0.0)
 
@@ -210,9 +210,17 @@ class PackedStorage:
         return flat.view(self.shape)
 
     def take(self, places: Tensor) -> tuple[Tensor, Tensor | None]:
-        at = torch.searchsorted(self.module.topology.places(), places)
-        gradient = self.weight.grad
-        return self.weight.detach()[at], None if gradient is None else gradient[at]
+        values, gradient, own = (
+            self.weight.detach(),
+            self.weight.grad,
+            self.module.topology.places(),
+        )
+        if torch.equal(places.reshape(-1), own):  # all of them, in order
+            return values.view(places.shape), (
+                None if gradient is None else gradient.view(places.shape)
+            )
+        at = torch.searchsorted(own, places)
+        return values[at], None if gradient is None else gradient[at]
 
     def gradient_at(self, places: Tensor) -> Tensor:
         return self._averaged(self.module.gradient_at(places))
@@ -272,14 +280,17 @@ class PackedStorage:
         self.weight.copy_(values)
 
     @torch.no_grad()
-    def place(self, units: Tensor) -> None:
+    def place(self, units: Tensor, optimizer: Optimizer | None = None) -> None:
         before, places = self.module.topology.places(), self._places(units)
         if torch.equal(before, places):
             return
         self._check_size(len(places), training=False)
         stays = is_in(places, before)
+        at = is_in(before, places).nonzero().squeeze(1)
         values = self.weight.new_zeros(len(places))
-        values[stays] = self.weight[torch.searchsorted(before, places[stays])]
+        values[stays] = self.weight[at]
+        if optimizer is not None:
+            move_state(optimizer, self.weight, stays, at)
         self.module.move(places, values)
 
     @torch.no_grad()
@@ -289,8 +300,9 @@ class PackedStorage:
         before, places = self.module.topology.places(), self._places(units)
         self._check_size(len(places), training=True)
         born = places_of(self.pattern, fresh, self.shape)
-        old = is_in(places, before) & ~is_in(places, born.reshape(-1).sort().values)
-        at = torch.searchsorted(before, places[old])
+        old = is_in(places, before)
+        old[torch.searchsorted(places, born)] = False
+        at = is_in(before, places[old]).nonzero().squeeze(1)
         new_values = self.weight.new_zeros(len(places))
         new_values[old] = self.weight[at]
         if values is not None:
@@ -326,8 +338,7 @@ class PackedStorage:
         before = before.to(places.device)
         stays = is_in(places, before)
         values = self.weight.detach().clone()
-        average = copy.parameter.detach().to(values)
-        values[stays] = average[torch.searchsorted(before, places[stays])]
+        values[stays] = copy.parameter.detach().to(values)[is_in(before, places)]
         copy.module.move(places, values)
 
     def _check_size(self, after: int, *, training: bool) -> None:

@@ -54,6 +54,9 @@ class TrainConfig:
         "unstructured",
         "for weights that do not fit the pattern: error, skip (dense), or another pattern",
     )
+    storage: str = setting(
+        "masked", "how sparse weights are kept while training: masked (dense, with zeros) or packed"
+    )
     init: str = setting(
         "fan_in",
         "first values of sparse weights: fan_in (variance by each neuron's present inputs), or "
@@ -87,8 +90,8 @@ class TrainConfig:
         for name, low, high in BOUNDS:
             _in_range(name, getattr(self, name), low, high)
         if self.method == DENSE:
-            for name in ("sparsity", "every", "fraction", "method_options"):
-                if getattr(self, name) not in (None, {}):
+            for name, without in SPARSE_ONLY.items():
+                if getattr(self, name) != without:
                     raise ConfigError(
                         f"{name} has no meaning for a dense run; got {getattr(self, name)!r}. "
                         "Choose a method, such as rigl"
@@ -125,6 +128,15 @@ class PruneConfig:
 
 
 Settings = TrainConfig | PruneConfig
+
+SPARSE_ONLY: Mapping[str, Any] = {
+    "sparsity": None,
+    "every": None,
+    "fraction": None,
+    "method_options": {},
+    "storage": "masked",
+}
+"""What a dense run must leave as it is."""
 
 BOUNDS: tuple[tuple[str, float, float], ...] = (
     ("epochs", 1, math.inf),

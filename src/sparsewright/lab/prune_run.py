@@ -61,7 +61,7 @@ def prune_run(run: str | Path, out: str | Path, asked: PruneConfig, *, force: bo
             "random": random_state(),
         }
     )
-    folder.write("summary.json", ending(summary, test_accuracy, seconds))
+    folder.write("summary.json", ending(source.model, summary, test_accuracy, seconds))
     return folder.path
 
 
@@ -91,6 +91,7 @@ def pruned_config(source: Trained, asked: PruneConfig) -> dict[str, Any]:
         every=None,
         fraction=None,
         method_options={},
+        storage="masked",
     )
     return {**config.to_dict(), "score": asked.score, "pruned_from": str(source.folder.path)}
 

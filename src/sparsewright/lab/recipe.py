@@ -1,4 +1,5 @@
-"""What a config's words build: the optimizer, the sparse method, the learning rate of a step."""
+"""What a config's words build: the storage of the weights, the optimizer, the sparse method, the
+learning rate of a step."""
 
 from __future__ import annotations
 
@@ -11,11 +12,14 @@ import torch
 from torch import nn
 
 from ..attach import attach
-from ..core import Method
+from ..core import Method, find_weights
 from ..errors import ConfigError, UnknownNameError
 from ..initialise import Init
 from ..methods import METHODS
+from ..pack import pack
 from ..registry import Table
+from ..scores import as_score
+from ..selection import select_layers
 from ..sparsifier import Sparsifier
 from .config import DENSE, TrainConfig
 
@@ -26,13 +30,38 @@ INITS: Table[Init] = Table("initialisation")
 INITS.register("fan_in")("fan_in")
 INITS.register("model")(None)
 
+Store = Callable[[nn.Module, TrainConfig], nn.Module]
+STORAGES: Table[Store] = Table("storage")
+"""What is done to a model before its optimizer is built."""
+
+
+@STORAGES.register("masked")
+def masked(model: nn.Module, config: TrainConfig) -> nn.Module:
+    """Dense weights, gradients and optimizer state, zeros where a weight is absent."""
+    return model
+
+
+@STORAGES.register("packed")
+def packed(model: nn.Module, config: TrainConfig) -> nn.Module:
+    """Present weights alone, with gradients and optimizer state as small.
+
+    Layers that will have all of their weights stay dense: packed, they would store places for
+    nothing. What cannot be packed stays masked.
+    """
+    generator = torch.Generator().manual_seed(config.seed)
+    score = as_score("magnitude")
+    layers, _ = select_layers(model, score=score, generator=generator, **_selection(config))
+    sparse = {layer.name for layer in layers if layer.keep < layer.units}
+    return pack(model, skip=[w.name for w in find_weights(model) if w.name not in sparse])
+
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weights decay; biases and the scales of norms, which have one dimension, do not."""
-    parameters = list(model.parameters())
+    """Weights decay, packed ones too; biases and the scales of norms do not."""
+    weights = {id(weight.parameter) for weight in find_weights(model)}
+    parameters = [(p, p.dim() > 1 or id(p) in weights) for p in model.parameters()]
     return [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+        {"params": [p for p, decays in parameters if decays], "weight_decay": weight_decay},
+        {"params": [p for p, decays in parameters if not decays], "weight_decay": 0.0},
     ]
 
 
@@ -58,16 +87,17 @@ def make_sparse(
         model,
         optimizer,
         method=make_method(config.method, config.options()),
-        sparsity=config.sparsity,
-        pattern=config.pattern,
-        allocate=config.allocate,
         steps=steps,
-        skip=config.skip,
-        overrides=config.overrides,
-        on_misfit=config.on_misfit,
         init=INITS[config.init],
         seed=config.seed,
+        **_selection(config),
     )
+
+
+def _selection(config: TrainConfig) -> dict[str, Any]:
+    """Which weights become sparse, and how sparse."""
+    names = ("sparsity", "pattern", "allocate", "skip", "overrides", "on_misfit")
+    return {name: getattr(config, name) for name in names}
 
 
 def make_method(name: str, options: dict[str, Any]) -> Method:

@@ -26,6 +26,7 @@ FILES = (
     "metrics.jsonl",
     "masks.jsonl",
     "summary.json",
+    "cost.json",
     "checkpoint.pt",
     "model.safetensors",
     "deploy.json",

@@ -19,17 +19,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..core import find_weights
+from ..core import find_weights, is_packed
 from ..errors import StateError
 from ..measure.environment import environment, threads
 from ..selection import LeftDense
 from ..sparsifier import Sparsifier
 from ..summary import Summary, summarise
 from .config import TrainConfig
+from .cost import step_cost
 from .data import Pair, batches, load
 from .mask_diary import MaskDiary
 from .models import build
-from .recipe import OPTIMIZERS, decay_groups, learning_rate, make_sparse
+from .recipe import OPTIMIZERS, STORAGES, decay_groups, learning_rate, make_sparse
 from .run_folder import RunFolder, now, train_command
 from .watch import curves, progress_bar
 
@@ -79,6 +80,7 @@ def _train(
     data = load(config.data)
     train_set, test_set = to_device(data.train, device), to_device(data.test, device)
     model = build(config.model, data.shape, data.classes, config.widths).to(device)
+    model = STORAGES[config.storage](model, config)  # before the optimizer, which holds parameters
     optimizer = OPTIMIZERS[config.optimizer](decay_groups(model, config.weight_decay), config)
     steps_per_epoch = math.ceil(len(data.train[1]) / config.batch)
     steps = steps_per_epoch * config.epochs
@@ -158,7 +160,11 @@ def _train(
 
     summary = sparse.report() if sparse else dense_summary(model)
     accuracy = folder.lines("metrics.jsonl")[-1]["test_accuracy"]
-    folder.write("summary.json", ending(summary, accuracy, seconds))
+    folder.write("summary.json", ending(model, summary, accuracy, seconds))
+    more = batches(train_set, config.batch, config.seed, config.epochs + 1)
+    folder.write(
+        "cost.json", step_cost(model, optimizer, sparse, more)
+    )  # and trains on: all is kept
     if sparse:
         sparse.detach()
 
@@ -277,6 +283,10 @@ def dense_summary(model: nn.Module) -> Summary:
     return summarise([], dense, None)
 
 
-def ending(summary: Summary, test_accuracy: float, seconds: float) -> dict[str, Any]:
+def ending(
+    model: nn.Module, summary: Summary, test_accuracy: float, seconds: float
+) -> dict[str, Any]:
     """What summary.json says."""
-    return {**summary.to_dict(), "test_accuracy": test_accuracy, "seconds": seconds}
+    packed = [weight.name for weight in find_weights(model) if is_packed(weight.module)]
+    counts = {**summary.to_dict(), "packed": packed}
+    return {**counts, "test_accuracy": test_accuracy, "seconds": seconds}

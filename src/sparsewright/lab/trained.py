@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
+from ..core import find_weights
+from ..pack import pack, unpack
 from .config import TrainConfig
 from .data import Images, load
 from .models import build
@@ -15,7 +18,10 @@ from .run_folder import RunFolder
 
 @dataclass(frozen=True)
 class Trained:
-    """A run read back; the model is in eval mode, on the CPU, its absent weights exact zeros."""
+    """A run read back; the model is in eval mode, on the CPU, its absent weights exact zeros.
+
+    What was trained packed has plain dense modules again.
+    """
 
     folder: RunFolder
     config: TrainConfig
@@ -31,5 +37,15 @@ def read_trained(run: str | Path) -> Trained:
     state = folder.load_checkpoint()
     data = load(config.data)
     model = build(config.model, data.shape, data.classes, config.widths)
-    model.load_state_dict(state["model"])
+    model = unpack(load_weights(model, state["model"]))
     return Trained(folder, config, model.eval(), data, state["epoch"])
+
+
+def load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    """Pack what is packed in a checkpoint, known by its places, and load all of it."""
+    weights = [weight.name for weight in find_weights(model)]
+    masked = [name for name in weights if f"{name}.starts" not in state]
+    if len(masked) < len(weights):
+        model = pack(model, skip=masked)
+    model.load_state_dict(state)
+    return model

@@ -13,6 +13,7 @@ from .packed_linear import PackedLinear
 from .prepacked import Prepacked
 from .prepacked_conv import PrepackedConv1d, PrepackedConv2d
 from .prepacked_linear import PrepackedLinear
+from .same_places import check_replicas
 
 __all__ = [
     "KINDS",
@@ -32,5 +33,6 @@ __all__ = [
     "Task",
     "build_conv",
     "build_linear",
+    "check_replicas",
     "task_of",
 ]

@@ -36,6 +36,9 @@ def draw_places(
     chosen = as_pattern(pattern)
     layer = Budgeted.of(name, shape, chosen, sparsity)
     keep = solve_budget([layer], None, Uniform(dense_first=False))[name]
-    counts, none = torch.full((layer.groups,), keep), torch.empty(0, dtype=torch.int64)
+    if keep == layer.units:
+        return torch.arange(layer.numel, device="cpu")
+    counts = torch.full((layer.groups,), keep, device="cpu")  # whatever the default device is
+    none = torch.empty(0, dtype=torch.int64, device="cpu")
     units = draw(layer.groups, layer.units, counts, none, generator or torch.default_generator)
     return places_of(chosen, units, shape).reshape(-1).sort().values

@@ -32,7 +32,7 @@ class PackedModule(nn.Module):
     shape: of the dense weight. watch: keeps what the gradient of absent weights is made of, for who
     asks. A state_dict holds the places beside the values, as `starts` (int64, first weight of every
     row) and `columns` (int32); loading one replaces the topology. Replicas of a data-parallel run
-    must begin with the same places: by the same seed, or from the same state_dict.
+    must begin with the same places, by one seed or one state_dict: `check_replicas` says if not.
     """
 
     kind: ClassVar[type[Any]]

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
 
 from ..core import Pattern
 from ..errors import KernelError
@@ -108,7 +109,7 @@ class PackedConv2d(PackedModule):
             if low >= high or not dy.numel():
                 continue
             size = (high - low, part.shape[1], *conv.kernel)
-            rows = torch.nn.grad.conv2d_weight(  # type: ignore[attr-defined]
+            rows = conv2d_weight(
                 part, size, dy[:, low:high], conv.stride, conv.padding, conv.dilation
             )
             out[low - begin : high - begin] = rows.flatten(1)

@@ -28,6 +28,7 @@ class PackedEmbedding(PackedModule):
     """
 
     kind = nn.Embedding
+    is_lookup = True
 
     def __init__(
         self,

@@ -1,40 +1,17 @@
-"""The report's charts as plotly figures. Colours are named, not set: the page paints them from its
-style sheet, so that one figure serves light and dark.
-
-A trace's `meta` says how to paint it: {"run": i} in the colour of run i, {"faint": true} paler,
-{"heat": true} in the heat map's scale.
-"""
+"""The report's charts of accuracy, layers, masks, speed and disk as plotly figures."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import plotly.graph_objects as go
 
+from .figures import COLOURS, Chart, bars, blank, curve, gap, safe, short, whole_epochs
 from .run import Batch, MaskEpoch, Run
 from .words import count, milliseconds, percent, size
 
-COLOURS = 6  # in page.css, --run-0 and on; further runs start again, in another dash
 WIDE = 20  # slowest over fastest from which on times stand on a logarithmic axis
-DASHES = ("solid", "dash", "dashdot", "longdash")
-SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star")
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A figure, its height in CSS, and what it shows in words for who cannot see it."""
-
-    title: str
-    alt: str
-    figure: go.Figure
-    height: str
-
-    def to_dict(self) -> dict[str, Any]:
-        return json.loads(self.figure.to_json())
 
 
 def curves(runs: Sequence[Run]) -> list[Chart]:
@@ -51,14 +28,14 @@ def curves(runs: Sequence[Run]) -> list[Chart]:
 
 
 def _lines(title: str, alt: str, runs: Sequence[Run], what: str, factor: float, unit: str) -> Chart:
-    figure = _figure("epoch", f"{what} ({unit})")
+    figure = blank("epoch", f"{what} ({unit})")
     for split in ("train", "test"):
         for index, run in enumerate(runs):
             ys = [factor * getattr(epoch, f"{split}_{what}") for epoch in run.epochs]
             xs = [epoch.epoch for epoch in run.epochs]
             faint = split == "train"
-            figure.add_trace(_line(xs, ys, index, f"{run.name}, {split}", faint, unit))
-    _whole_epochs(figure, [epoch.epoch for run in runs for epoch in run.epochs])
+            figure.add_trace(curve(xs, ys, index, f"{run.name}, {split}", faint, unit))
+    whole_epochs(figure, [epoch.epoch for run in runs for epoch in run.epochs])
     return Chart(title, alt, figure, "20rem")
 
 
@@ -70,28 +47,28 @@ def layer_bars(runs: Sequence[Run]) -> list[Chart]:
     names = list(dict.fromkeys(row.name for _, _, ended in shown for row in ended.rows))
     left = [v.name for _, _, ended in shown for v in ended.left_dense]
     names = list(dict.fromkeys([*names, *left]))
-    figure = _figure("weights absent (%)", None)
+    figure = blank("weights absent (%)", None)
     for index, run, ended in shown:
         rows = {row.name: row for row in ended.rows}
         known = [name for name in names if name in rows or name in left]
         figure.add_trace(
             go.Bar(
                 orientation="h",
-                y=[_short(name, names) for name in known],
+                y=[short(name, names) for name in known],
                 x=[100 * rows[name].sparsity if name in rows else 0 for name in known],
                 customdata=[
-                    [_safe(name), count(rows[name].present), count(rows[name].total)]
+                    [safe(name), count(rows[name].present), count(rows[name].total)]
                     if name in rows
-                    else [_safe(name), "all", "all (left dense)"]
+                    else [safe(name), "all", "all (left dense)"]
                     for name in known
                 ],
                 hovertemplate="%{customdata[0]}<br>%{x:.3f} % absent<br>"
                 "%{customdata[1]} of %{customdata[2]} present<extra></extra>",
-                name=_safe(run.name),
+                name=safe(run.name),
                 meta={"run": index % COLOURS},
             )
         )
-    _bars(figure)
+    bars(figure)
     figure.update_xaxes(range=[0, 100])
     says = "; ".join(
         f"{run.name}: " + ", ".join(f"{r.name} {percent(r.sparsity)}" for r in ended.rows[:12])
@@ -117,7 +94,7 @@ def mask_lines(runs: Sequence[Run]) -> list[Chart]:
 
 
 def _moves(runs: Sequence[Run]) -> Chart:
-    figure = _figure("epoch", "weights (% of all)")
+    figure = blank("epoch", "weights (% of all)")
     says = []
     for index, run in enumerate(runs):
         xs = [line.epoch for line in run.masks]
@@ -134,28 +111,28 @@ def _moves(runs: Sequence[Run]) -> Chart:
                     hovertemplate="epoch %{x}: %{customdata} "
                     + what
                     + "<extra>%{fullData.name}</extra>",
-                    name=_safe(run.name),
+                    name=safe(run.name),
                     offsetgroup=str(index),
                     meta={"run": index % COLOURS, "faint": sign < 0},
                 )
             )
         if run.masks:
             says.append(f"{run.name}: {count(sum(e.count('grown') for e in run.masks))} grown")
-    _whole_epochs(figure, [e.epoch for run in runs for e in run.masks])
+    whole_epochs(figure, [e.epoch for run in runs for e in run.masks])
     figure.update_layout(barmode="relative", bargap=0.25)
     alt = f"Weights grown (above zero) and dropped (below) per epoch. In all, {'; '.join(says)}."
     return Chart("Grown (up) and dropped (down)", alt, figure, "17.5rem")
 
 
 def _mask_share(runs: Sequence[Run], title: str, what: str, unit: str) -> Chart:
-    figure = _figure("epoch", unit)
+    figure = blank("epoch", unit)
     says = []
     for index, run in enumerate(runs):
         ys = [100 * line.mean(what) for line in run.masks]
-        figure.add_trace(_line([line.epoch for line in run.masks], ys, index, run.name, False, "%"))
+        figure.add_trace(curve([line.epoch for line in run.masks], ys, index, run.name, False, "%"))
         if ys:
             says.append(f"{run.name} ends at {ys[-1]:.1f} %")
-    _whole_epochs(figure, [e.epoch for run in runs for e in run.masks])
+    whole_epochs(figure, [e.epoch for run in runs for e in run.masks])
     figure.update_yaxes(rangemode="tozero")
     return Chart(title, f"{title} by epoch: {'; '.join(says)}.", figure, "17.5rem")
 
@@ -169,7 +146,7 @@ def heat_maps(run: Run) -> Chart | None:
     if len(shown) == 2 and shown[0] is shown[1]:
         shown = shown[:1]
     side, channels = square
-    figure = _figure(None, None)
+    figure = blank(None, None)
     images = [_image(line, side, channels) for line in shown]
     values = [value for image in images for row in image for value in row]
     if len(set(values)) == 1:  # nothing is absent: a plain square says nothing
@@ -266,20 +243,20 @@ def latency(run: Run, index: int, batch: Batch) -> Chart | None:
         return None
     medians = [way.median_ms for way in ways if way.median_ms]
     wide = max(medians, default=1) > WIDE * min(medians, default=1)
-    figure = _figure(f"time per call (ms{', log scale' if wide else ''})", None)
+    figure = blank(f"time per call (ms{', log scale' if wide else ''})", None)
     for dense in (True, False):
         shown = [way for way in ways if way.dense is dense]
         figure.add_trace(
             go.Scatter(
                 mode="markers",
-                y=[_safe(way.name) for way in shown],
+                y=[safe(way.name) for way in shown],
                 x=[way.median_ms for way in shown],
                 marker={"size": 12, "symbol": "circle" if dense else "diamond"},
                 error_x={
                     "type": "data",
                     "symmetric": False,
-                    "array": [_gap(way.median_ms, way.high_ms) for way in shown],
-                    "arrayminus": [_gap(way.low_ms, way.median_ms) for way in shown],
+                    "array": [gap(way.median_ms, way.high_ms) for way in shown],
+                    "arrayminus": [gap(way.low_ms, way.median_ms) for way in shown],
                     "thickness": 1.5,
                     "width": 5,
                 },
@@ -287,7 +264,7 @@ def latency(run: Run, index: int, batch: Batch) -> Chart | None:
                 meta={"dense": True} if dense else {"run": index % COLOURS},
             )
         )
-    names = [_safe(way.name) for way in reversed(ways)]
+    names = [safe(way.name) for way in reversed(ways)]
     figure.update_yaxes(type="category", categoryorder="array", categoryarray=names, ticks="")
     figure.update_xaxes(**({"type": "log", "dtick": 1} if wide else {"rangemode": "tozero"}))
     says = ", ".join(f"{way.name} {milliseconds(way.median_ms)} ms" for way in ways)
@@ -301,7 +278,7 @@ def disk(runs: Sequence[Run], labels: Sequence[tuple[str, str]]) -> list[Chart]:
     shown = [entry for entry in shown if entry[2]]
     if not shown:
         return []
-    figure = _figure("bytes on disk (kB)", None)
+    figure = blank("bytes on disk (kB)", None)
     kinds = [(k, words) for k, words in labels if any(k in sizes for _, _, sizes in shown)]
     for index, run, sizes in shown:
         figure.add_trace(
@@ -311,87 +288,14 @@ def disk(runs: Sequence[Run], labels: Sequence[tuple[str, str]]) -> list[Chart]:
                 x=[sizes[k] / 1000 if k in sizes else None for k, _ in kinds],
                 customdata=[size(sizes.get(k)) for k, _ in kinds],
                 hovertemplate="%{y}: %{customdata}<extra>%{fullData.name}</extra>",
-                name=_safe(run.name),
+                name=safe(run.name),
                 meta={"run": index % COLOURS},
             )
         )
-    _bars(figure)
+    bars(figure)
     says = "; ".join(
         f"{run.name}: " + ", ".join(f"{words} {size(sizes.get(k))}" for k, words in kinds)
         for _, run, sizes in shown
     )
     height = 90 + len(kinds) * (14 + 14 * len(shown))
     return [Chart("Bytes on disk", f"Bytes on disk. {says}.", figure, f"{height}px")]
-
-
-# -- shared ----------------------------------------------------------------------------------------
-
-
-def _figure(x: str | None, y: str | None) -> go.Figure:
-    """An empty figure that leaves touch to the page: no zoom, no drag, no plotly legend."""
-    layout = {
-        "template": "none",
-        "showlegend": False,
-        "dragmode": False,
-        "margin": {"l": 8, "r": 12, "t": 10, "b": 8},
-        "font": {"size": 12},
-        "hovermode": "closest",
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-    }
-    axis = {"fixedrange": True, "automargin": True, "zeroline": False, "ticks": "outside"}
-    figure = go.Figure(layout=layout)
-    figure.update_xaxes(**axis, title={"text": x, "standoff": 10})
-    figure.update_yaxes(**axis, title={"text": y, "standoff": 8})
-    return figure
-
-
-def _line(
-    xs: Sequence[float], ys: Sequence[float], index: int, name: str, faint: bool, unit: str
-) -> go.Scatter:
-    dash = "dot" if faint else DASHES[(index // COLOURS) % len(DASHES)]
-    few = len(xs) <= 30 and not faint
-    return go.Scatter(
-        x=list(xs),
-        y=list(ys),
-        mode="lines+markers" if few or len(xs) == 1 else "lines",
-        line={"width": 1.5 if faint else 2.5, "dash": dash},
-        marker={"size": 7, "symbol": SYMBOLS[index % len(SYMBOLS)]},
-        name=_safe(name),
-        hovertemplate="epoch %{x}: %{y:.4g}"
-        + (" %" if unit == "%" else "")
-        + "<extra>%{fullData.name}</extra>",
-        meta={"run": index % COLOURS, "faint": faint},
-    )
-
-
-def _bars(figure: go.Figure) -> None:
-    """Horizontal bars, the first at the top, without an axis line beside the names."""
-    figure.update_yaxes(autorange="reversed", ticks="", showgrid=False, type="category")
-    figure.update_layout(barmode="group", bargap=0.3, bargroupgap=0.08)
-
-
-def _whole_epochs(figure: go.Figure, epochs: Sequence[int]) -> None:
-    """Ticks at whole epochs alone."""
-    if len(set(epochs)) <= 8:
-        figure.update_xaxes(tickmode="array", tickvals=sorted(set(epochs)))
-    else:
-        figure.update_xaxes(tickformat="d", nticks=8)
-
-
-def _gap(low: float | None, high: float | None) -> float:
-    return max(0.0, high - low) if low is not None and high is not None else 0.0
-
-
-def _safe(text: str) -> str:
-    """Text for plotly, which reads a few HTML tags in labels: angle brackets as entities."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def _short(name: str, names: Sequence[str], limit: int = 20) -> str:
-    """A long dotted name by its end, where that still tells it from the others."""
-    if len(name) <= limit:
-        return _safe(name)
-    end = name[-(limit - 1) :]
-    alone = sum(other.endswith(end) for other in names) == 1
-    return _safe(f"…{end}" if alone else name)

@@ -16,15 +16,18 @@ from typing import Any, TypeVar, get_args, get_type_hints
 from ..errors import ConfigError
 from .run import (
     Batch,
+    Cost,
     Deployment,
     Ended,
     Epoch,
+    LayerCost,
     LayerMask,
     LayerPlan,
     LeftDense,
     MaskEpoch,
     Row,
     Run,
+    StateBytes,
     Timed,
 )
 
@@ -50,6 +53,7 @@ def load_run(path: Path) -> Run:
         tuple(_lines(path / "masks.jsonl", _mask_epoch, notes)),
         _ended(path / "summary.json"),
         _deployment(path / "deploy.json"),
+        _cost(path / "cost.json"),
         tuple(notes),
     )
     if not run.epochs:
@@ -143,6 +147,24 @@ def _timed(data: Any, key: str, place: str) -> Timed:
     if "refused" not in data:
         _number(data, "median_ms", f"{place}, {key} {name!r}")
     return _build(Timed, data, f"{place}, {key} {name!r}", name=name)
+
+
+def _cost(path: Path) -> Cost | None:
+    data = _optional(path)
+    if data is None:
+        return None
+    place = str(path)
+    layers = tuple(_layer_cost(layer, place) for _, layer in _items(data, "layers", place))
+    return _build(Cost, data, place, layers=layers)
+
+
+def _layer_cost(data: Any, place: str) -> LayerCost:
+    place = f"{place}, layer {data.get('name')!r}" if isinstance(data, dict) else place
+    sizes = {
+        key: _build(StateBytes, _get(data, key, dict, place), f"{place}, {key}")
+        for key in ("bytes", "dense")
+    }
+    return _build(LayerCost, data, place, **sizes)
 
 
 # -- checked reading -------------------------------------------------------------------------------

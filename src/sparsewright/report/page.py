@@ -15,6 +15,8 @@ from plotly.offline import get_plotlyjs
 from .. import __version__
 from ..errors import ConfigError
 from . import charts, words
+from .costs import accuracy_by_time, cost_charts, cost_rows
+from .figures import COLOURS, DASHES, Chart
 from .load import load_run
 from .run import Run
 
@@ -59,6 +61,9 @@ def render(runs: Sequence[Run]) -> str:
             layers=drawing.add(charts.layer_bars(runs)),
             masks=drawing.add(charts.mask_lines(runs)),
             heats=drawing.add([c for c in map(charts.heat_maps, runs) if c is not None]),
+            cost_rows=cost_rows(runs),
+            costs=[(i, run, drawing.add(some)) for i, run, some in cost_charts(runs)],
+            by_time=drawing.add(accuracy_by_time(runs)),
             latency=[(i, run, _latency(drawing, run, i)) for i, run in enumerate(runs)],
             disk=drawing.add(charts.disk(runs, FILES)),
             files=FILES,
@@ -76,7 +81,7 @@ class Drawing:
     def __init__(self) -> None:
         self.figures: list[dict[str, Any]] = []
 
-    def add(self, some: Sequence[charts.Chart]) -> list[tuple[int, charts.Chart]]:
+    def add(self, some: Sequence[Chart]) -> list[tuple[int, Chart]]:
         first = len(self.figures)
         self.figures += [chart.to_dict() for chart in some]
         return list(enumerate(some, first))
@@ -102,7 +107,7 @@ def _templates() -> Environment:
     )
     formats = (words.percent, words.times, words.size, words.milliseconds, words.seconds)
     environment.filters |= {f.__name__: f for f in (*formats, words.count)}
-    environment.globals |= {"dashes": charts.DASHES, "colours": charts.COLOURS}
+    environment.globals |= {"dashes": DASHES, "colours": COLOURS}
     return environment
 
 
@@ -224,6 +229,7 @@ ASKED: dict[str, Callable[[Run], str]] = {
     "method": _config("method"),
     "score": _config("score"),
     "pruned from": _config("pruned_from"),
+    "storage": _if_sparse(_config("storage")),
     "pattern": _if_sparse(_config("pattern")),
     "allocation": _if_sparse(_config("allocate")),
     "sparsity": _if_sparse(_asked),

@@ -183,6 +183,63 @@ class Deployment:
 
 
 @dataclass(frozen=True)
+class StateBytes:
+    """Bytes of training state; places are masks where storage is masked."""
+
+    values: int
+    gradients: int
+    optimizer: int
+    places: int
+
+    @property
+    def total(self) -> int:
+        return self.values + self.gradients + self.optimizer + self.places
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """What one layer costs in a step; dense: its bytes if no weight were absent."""
+
+    name: str
+    kind: str
+    storage: str
+    bytes: StateBytes
+    dense: StateBytes
+    forward_ms: float
+    backward_ms: float
+
+
+@dataclass(frozen=True)
+class Cost:
+    """cost.json: training state and median milliseconds of a step, by layer."""
+
+    batch: int
+    threads: int
+    step_ms: float
+    low_ms: float
+    high_ms: float
+    optimizer_ms: float
+    other_ms: float
+    layers: tuple[LayerCost, ...]
+
+    def bytes(self, part: str) -> int:
+        """Bytes of one part, or "total", over all layers."""
+        return sum(getattr(layer.bytes, part) for layer in self.layers)
+
+    @property
+    def dense_bytes(self) -> int:
+        return sum(layer.dense.total for layer in self.layers)
+
+    @property
+    def forward_ms(self) -> float:
+        return sum(layer.forward_ms for layer in self.layers)
+
+    @property
+    def backward_ms(self) -> float:
+        return sum(layer.backward_ms for layer in self.layers)
+
+
+@dataclass(frozen=True)
 class Run:
     """One run folder. `notes` says what is missing or was cut short, and how to get it."""
 
@@ -194,6 +251,7 @@ class Run:
     masks: tuple[MaskEpoch, ...] = ()
     ended: Ended | None = None
     deployment: Deployment | None = None
+    cost: Cost | None = None
     notes: tuple[str, ...] = ()
 
     @property

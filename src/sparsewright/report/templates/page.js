@@ -7,13 +7,14 @@
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
   function paintTrace(trace) {
-    const { run, faint, dense, heat } = trace.meta || {};
+    const { run, part, faint, dense, heat } = trace.meta || {};
     if (heat) {
       trace.colorscale = [[0, colour("--heat-0")], [0.5, colour("--heat-1")], [1, colour("--heat-2")]];
       return;
     }
-    const own = dense ? colour("--dense") : colour(`--run-${run}`);
+    const own = colour(dense ? "--dense" : part === undefined ? `--run-${run}` : `--part-${part}`);
     trace.marker = { ...trace.marker, color: own };
+    if (trace.marker.line) trace.marker.line = { ...trace.marker.line, color: own };
     if (trace.type === "scatter") trace.line = { ...trace.line, color: own };
     if (trace.error_x) trace.error_x.color = colour("--text");
     if (faint) trace.opacity = 0.55;
