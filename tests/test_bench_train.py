@@ -43,7 +43,7 @@ def task(model: str = "mlp:3072-24-10", batch: int = 5) -> Task:
     return TrainCell(model, 0.9, batch).task()
 
 
-@pytest.mark.parametrize("model", ["mlp:3072-24-10", "cnn:4-4"])
+@pytest.mark.parametrize("model", ["mlp:3072-24-10", "cnn:16-32"])
 def test_every_way_trains_the_same_network_or_says_why_not(model: str) -> None:
     cell = measure_step(task(model), QUICK, ROOF, rounds=1)
     rows = {row["name"]: row for row in cell["rows"]}

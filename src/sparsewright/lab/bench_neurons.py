@@ -41,8 +41,8 @@ class Network:
     hidden: tuple[int, ...] = (5_000_000, 5_000_000)
     each: float = 10.0
     batch: int = 32
-    steps: int = 100
-    every: int = 20
+    steps: int = 20
+    every: int = 10
 
     def __post_init__(self) -> None:
         widest = min(self.inputs, *self.hidden)
