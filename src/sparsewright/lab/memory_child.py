@@ -10,7 +10,7 @@ import ctypes
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -49,7 +49,7 @@ class Asked:
 @dataclass(frozen=True)
 class Found:
     """Bytes above those before the network was there: most while it was built, most while it was
-    trained, and at the end, with gradients, when the allocator has given back what it kept for later.
+    trained, and at the end, with gradients, once the allocator gave back what it kept for later.
     nnz: weights present at the end."""
 
     building: int
@@ -94,7 +94,7 @@ def _rigl() -> Method:
     return RigL(every=STEPS, start=STEPS // 2, end=STEPS)
 
 
-def mlp(layers: list[nn.Module]) -> nn.Module:
+def mlp(layers: Sequence[nn.Module]) -> nn.Module:
     """The layers with ReLU between them.
 
     >>> mlp([nn.Linear(4, 2), nn.Linear(2, 1)])[1]
