@@ -28,13 +28,16 @@ def make_run(
     epochs: int = 3,
     deploy: bool = True,
     seed: int = 0,
+    storage: str = "masked",
 ) -> Path:
     """A run folder after `epochs` epochs of SET on digits; dense where sparsity is None."""
     config = TrainConfig(
         widths="64-96-96-10", epochs=epochs, seed=seed, threads=2, tensorboard=False
     )
     if sparsity is not None:
-        config = replace(config, method="set", sparsity=sparsity, every=5, skip=("head",))
+        config = replace(
+            config, method="set", sparsity=sparsity, every=5, skip=("head",), storage=storage
+        )
     train(config, folder)
     if deploy:
         write(folder / "deploy.json", _deploy(folder, config))

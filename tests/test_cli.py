@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsewright import __version__
-from sparsewright.cli import _given, main, parser
+from sparsewright.cli import _given, main, parser, storage_line
 from sparsewright.errors import DataError
 from sparsewright.lab import data as data_module
 from sparsewright.lab.config import TrainConfig, as_flags, from_mapping
@@ -125,6 +125,19 @@ def test_train_prints_the_outcome_and_what_next(
     assert f"sparsewright deploy {folder}" in shown.out
     assert shown.err == ""  # no bar where there is no terminal
     assert config_of(folder)["skip"] == ["head"]
+
+
+def test_train_takes_a_storage_and_says_what_stayed_masked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = train_small(
+        tmp_path / "a", "--method", "rigl", "--sparsity", 0.5, "--storage", "packed"
+    )
+    assert config_of(folder)["storage"] == "packed"
+    assert "still masked" not in capsys.readouterr().out
+    rows = [{"name": name, "present": n, "total": 9} for name, n in (("a", 3), ("b", 4), ("c", 9))]
+    line = storage_line({"rows": rows, "packed": ["a"]})
+    assert line == "packed: a; still masked: b\n"
 
 
 def test_flags_win_over_the_file(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from sparsewright.report.charts import heat_maps, latency
 from sparsewright.report.load import load_run
 from sparsewright.report.page import TEMPLATES
 from sparsewright.report.run import Timed
-from sparsewright.report.words import THIN, TIMES, verdict
+from sparsewright.report.words import NOTHING, THIN, TIMES, verdict
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +176,57 @@ def count_inputs(runs, counts):
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
+def test_cost_of_a_step_is_drawn_and_told(runs):
+    part = {"values": 4000, "gradients": 4000, "optimizer": 8000, "places": 0}
+    packed = {"values": 400_000, "gradients": 400_000, "optimizer": 800_000, "places": 200_000}
+    dense = {"values": 4_000_000, "gradients": 4_000_000, "optimizer": 8_000_000, "places": 0}
+    times = {"forward_ms": 1.0, "backward_ms": 2.0}
+    small = [
+        {"name": f"n{i}", "kind": "B", "storage": "dense", "bytes": part, "dense": part, **times}
+        for i in range(13)
+    ]
+    big = {"name": "fc", "kind": "P", "storage": "packed", "bytes": packed, "dense": dense}
+    layers = [*small, big | {"forward_ms": 30.0, "backward_ms": 50.0}]
+    whole = {"batch": 128, "threads": 2, "step_ms": 130.0, "low_ms": 125.0, "high_ms": 140.0}
+    cost = whole | {"optimizer_ms": 7.0, "other_ms": 5.0, "layers": layers}
+    (runs / "set-90/cost.json").write_text(json.dumps(cost))
+    (runs / "dense/cost.json").unlink()
+    page = write_report([runs / "dense", runs / "set-90"], runs / "report.html")
+    text = words_of(page).replace(NOTHING, "-").replace(TIMES, "x")
+    # 13 x 16 kB + 1.8 MB held; 13 x 16 kB + 16 MB if dense
+    for said in ("training state - 2.01 MB", "training state if dense - 16.2 MB", "8.07x"):
+        assert said in text
+    for said in ("a step - 130 ms", "range - 125-140 ms", "forward - 43.0 ms", "backward - 76.0"):
+        assert said in text
+    sizes, spent = (
+        next(f for f in figures_of(page) if f["layout"]["xaxis"]["title"]["text"].startswith(unit))
+        for unit in ("bytes of training", "time in a step")
+    )
+    assert [bar["name"] for bar in sizes["data"][:4]] == list(part)
+    values = sizes["data"][0]
+    assert values["y"] == [*(f"n{i}" for i in range(11)), "fc", "(2 smaller)"]
+    assert values["x"] == pytest.approx([*([0.004] * 11), 0.4, 0.008])
+    assert sizes["data"][4]["x"] == pytest.approx([*([0.016] * 11), 16.0, 0.032])
+    assert spent["data"][1]["x"] == pytest.approx([*([2.0] * 11), 50.0, 4.0, 0, 0])
+    assert spent["data"][2]["x"][-2:] == [7.0, 5.0]
+    ends = [figure["layout"]["xaxis"]["range"][1] for figure in (sizes, spent)]
+    assert ends == pytest.approx([1.04 * 16.0, 1.04 * 80.0])
+
+
+def test_accuracy_stands_against_seconds_where_runs_are_compared(runs):
+    for run, took in (("dense", 2.0), ("set-90", 0.5)):
+        path = runs / run / "metrics.jsonl"
+        lines = [json.loads(line) | {"seconds": took} for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = write_report([runs / "dense", runs / "set-90"], runs / "report.html")
+    (chart,) = (f for f in figures_of(page) if "seconds" in f["layout"]["xaxis"]["title"]["text"])
+    assert [line["x"] for line in chart["data"]] == [[2.0, 4.0, 6.0], [0.5, 1.0, 1.5]]
+    accuracy = [epoch.test_accuracy for epoch in load_run(runs / "dense").epochs]
+    assert chart["data"][0]["y"] == [100 * a for a in accuracy]
+    alone = write_report([runs / "dense"], runs / "report.html")
+    assert "Accuracy for time" not in words_of(alone)
+
+
 # -- parts that are missing ------------------------------------------------------------------------
 
 
@@ -187,13 +238,15 @@ def test_a_dense_run_alone_says_how_to_get_masks(made, tmp_path):
 
 
 def test_a_run_that_has_only_begun_still_gives_a_page(runs):
-    for name in ("metrics.jsonl", "masks.jsonl", "summary.json", "deploy.json", "environment.json"):
+    names = ("metrics", "masks"), ("summary", "cost", "deploy", "environment")
+    for name in (*(f"{n}.jsonl" for n in names[0]), *(f"{n}.json" for n in names[1])):
         (runs / "set-90" / name).unlink()
     page = words_of(write_report([runs / "set-90"], runs / "report.html"))
     assert "no epoch has ended" in page
     assert "Nothing to tell yet" in page
     assert "All weights are present" not in page
     assert "Not deployed yet" in page
+    assert "No cost was measured" in page
     assert "sparsewright deploy" in page
     assert "--resume" in page
 
@@ -232,6 +285,13 @@ def test_a_diverged_run_still_draws(runs):
         ("masks.jsonl", '{"layers": {"fc": {}}}\n', r"line 1, layer 'fc': needs 'present'"),
         ("summary.json", '{"rows": [{}]}', r"summary\.json, row 0: needs 'name'"),
         ("summary.json", '{"rows": 3}', r"summary\.json: 'rows' must be list; got 3"),
+        ("cost.json", '{"layers": [{}]}', r"cost\.json, layer None: needs 'bytes'"),
+        ("cost.json", '{"layers": []}', r"cost\.json: needs 'batch'; it has: layers"),
+        (
+            "cost.json",
+            '{"layers": [{"name": "a", "bytes": {"values": "x"}}]}',
+            r"layer 'a', bytes: 'values' has the wrong type",
+        ),
         ("deploy.json", '{"threads": "two"}', r"deploy\.json: needs 'batches'"),
         (
             "deploy.json",
@@ -284,7 +344,8 @@ def spoil(value):
 
 
 def test_text_from_files_is_escaped_everywhere(runs):
-    for name in ("config.json", "environment.json", "deploy.json", "summary.json"):
+    for name in ("config", "environment", "deploy", "summary", "cost"):
+        name += ".json"
         path = runs / "set-90" / name
         path.write_text(json.dumps(spoil(json.loads(path.read_text()))))
     out = write_report([runs / "set-90"], runs / "report.html")
@@ -323,7 +384,8 @@ def test_colours_have_the_contrast_of_wcag_aa(scheme):
             assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
     for ground in ("note", "ours"):
         assert contrast(colours["text"], colours[ground]) >= 4.5, ground
-    for mark in (*(f"run-{run}" for run in range(6)), "dense"):
+    marks = *(f"run-{run}" for run in range(6)), *(f"part-{part}" for part in range(4)), "dense"
+    for mark in marks:
         assert contrast(colours[mark], colours["card"]) >= 3.0, mark
 
 

@@ -48,7 +48,7 @@ def page_file(tmp_path_factory) -> Path:
     runs = [
         make_run(folder / "dense", sparsity=None),
         make_run(folder / "set-90"),
-        make_run(folder / "hostile", sparsity=0.8, seed=1),
+        make_run(folder / "hostile", sparsity=0.8, seed=1, storage="packed"),
     ]
     edit(runs[-1] / "config.json", name=HOSTILE)
     return write_report(runs, folder / "report.html")
@@ -114,7 +114,8 @@ def test_page_draws_whole_asks_for_nothing_and_fits(visit, page_file, size, sche
           return [box.width, box.height, one.querySelectorAll(".trace, .hm image").length];
         })""",
     )
-    assert len(boxes) >= 13  # 2 curves, layers, 3 masks, 2 heat maps, 3 runs x 2 batches, disk
+    # 2 curves, layers, 3 masks, 2 heat maps, 3 runs x 2 of costs, 1 by time, 3 x 2 batches, disk
+    assert len(boxes) >= 20
     assert all(width > 200 and height > 100 and marks > 0 for width, height, marks in boxes), boxes
     wanted = page.evaluate(
         "JSON.parse(document.getElementById('figures').textContent)"
@@ -140,6 +141,7 @@ def test_page_draws_whole_asks_for_nothing_and_fits(visit, page_file, size, sche
         "Accuracy",
         "Layer",
         "How",
+        "What",
         "Speed",
         "Bytes",
         "How",

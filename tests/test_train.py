@@ -273,6 +273,7 @@ CASES = {
     "packed 4:16 adamw": sparse(
         pattern="4:16", sparsity=0.75, optimizer="adamw", lr=0.01, storage="packed"
     ),
+    "packed cnn": sparse(model="cnn", widths="8-16", epochs=3, storage="packed"),
     "packed set uniform": sparse(method="set", allocate="uniform", storage="packed"),
 }
 

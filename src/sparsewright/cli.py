@@ -270,7 +270,7 @@ def summary_line(run: Path) -> str:
     return (
         f"{run}: test accuracy {summary['test_accuracy']:.2%}, sparsity {summary['sparsity']:.4f} "
         f"({summary['sparsity_of_all']:.4f} of all weights), {summary['seconds']:.1f} s\n"
-        f"{patterns_line(summary)}"
+        f"{patterns_line(summary)}{storage_line(summary)}"
         f"next: sparsewright deploy {run}; sparsewright report {run}"
     )
 
@@ -285,6 +285,15 @@ def patterns_line(summary: dict[str, Any]) -> str:
     if len(held) < 2:
         return ""
     return "; ".join(f"{pattern}: {', '.join(names)}" for pattern, names in held.items()) + "\n"
+
+
+def storage_line(summary: dict[str, Any]) -> str:
+    """Which sparse layers of a packed run could not be packed."""
+    sparse = [row["name"] for row in summary["rows"] if row["present"] < row["total"]]
+    masked = [name for name in sparse if name not in summary["packed"]]
+    if not summary["packed"] or not masked:
+        return ""
+    return f"packed: {', '.join(summary['packed'])}; still masked: {', '.join(masked)}\n"
 
 
 def run_deploy(args: argparse.Namespace) -> None:

@@ -1,8 +1,9 @@
 """What a training step costs, layer by layer: the bytes of its state, and its milliseconds.
 
-Steps are timed when a run is over, on real batches: whole ones first, then others with hooks around
-every layer. Forward is the time inside a module; backward lasts from the gradient of its output to
-the gradients of its parameters; what lies between layers (activations, the loss) is "other".
+Steps are timed when a run is over, on real batches: whole ones, and in turn with them others with
+hooks around every layer. Forward is the time inside a module; backward lasts from the gradient of
+its output to the gradients of its parameters; what lies between layers (activations, the loss) is
+"other".
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -28,8 +29,8 @@ from ..sparsifier import Sparsifier
 from .data import Pair
 
 STEPS, FEWEST, UNTIMED = 20, 3, 2
-SECONDS = 2.0
-"""Of timing whole steps, and again of timing layers: then it is enough after `FEWEST` steps."""
+SECONDS = 4.0
+"""Of timing: then it is enough after `FEWEST` steps of each kind."""
 OPTIMIZER, OTHER = ("optimizer", ""), ("other", "")
 Part = tuple[str, str]
 """(layer, "forward" or "backward"), or one of the two above."""
@@ -76,9 +77,7 @@ def step_cost(
     pairs = [first, *(pair for pair in more if len(pair[1]) == len(first[1]))]
     watch = Stopwatch(first[0].device)
     model.train()
-    whole = [sum(t.values()) for t in _timed(partial(_step, model, optimizer, watch), pairs)]
-    with _watched(model, watch):
-        steps = list(_timed(partial(_step, model, optimizer, watch), pairs))
+    whole, steps = _timed(model, optimizer, watch, pairs)
     milliseconds: Times = defaultdict(float)
     for part in set().union(*steps):
         milliseconds[part] = 1e3 * median(step.get(part, 0.0) for step in steps)
@@ -132,14 +131,19 @@ def _step(
     return watch.seconds
 
 
-def _timed(step: Callable[[Pair], Times], pairs: Sequence[Pair]) -> Iterator[Any]:
-    for pair in itertools.islice(itertools.cycle(pairs), UNTIMED):
-        step(pair)
+def _timed(
+    model: nn.Module, optimizer: Optimizer, watch: Stopwatch, pairs: Sequence[Pair]
+) -> tuple[list[float], list[Times]]:
+    """Seconds of whole steps, and by part of steps with hooks, in turn: noise hits both alike."""
+    whole, by_part = [], []
     end = time.perf_counter() + SECONDS
-    for number, pair in enumerate(itertools.islice(itertools.cycle(pairs), STEPS)):
-        if number >= FEWEST and time.perf_counter() > end:
-            return
-        yield step(pair)
+    for number, pair in enumerate(itertools.islice(itertools.cycle(pairs), UNTIMED + STEPS)):
+        if number >= UNTIMED + FEWEST and time.perf_counter() > end:
+            break
+        whole.append(sum(_step(model, optimizer, watch, pair).values()))
+        with _watched(model, watch):
+            by_part.append(_step(model, optimizer, watch, pair))
+    return whole[UNTIMED:], by_part[UNTIMED:]
 
 
 @contextmanager
