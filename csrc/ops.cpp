@@ -51,8 +51,11 @@ Tensor csb_conv2d_outer(const Tensor& dy, const Tensor& x, const Tensor& starts,
 Tensor csr_outer(const Tensor& dy, const Tensor& x, const Tensor& rows, const Tensor& columns,
                  int64_t isa);
 
-Tensor csb_fill(const Tensor& values, const std::optional<Tensor>& order, const Tensor& starts,
-                const Tensor& pairs, const Tensor& cuts, int64_t out_features, int64_t block);
+Tensor csb_fill(const Tensor& values, const Tensor& starts, const Tensor& pairs, const Tensor& cuts,
+                int64_t out_features, int64_t block);
+Tensor take(const Tensor& values, const Tensor& order);
+void csb_slots(const Tensor& order, const Tensor& starts, const Tensor& pairs, const Tensor& cuts,
+               int64_t out_features, int64_t block, const Tensor& slots);
 void csb_cuts(const Tensor& starts, const Tensor& columns, int64_t chunk, const Tensor& cuts);
 void csb_places(const Tensor& columns, const Tensor& starts, const Tensor& pairs,
                 const Tensor& cuts, int64_t out_features, int64_t chunk, int64_t block,
@@ -108,8 +111,12 @@ STABLE_TORCH_LIBRARY(sparsewright, m) {
       "padding_h, int padding_w, int dilation_h, int dilation_w, int groups, int isa) -> Tensor");
   m.def("csr_outer(Tensor dy, Tensor x, Tensor rows, Tensor columns, int isa) -> Tensor");
   m.def(
-      "csb_fill(Tensor values, Tensor? order, Tensor starts, Tensor pairs, Tensor cuts, int "
-      "out_features, int block) -> Tensor");
+      "csb_fill(Tensor values, Tensor starts, Tensor pairs, Tensor cuts, int out_features, int "
+      "block) -> Tensor");
+  m.def("take(Tensor values, Tensor order) -> Tensor");
+  m.def(
+      "csb_slots(Tensor order, Tensor starts, Tensor pairs, Tensor cuts, int out_features, int "
+      "block, Tensor(a!) slots) -> ()");
   m.def("csb_cuts(Tensor starts, Tensor columns, int chunk, Tensor(a!) cuts) -> ()");
   m.def(
       "csb_places(Tensor columns, Tensor starts, Tensor pairs, Tensor cuts, int out_features, int "
@@ -132,6 +139,8 @@ STABLE_TORCH_LIBRARY_IMPL(sparsewright, CPU, m) {
   m.impl("csb_conv2d_outer", TORCH_BOX(&sparsewright::csb_conv2d_outer));
   m.impl("csr_outer", TORCH_BOX(&sparsewright::csr_outer));
   m.impl("csb_fill", TORCH_BOX(&sparsewright::csb_fill));
+  m.impl("take", TORCH_BOX(&sparsewright::take));
+  m.impl("csb_slots", TORCH_BOX(&sparsewright::csb_slots));
   m.impl("csb_cuts", TORCH_BOX(&sparsewright::csb_cuts));
   m.impl("csb_places", TORCH_BOX(&sparsewright::csb_places));
   m.impl("csr_transpose", TORCH_BOX(&sparsewright::csr_transpose));

@@ -84,30 +84,59 @@ void over_rows(const Cells& w, const Write& write) {
 
 }  // namespace
 
-// values (nnz), order (nnz) or none -> (steps, 2), zeros in the padding. order: which of the values
-// each weight has, where they are those of another weight (a transposed one, or all of which this
-// is a part).
-Tensor csb_fill(const Tensor& values, const std::optional<Tensor>& order, const Tensor& starts,
-                const Tensor& pairs, const Tensor& cuts, int64_t out_features, int64_t block) {
+// values (nnz) -> (steps, 2), zeros in the padding.
+Tensor csb_fill(const Tensor& values, const Tensor& starts, const Tensor& pairs, const Tensor& cuts,
+                int64_t out_features, int64_t block) {
   const Cells w = cells_of(starts, pairs, cuts, out_features, block);
   const float* from = data<float>(values, "values", ScalarType::Float, "float32");
   const int64_t nnz = w.cuts[w.out * w.chunks];
-  SW_CHECK(order ? values.numel() >= nnz : values.numel() == nnz, "values must have ", nnz,
-           " entries; got ", values.numel());
+  SW_CHECK(values.numel() == nnz, "values must have ", nnz, " entries; got ", values.numel());
   const int64_t shape[] = {w.steps(), 2};
   Tensor output = new_output(shape, 2);
   float* to = static_cast<float*>(output.mutable_data_ptr());
-  const int32_t* of = order ? ints(*order, "order") : nullptr;
-  SW_CHECK(!order || order->numel() == nnz, "order must have ", nnz, " entries");
   over_rows(w, [=](int64_t place, int64_t steps, int64_t first, int64_t count, int64_t) {
     float* p = to + place;
-    if (of)
-      for (int64_t i = 0; i < count; ++i) p[2 * i] = from[of[first + i]];
-    else
-      for (int64_t i = 0; i < count; ++i) p[2 * i] = from[first + i];
+    for (int64_t i = 0; i < count; ++i) p[2 * i] = from[first + i];
     for (int64_t i = count; i < steps; ++i) p[2 * i] = 0.0f;
   });
   return output;
+}
+
+// values[order] in the shape of order, 0 where it is -1: the values of a weight whose order is that
+// of another one (a transposed one, or all of which this is a part).
+Tensor take(const Tensor& values, const Tensor& order) {
+  constexpr int64_t kAhead = 64;  // places lie far apart, and no CPU foresees them
+  const float* from = data<float>(values, "values", ScalarType::Float, "float32");
+  const int32_t* of = ints(order, "order");
+  const int64_t count = order.numel();
+  SW_CHECK(count == 0 || values.numel() > 0, "there are no values to take");
+  const auto sizes = order.sizes();
+  Tensor output = new_output(sizes.data(), sizes.size());
+  float* to = static_cast<float*>(output.mutable_data_ptr());
+  torch::stable::parallel_for(0, count, 4 * kGrain, [=](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      __builtin_prefetch(from + std::max(of[std::min(i + kAhead, count - 1)], 0));
+      const float v = from[std::max(of[i], 0)];
+      to[i] = of[i] < 0 ? 0.0f : v;
+    }
+  });
+  return output;
+}
+
+// order (nnz) as `take` wants it for csb's places -> slots (steps, 2), -1 in the padding.
+void csb_slots(const Tensor& order, const Tensor& starts, const Tensor& pairs, const Tensor& cuts,
+               int64_t out_features, int64_t block, const Tensor& slots) {
+  const Cells w = cells_of(starts, pairs, cuts, out_features, block);
+  const int32_t* from = ints(order, "order");
+  check_tensor(slots, "slots", ScalarType::Int, "int32");
+  SW_CHECK(slots.numel() == 2 * w.steps() && order.numel() == w.cuts[w.out * w.chunks],
+           "slots must have ", 2 * w.steps(), " entries and order ", w.cuts[w.out * w.chunks]);
+  int32_t* to = static_cast<int32_t*>(slots.mutable_data_ptr());
+  over_rows(w, [=](int64_t place, int64_t steps, int64_t first, int64_t count, int64_t) {
+    int32_t* p = to + place;
+    for (int64_t i = 0; i < count; ++i) p[2 * i] = from[first + i];
+    for (int64_t i = count; i < steps; ++i) p[2 * i] = -1;
+  });
 }
 
 // The place in its chunk of every weight of a topology, 255 in the padding -> places (steps, 2).

@@ -16,7 +16,7 @@ struct Row {
   explicit Row(const float* p) {
     for (int i = 0; i < V; ++i) v[i] = Simd::load(p + i * kW);
   }
-  Vec times(const float* x) const {
+  [[gnu::always_inline]] Vec times(const float* x) const {
     if constexpr (V >= 4) __asm__("" : "+r"(x));  // an index beside the base would cost each load
     Vec sum = Simd::mul(v[0], Simd::load(x));
     for (int i = 1; i < V; ++i) sum = Simd::fma(v[i], Simd::load(x + i * kW), sum);
@@ -24,10 +24,11 @@ struct Row {
   }
 };
 
-// kCount weights of a, b, a, b ...: eight or four.
+// kCount weights of a, b, a, b ...: eight or four. Inlined, or a and b would not stay in registers.
 template <int V, int kCount>
-void outer_places(const Row<V>& a, const Row<V>& b, const float* xa, const float* xb,
-                  const uint8_t* places, float* sums) {
+[[gnu::always_inline]] inline void outer_places(const Row<V>& a, const Row<V>& b, const float* xa,
+                                                const float* xb, const uint8_t* places,
+                                                float* sums) {
   constexpr int64_t width = V * kW;
   uint64_t eight = 0;  // places, by one load
   std::memcpy(&eight, places, kCount);

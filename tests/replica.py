@@ -23,18 +23,21 @@ METHODS = {
     "set": sw.SET(every=3, end=10, drop="magnitude"),
     "gse": sw.GSE(every=3, end=10),
     "gradual": sw.Gradual(every=3, end=10),
+    "seeded": sw.Static(),  # every process by a seed of its own
 }
 CASES = [f"{s} {m} told" for s in ("masked", "packed") for m in ("rigl", "set", "gse")]
 BEYOND_ONE = ["masked rigl wrapped", "packed rigl untold", "packed rigl wrapped"]
-BEYOND_ONE += ["packed gradual told"]
+BEYOND_ONE += ["packed gradual told", "packed seeded told"]
 """What means something with several processes only."""
 
 
 def run(rank: int, processes: int, storage: str, method: str, how: str) -> dict[str, Any]:
     """How a model ends that each process trains on its share of every batch, or why it cannot."""
-    torch.manual_seed(0)
+    torch.manual_seed(rank if method == "seeded" else 0)
     model: nn.Module = nn.Sequential(nn.Linear(16, 48), nn.ReLU(), nn.Linear(48, 8))
-    if storage == "packed":
+    if method == "seeded":
+        model = nn.Sequential(sw.nn.PackedLinear(16, 8, sparsity=0.5))
+    elif storage == "packed":
         sw.pack(model)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     trained = DistributedDataParallel(model) if how == "wrapped" else model

@@ -58,6 +58,7 @@ def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> typ
     cells = request.param == "cells"
     monkeypatch.setattr(packed_forms, "LEAST", 0 if cells else 10**9)
     monkeypatch.setattr(packed_forms, "WASTE", 1.0)
+    monkeypatch.setattr(packed_forms, "NEAR", 0)
     return packed_forms.ByCells if cells else packed_forms.ByRows
 
 
@@ -121,6 +122,14 @@ def test_products_equal_the_specification(isa: str, form: type, shape: tuple[int
 def test_no_weights_at_all(isa: str, form: type) -> None:
     for batch in BATCHES:
         check_linear(scattered((5, 9), 0.0), batch, bias=True)
+
+
+def test_gradients_of_few_columns_are_taken_row_by_row(isa: str) -> None:
+    topology = scattered((130, 300), 0.3)
+    check_linear(topology, 70)
+    cells = topology.derived(packed_forms.forward)
+    assert isinstance(cells, packed_forms.ByCells)
+    assert isinstance(cells.near, packed_forms.ByRows)
 
 
 def test_rows_without_weights_and_full_ones(isa: str, form: type) -> None:

@@ -56,6 +56,7 @@ def test_masked_weights_may_be_wrapped_first(runs):
     [
         ("packed rigl untold", "must be averaged over the 2 processes of this run"),
         ("packed rigl wrapped", "attach first, with process_group, and wrap the model afterwards"),
+        ("packed seeded told", "process 1 holds the weight at other places than process 0"),
         ("packed gradual told", "a method that keeps the number of weights"),
     ],
 )

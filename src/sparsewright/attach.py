@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from .core import Allocate, Method, Pattern
 from .initialise import Init
 from .methods import as_method
+from .nn import check_replicas
 from .replicas import Group
 from .scores import as_score
 from .selection import Overrides, Skip, select_layers
@@ -76,6 +77,8 @@ def attach(
     sparse = Sparsifier(model, optimizers, bound, layers, left_dense, sparsity, process_group)
     try:
         sparse._begin(init)
+        if sparse.replicas.group is not None:
+            check_replicas(model, sparse.replicas.group)
     except BaseException:  # whatever went wrong, no hook stays behind
         sparse.detach()
         raise

@@ -27,11 +27,12 @@ def reset_state(optimizer: Optimizer, weight: Tensor, where: Tensor) -> None:
         slot.masked_fill_(where, fresh.get(name, 0.0))
 
 
-def move_state(optimizer: Optimizer, weight: Tensor, old: Tensor, places: Tensor) -> None:
+def move_state(optimizer: Optimizer, weight: Tensor, old: Tensor, left: Tensor) -> None:
     """Give the state of a packed weight the order that its values take next.
 
-    old: bool, one entry per value to come, whether it was there before; places: where those were.
-    The others get the state of a first step. Call it before the weight changes its size.
+    old: bool, one entry per value to come, whether it was there before; left: bool, one entry per
+    value that there was, whether it stays. The others get the state of a first step. Call it before the
+    weight changes its size.
     StateError for state that lies neither entry by entry nor as one number (LBFGS's history).
     """
     state = optimizer.state.get(weight)
@@ -49,7 +50,7 @@ def move_state(optimizer: Optimizer, weight: Tensor, old: Tensor, places: Tensor
     fresh = _starting_values(optimizer, weight) if slots else {}
     for name, slot in slots.items():
         moved = slot.new_full((len(old),), fresh.get(name, 0.0))
-        moved[old] = slot[places]
+        moved[old] = slot[left]
         state[name] = moved
 
 

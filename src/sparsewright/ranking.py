@@ -156,21 +156,25 @@ def _best_of_one_group(
 ) -> Tensor:
     """The best `count` units seen so far, while tiles pass by."""
     device = kept.device
-    best, units = torch.empty(0, device=device), torch.empty(0, dtype=torch.int64, device=device)
-    base, least = 0, None
+    best = [torch.empty(0, device=device)]
+    units = [torch.empty(0, dtype=torch.int64, device=device)]
+    base, found, least = 0, 0, None
     for scores in _tile_scores(layer, score):
         marked = _marked(scores, base, kept, last)
         candidate = marked != torch.inf
         if least is not None:  # what is no better than all of the best comes too late
             candidate &= marked > least
         at = candidate.nonzero().squeeze(1)
-        best, units = torch.cat([best, marked[at]]), torch.cat([units, at + base])
+        best.append(marked[at])
+        units.append(at.add_(base))
+        found += len(at)
         base += len(scores)
-        if len(best) > 2 * count or (base == layer.units and len(best) > count):
-            stay = keep_best(best.view(1, -1), count).view(-1)
-            best, units = best[stay], units[stay]
-            least = best.min() if count else None
-    return units
+        if found > 2 * count or (base == layer.units and found > count):
+            together = torch.cat(best)
+            stay = keep_best(together.view(1, -1), count).view(-1)
+            best, units, found = [together[stay]], [torch.cat(units)[stay]], count
+            least = best[0].min() if count else None
+    return torch.cat(units)
 
 
 def _marked(scores: Tensor, base: int, kept: Tensor, last: Tensor) -> Tensor:

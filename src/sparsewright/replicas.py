@@ -33,6 +33,11 @@ class Replicas:
             group = model.process_group
         self._group = group
 
+    @property
+    def group(self) -> distributed.ProcessGroup | None:
+        """The processes that train together, where there are several and it is known which."""
+        return self._group or None if self._several() else None
+
     @torch.no_grad()
     def average(self, gradient: Tensor) -> Tensor:
         """The mean over all replicas, in place; StateError if nothing says which those are."""

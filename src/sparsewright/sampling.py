@@ -63,6 +63,23 @@ def is_in(values: Tensor, ascending: Tensor) -> Tensor:
     return ascending[at] == values
 
 
+def merged(a: Tensor, b: Tensor) -> Tensor:
+    """Two ascending runs of numbers, 0 or more and none in both, as one.
+
+    >>> merged(torch.tensor([1, 4]), torch.tensor([2]))
+    tensor([1, 2, 4])
+    """
+    if not len(a) or not len(b):
+        return b if not len(a) else a
+    end = 1 + max(int(a[-1]), int(b[-1]))
+    if end > TABLE * (len(a) + len(b)):
+        return torch.cat([a, b]).sort().values
+    table = torch.zeros(end, dtype=torch.bool, device=a.device)
+    table[a] = True
+    table[b] = True
+    return table.nonzero().squeeze(1)
+
+
 def _by_keys(
     groups: int, units: int, counts: Tensor, taken: Tensor, generator: torch.Generator
 ) -> Tensor:

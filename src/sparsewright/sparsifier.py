@@ -45,7 +45,7 @@ class Sparsifier:
     """Masks of a model in training; made by `attach`.
 
     layers: the sparse weights, in the model's order. changes: every mask move so far in this
-    process, oldest first.
+    process, oldest first. replicas: the processes that train this model together.
     """
 
     def __init__(
@@ -67,7 +67,8 @@ class Sparsifier:
         self._steps = [0] * len(self._optimizers)
         self._of_optimizer = self._assign(model)
         self._held: dict[int, Withheld] = {}
-        self._handles = self._hook(Replicas(model, process_group))
+        self.replicas = Replicas(model, process_group)
+        self._handles = self._hook()
         self._attached = True
 
     # what the user calls
@@ -173,12 +174,12 @@ class Sparsifier:
             )
         return [owner.get(id(layer.weight), 0) for layer in self.layers]
 
-    def _hook(self, replicas: Replicas) -> list[Any]:
+    def _hook(self) -> list[Any]:
         handles: list[Any] = []
         for index, layer in enumerate(self.layers):
             if layer.weight.requires_grad:
                 try:
-                    handles.append(layer.storage.watch(self._wants(index), replicas))
+                    handles.append(layer.storage.watch(self._wants(index), self.replicas))
                 except StateError as error:
                     for handle in handles:
                         handle.remove()
@@ -274,13 +275,13 @@ class Sparsifier:
         if wish is None:
             return
         update = wish if isinstance(wish, Update) else Update(wish)
-        before, units = layer.present_units, as_units(layer, update.units)
-        new = ~is_in(units, before)
-        fresh = new if update.fresh is None else new | is_in(units, as_units(layer, update.fresh))
-        optimizer = self._optimizers[index]
-        layer.storage.move(units, units[fresh], update.values, optimizer)
-        grown = int(new.sum())
-        dropped = len(before) - len(units) + grown
+        count, units = layer.storage.count(), as_units(layer, update.units)
+        fresh = ~is_in(units, layer.present_units)
+        grown = int(fresh.sum())
+        if update.fresh is not None:
+            fresh |= is_in(units, as_units(layer, update.fresh))
+        layer.storage.move(units, units[fresh], update.values, self._optimizers[index])
+        dropped = count - len(units) + grown
         moved = dropped * layer.unit_size, grown * layer.unit_size
         self.changes.append(Change(step, layer.name, *moved))
 

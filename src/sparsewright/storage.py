@@ -21,7 +21,7 @@ from .patterns import places_of, row_step, units_of
 from .replicas import Replicas
 from .sampling import is_in
 
-TILE = 2**20
+TILE = 2**17
 """Weights looked at together when the absent ones are scored."""
 
 
@@ -286,11 +286,11 @@ class PackedStorage:
             return
         self._check_size(len(places), training=False)
         stays = is_in(places, before)
-        at = is_in(before, places).nonzero().squeeze(1)
+        left = is_in(before, places)
         values = self.weight.new_zeros(len(places))
-        values[stays] = self.weight[at]
+        values[stays] = self.weight[left]
         if optimizer is not None:
-            move_state(optimizer, self.weight, stays, at)
+            move_state(optimizer, self.weight, stays, left)
         self.module.move(places, values)
 
     @torch.no_grad()
@@ -302,17 +302,18 @@ class PackedStorage:
         born = places_of(self.pattern, fresh, self.shape)
         old = is_in(places, before)
         old[torch.searchsorted(places, born)] = False
-        at = is_in(before, places[old]).nonzero().squeeze(1)
+        left = is_in(before, places[old])
+        del before
         new_values = self.weight.new_zeros(len(places))
-        new_values[old] = self.weight[at]
+        new_values[old] = self.weight[left]
         if values is not None:
             new_values[torch.searchsorted(places, born)] = values.to(new_values)
         gradient = self.weight.grad
         if gradient is not None:
             moved = gradient.new_zeros(len(places))
-            moved[old] = gradient[at]
+            moved[old] = gradient[left]
             gradient = moved
-        move_state(optimizer, self.weight, old, at)
+        move_state(optimizer, self.weight, old, left)
         self.module.move(places, new_values)
         self.weight.grad = gradient
 

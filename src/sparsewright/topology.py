@@ -64,12 +64,10 @@ class Topology:
             )
         if bool((places[1:] <= places[:-1]).any()):
             raise LayoutError("places must ascend, none twice")
-        row = torch.div(places, max(1, width), rounding_mode="floor")
-        counts = torch.bincount(row, minlength=rows)
-        starts = torch.zeros(rows + 1, dtype=torch.int64, device=places.device)
-        torch.cumsum(counts, 0, out=starts[1:])
         narrow = torch.uint16 if width <= NARROW else torch.int32
-        return cls((rows, width), starts, (places - row * width).to(narrow))
+        columns = torch.remainder(places, max(1, width)).to(narrow)
+        ends = torch.arange(rows + 1, device=places.device) * width
+        return cls((rows, width), torch.searchsorted(places, ends), columns)
 
     @classmethod
     def from_starts(cls, starts: Tensor, columns: Tensor, shape: tuple[int, int]) -> Topology:

@@ -138,9 +138,9 @@ def _there() -> bool:
     library.warn_if_missing()
     if library.LIBRARY.path is None:
         return False
-    if not hasattr(torch.ops.sparsewright, "csb_outer"):
+    if not hasattr(torch.ops.sparsewright, "csb_slots"):
         raise KernelError(
-            f"the compiled library {library.LIBRARY.path} has no csb_outer: it is older than this "
+            f"the compiled library {library.LIBRARY.path} has no csb_slots: it is older than this "
             "package; build it anew"
         )
     return True

@@ -103,12 +103,8 @@ class InputGradient:
         row, column = topology.rows(), topology.columns.long()
         channel = column // conv.places + row // max(1, share) * depth
         y, x = column // conv.kernel[1] % conv.kernel[0], column % conv.kernel[1]
-        vertical, horizontal = (
-            taps_of(
-                *(numbers[i] for numbers in (conv.kernel, conv.stride, conv.padding, conv.dilation))
-            )
-            for i in (0, 1)
-        )
+        axes = zip(conv.kernel, conv.stride, conv.padding, conv.dilation, strict=True)
+        vertical, horizontal = (taps_of(*numbers) for numbers in axes)
         phases = []
         for v in vertical:
             for h in horizontal:
@@ -146,15 +142,16 @@ class Phases:
 
     def of(self, dy: Tensor, values: Tensor, shape: Sequence[int]) -> Tensor:
         """dy (N, out, H', W'), values in the order of W's topology -> dx of `shape`."""
-        if self.conv.stride == (1, 1) and len(self.phases) == 1:
-            whole = self.phases[0].of(dy, values, self.conv, shape[2:])
-            return dy.new_zeros(shape) if whole is None else whole
-        dx = dy.new_zeros(shape)
-        down, right = self.conv.stride
-        for phase in self.phases:
-            part = phase.of(dy, values, self.conv, shape[2:])
-            if part is not None:
-                dx[:, :, phase.vertical.phase :: down, phase.horizontal.phase :: right] = part
+        size, stride = shape[2:], self.conv.stride
+        parts = [(phase, phase.of(dy, values, self.conv, size)) for phase in self.phases]
+        some = [(phase, part) for phase, part in parts if part is not None]
+        if stride == (1, 1) and some:
+            return some[0][1]
+        every = len(some) == stride[0] * stride[1]  # of the positions: none is left to be 0
+        dx = dy.new_empty(shape) if every else dy.new_zeros(shape)
+        for phase, part in some:
+            rows = slice(phase.vertical.phase, None, stride[0])
+            dx[:, :, rows, phase.horizontal.phase :: stride[1]] = part
         return dx
 
 

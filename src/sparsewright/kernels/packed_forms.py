@@ -17,8 +17,10 @@ from .library import BEST
 
 ISA = BEST
 """The instruction set that all forms ask for; tests set others."""
-LEAST = 8
+LEAST = 10
 """Fewest weights, on average, of a row in a chunk of columns for which cells pay."""
+NEAR = 1024
+"""Most columns whose activations are near enough for gradients to be taken row by row."""
 
 
 def _ops() -> Any:
@@ -42,7 +44,7 @@ class ByRows:
     def linear(self, x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
         """x (..., in) -> (..., out)."""
         if self.order is not None:
-            values = values.index_select(0, self.order)
+            values = _ops().take(values, self.order)
         return _ops().csr_linear(x, self.rows, self.columns, values, None, bias, 0, ISA)
 
     def outer(self, dy: Tensor, x: Tensor) -> Tensor:
@@ -53,28 +55,41 @@ class ByRows:
 class ByCells:
     """Blocks of rows by chunks of columns (layout csb), filled with values at every call.
 
-    cuts: (out * chunks + 1) int32, where the weights of every row and chunk begin; `order` as that
-    of ByRows.
+    cuts: (out * chunks + 1) int32, where the weights of every row and chunk begin. With an `order`
+    as that of ByRows, slots instead: (steps, 2) int32, which weight of W lies there, -1 for none.
     """
 
     def __init__(self, topology: Topology, cuts: Tensor, pairs: Pairs, order: Tensor | None = None):
         self.out = topology.shape[0]
         self.chunk, self.block = sizes(topology.shape)
-        self.cuts, self.order = cuts, order
         self.starts, self.pairs = pairs.starts(), pairs.coded()
         self.places = torch.empty(int(self.starts[-1, 1]), 2, dtype=torch.uint8)
-        own = (self.starts, self.pairs, self.cuts, self.out)
+        own = (self.starts, self.pairs, cuts, self.out)
         _ops().csb_places(topology.columns, *own, self.chunk, self.block, self.places)
+        self.cuts: Tensor | None = None
+        self.slots: Tensor | None = None
+        self.near: ByRows | None = None
+        if order is None:
+            self.cuts = cuts
+            self.near = ByRows(topology) if topology.shape[1] <= NEAR else None
+        else:
+            self.slots = torch.empty(self.places.shape, dtype=torch.int32)
+            _ops().csb_slots(order, *own, self.block, self.slots)
 
     def tensors(self) -> list[Tensor]:
         """What it holds beside W's topology."""
-        held = [self.cuts, self.starts, self.pairs, self.places]
-        return [*held, *([] if self.order is None else [self.order])]
+        near = [] if self.near is None else self.near.tensors()
+        either = [t for t in (self.cuts, self.slots) if t is not None]
+        return [self.starts, self.pairs, self.places, *either, *near]
 
     def filled(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The tensors of layout csb, with these values."""
-        own = (self.starts, self.pairs, self.cuts, self.out, self.block)
-        return self.starts, self.pairs, self.places, _ops().csb_fill(values, self.order, *own)
+        if self.slots is not None:
+            full = _ops().take(values, self.slots)
+        else:
+            own = (self.starts, self.pairs, self.cuts, self.out, self.block)
+            full = _ops().csb_fill(values, *own)
+        return self.starts, self.pairs, self.places, full
 
     def linear(self, x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
         """x (..., in) -> (..., out)."""
@@ -82,7 +97,9 @@ class ByCells:
         return _ops().csb_linear(x, *self.filled(values), None, bias, *numbers)
 
     def outer(self, dy: Tensor, x: Tensor) -> Tensor:
-        """dy (..., out), x (..., in) -> (nnz), in this topology's order."""
+        """dy (..., out), x (..., in) -> (nnz); for a topology without `order`."""
+        if self.near is not None:
+            return self.near.outer(dy, x)
         own = (self.starts, self.pairs, self.places, self.cuts)
         return _ops().csb_outer(dy, x, *own, self.chunk, self.block, ISA)
 

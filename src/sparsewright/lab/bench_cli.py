@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
 from ..layouts import FP32, VALUES
-
-PYTHON = "SPARSEWRIGHT_DEEPSPARSE"
-PAGE = Path("docs/performance.md")
+from .bench_flags import PAGE, common_flags
+from .bench_train_cli import add_training
 
 
 def add_bench(commands: Any, command: Callable[..., Any]) -> None:
-    """Put `bench layer`, `model`, `scaling` and `page` under `commands`, made by `command`."""
+    """Put `bench layer`, `model`, ... and `page` under `commands`, each made by `command`."""
     bench = commands.add_parser("bench", help="measure against every other way on this CPU")
     parts = bench.add_subparsers(metavar="WHAT", required=True)
     add = command(
@@ -31,7 +29,7 @@ def add_bench(commands: Any, command: Callable[..., Any]) -> None:
     )
     _shapes(add, "+", "five shapes")
     _values(add)
-    _common(add)
+    common_flags(add)
     add = command(
         parts,
         "model",
@@ -41,7 +39,7 @@ def add_bench(commands: Any, command: Callable[..., Any]) -> None:
     )
     _models(add, None)
     _values(add)
-    _common(add)
+    common_flags(add)
     add = command(
         parts,
         "scaling",
@@ -52,7 +50,8 @@ def add_bench(commands: Any, command: Callable[..., Any]) -> None:
     )
     _shapes(add, "*", "three shapes; none after the flag: no layer")
     _models(add, "mlp resnet50; none after the flag: no model")
-    _common(add, threads=(), default="1 2 3 4, then doubled, all")
+    common_flags(add, threads=(), default="1 2 3 4, then doubled, all")
+    add_training(parts, command, _written, _settings)
     add = command(
         parts,
         "page",
@@ -90,66 +89,6 @@ def _values(add: Any) -> None:
         default=[FP32],
         help="how ours store packed weights, which all but fp32 (default) round; peers keep fp32",
     )
-
-
-def _common(add: Any, threads: Sequence[int] = (1, 0), default: str = "1 all") -> None:
-    add.add_argument(
-        "--pattern",
-        nargs="+",
-        default=["unstructured"],
-        help="such as unstructured 3:32 2:4 fan_in block:16x1",
-    )
-    add.add_argument("--sparsity", nargs="+", type=_sparsity, default=[0.9], metavar="S")
-    add.add_argument("--batch", nargs="+", type=_positive, metavar="N", help="batch sizes")
-    add.add_argument(
-        "--threads",
-        nargs="+",
-        type=_threads,
-        default=threads,
-        metavar="N",
-        help=f"numbers of threads, or all (default: {default})",
-    )
-    add.add_argument("--only", nargs="+", default=(), metavar="TEXT", help="cells whose names hold")
-    add.add_argument("--peers", nargs="*", metavar="NAME", help="these peers only")
-    add.add_argument("--seconds", type=float, default=0.0, help="of timing for each cell, at least")
-    add.add_argument("--rounds", type=_positive, help="of timing for each cell, at least")
-    add.add_argument("--compile", action="store_true", help="also time torch.compile")
-    add.add_argument(
-        "--deepsparse-python",
-        default=os.environ.get(PYTHON),
-        metavar="PATH",
-        help=f"a Python that has DeepSparse (default: {PYTHON}); its figures are only printed",
-    )
-    add.add_argument("--out", type=Path, help="folder for the JSON file; none: it is not written")
-    add.add_argument("--part", action="store_true", help=argparse.SUPPRESS)  # of `bench scaling`
-    add.add_argument(
-        "--docs",
-        type=Path,
-        nargs="?",
-        const=PAGE,
-        metavar="PAGE",
-        help=f"also write the page, from all files in --out (default: {PAGE})",
-    )
-
-
-def _threads(text: str) -> int:
-    return 0 if text == "all" else _positive(text)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number, 1 or more; got {text!r}")
-    return int(text)
-
-
-def _sparsity(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"a sparsity must be in [0, 1); got {text!r}")
-    return value
 
 
 def run_layer(args: argparse.Namespace) -> None:

@@ -19,6 +19,7 @@ from . import bench_speedup
 from .bench_cell import DENSE, OURS, PEER, best
 from .bench_run import is_bench, read
 from .bench_table import duration, roof_line, times, title, zeros
+from .bench_train_page import FIGURES, STEP, figures, memory_lines, scale_lines, step_lines
 
 NOTES_SUFFIX = "-notes.json"
 UNEXPLAINED = "not yet explained"
@@ -45,12 +46,16 @@ LEFT = 2  # columns of words; the others are figures
 
 
 def write_page(files: Iterable[Path], page: Path) -> Path:
-    """Write the page from bench files; JSON files of other commands are passed over.
+    """Write the page from bench files, and its plots beside it; other JSON files are passed over.
 
     ConfigError if a file cannot be read, or the notes beside the page are not in their form.
     """
     runs = [read(path) for path in sorted(set(files)) if is_bench(path)]
-    page.parent.mkdir(parents=True, exist_ok=True)
+    folder = page.parent / FIGURES
+    drawn = figures(runs)
+    (folder if drawn else page.parent).mkdir(parents=True, exist_ok=True)
+    for name, svg in drawn.items():
+        write_text(folder / name, svg)
     write_text(page, page_text(runs, read_notes(page.with_name(page.stem + NOTES_SUFFIX))))
     return page
 
@@ -85,7 +90,8 @@ def page_text(runs: Sequence[Data], notes: Sequence[Note]) -> str:
 
 def stale(runs: Sequence[Data], notes: Sequence[Note]) -> list[Note]:
     """The reasons that no cell has: what they explain is no more, or an earlier one comes first."""
-    titles = [title(cell) for run in runs for cell in run["cells"] if behind(cell) is not None]
+    cells = [cell for run in runs for cell in run["cells"] if "workload" in cell]
+    titles = [title(cell) for cell in cells if behind(cell) is not None]
     used = {place for cell in titles if (place := _place(cell, notes)) is not None}
     return [note for place, note in enumerate(notes) if place not in used]
 
@@ -115,13 +121,26 @@ def _scaling_table(run: Data, heading: str, notes: Sequence[Note]) -> list[str]:
     return ["", SCALING, "", *table, "", *_behind_lines(run["cells"], notes)]
 
 
+def _training(run: Data, heading: str, notes: Sequence[Note]) -> list[str]:
+    return ["", STEP, *_tables(run, heading, notes), *step_lines(run)]
+
+
+def _memory(run: Data, heading: str, notes: Sequence[Note]) -> list[str]:
+    return memory_lines(run, _table)
+
+
+def _scale(run: Data, heading: str, notes: Sequence[Note]) -> list[str]:
+    return scale_lines(run, _table)
+
+
 KINDS = {"layer": ("Layers", _tables), "model": ("Models", _tables)}
-KINDS["scaling"] = ("Threads", _scaling_table)
+KINDS |= {"scaling": ("Threads", _scaling_table), "train": ("Training", _training)}
+KINDS |= {"memory": ("Memory of training", _memory), "scale": ("Training at scale", _scale)}
 """Kind of a run -> its heading, and what writes its tables."""
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    ruler = ["---"] * LEFT + ["--:"] * (len(columns) - LEFT)
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = LEFT) -> list[str]:
+    ruler = ["---"] * left + ["--:"] * (len(columns) - left)
     return [_row(columns), _row(ruler), *map(_row, rows)]
 
 

@@ -23,9 +23,9 @@ LOSS_TOLERANCE = 1e-4
 """Of the loss in float64: sums in float32, in any order, through all layers."""
 TOLERANCE = 1e-2
 """Of the norm of each parameter's gradient in float64. Where a neuron's input is within rounding of
-0, two right ways may disagree whether its ReLU is open, and then one example's share of its gradient
-is there or not: some 1e-3 of the norm in a million of such inputs. That kernels are right to the
-last bits is for the tests; this sees that a way trains the same network."""
+0, two right ways may disagree whether its ReLU is open, and then one example's share of its
+gradient is there or not: some 1e-3 of the norm in a million of such inputs. That kernels are right
+to the last bits is for the tests; this sees that a way trains the same network."""
 NUMBERS = 7
 """Floats that AdamW moves for each trained number: it reads weight, gradient and two moments, and
 writes three of them."""

@@ -86,6 +86,7 @@ def run_train(cells: Iterable[TrainCell], settings: Settings, out: Path | None) 
     names = list(settings.peers) if settings.peers is not None else TRAIN_WAYS.names()
     for name in names:
         TRAIN_WAYS[name]  # an unknown one is named before anything is measured
+
     def measure(cell: TrainCell, roof: Roofline) -> dict[str, Any]:
         return measure_step(
             cell.task(), names, roof, seconds=settings.seconds, rounds=settings.rounds

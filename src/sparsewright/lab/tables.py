@@ -24,6 +24,7 @@ from .bench_models import MODELS as BENCH_MODELS
 from .data import DATA, find
 from .models import MODELS
 from .recipe import OPTIMIZERS
+from .train_ways import TRAIN_WAYS
 
 TABLES: tuple[Table[Any], ...] = (
     METHODS,
@@ -38,6 +39,7 @@ TABLES: tuple[Table[Any], ...] = (
     OPTIMIZERS,
     PEERS,
     BENCH_MODELS,
+    TRAIN_WAYS,
 )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..core import Layer, Schedule, Score, Update
 from ..errors import ConfigError, UnknownNameError
 from ..ranking import best_absent, best_candidates, survivors
-from ..sampling import is_in
+from ..sampling import is_in, merged
 
 Grown = Literal["zero", "normal"]
 Regrown = Literal["keep", "reset"]
@@ -56,9 +56,10 @@ def drop_and_grow(
         grown_units = best_absent(layer, grow, kept, last=gone if exclude_dropped else gone[:0])
     else:
         grown_units = best_candidates(layer, grow, kept, sample)
-    units = torch.cat([kept, grown_units]).sort().values
     anew = grown_units if regrown == "reset" else grown_units[~is_in(grown_units, present)]
-    return Update(units, anew, _starting_values(layer, grown, len(anew)))
+    del present
+    values = _starting_values(layer, grown, len(anew))
+    return Update(merged(kept, grown_units), anew, values)
 
 
 def check_fraction(place: str, fraction: float | Schedule) -> None:

@@ -13,7 +13,7 @@ from .packed_linear import PackedLinear
 from .prepacked import Prepacked
 from .prepacked_conv import PrepackedConv1d, PrepackedConv2d
 from .prepacked_linear import PrepackedLinear
-from .replicas import check_replicas
+from .same_places import check_replicas
 
 __all__ = [
     "KINDS",

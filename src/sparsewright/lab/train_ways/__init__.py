@@ -96,9 +96,7 @@ def trainer(task: Task, model: nn.Module, optimizer: Optimizer, **more: Any) -> 
     return Trainer(model, weights, optimizer, task.x, task.y, **more)
 
 
-def replace_linears(
-    task: Task, make: Callable[[nn.Linear, Tensor], nn.Module]
-) -> nn.Module | str:
+def replace_linears(task: Task, make: Callable[[nn.Linear, Tensor], nn.Module]) -> nn.Module | str:
     """A copy of the model with every Linear replaced by make(linear, mask); or why not."""
     model = task.copy()
     others = [n for n in task.masks if type(model.get_submodule(n)) is not nn.Linear]

@@ -97,7 +97,17 @@ def _words(task: Task, dense: dict[str, str]) -> str:
     names: dict[str, list[str]] = {}
     for name, reason in dense.items():
         names.setdefault(reason, []).append(name)
-    return "; ".join(f"{', '.join(some)} ({reason})" for reason, some in names.items())
+    return "; ".join(f"{_few(some)} ({reason})" for reason, some in names.items())
+
+
+def _few(names: list[str]) -> str:
+    """
+    >>> _few(["a", "b", "c", "d"])
+    'a, b and 2 more'
+    """
+    return (
+        ", ".join(names) if len(names) < 4 else f"{names[0]}, {names[1]} and {len(names) - 2} more"
+    )
 
 
 about = "packed where a layer alone is faster so, dense under its mask elsewhere"

@@ -18,8 +18,8 @@ def _build(task: Task) -> Trainer | str:
         kind = importlib.import_module("sparseprop.modules.linear").SparseLinear
     except ImportError as error:
         return (
-            f"{error.name or 'sparseprop'} is not installed (pip install pybind11, then pip install "
-            "--no-build-isolation --no-deps sparseprop; and scipy)"
+            f"{error.name or 'sparseprop'} is not installed (pip install pybind11 scipy, then pip "
+            "install --no-build-isolation --no-deps sparseprop)"
         )
     # It has no switch for its threads: they are those of the OpenMP that it is linked with.
     ctypes.CDLL("libgomp.so.1").omp_set_num_threads(torch.get_num_threads())
