@@ -196,6 +196,11 @@ def test_what_stays_whole_or_is_skipped_is_not_packed(tmp_path: Path) -> None:
     state = RunFolder(run).load_checkpoint()["model"]
     assert [name for name in state if name.endswith(".starts")] == ["fc2.starts"]
     assert read_trained(run).model.fc2.weight.shape == (32, 64)
+    by_erk = train(
+        sparse(widths="64-256-10", sparsity=0.5, epochs=1, storage="packed"), run, force=True
+    )
+    whole = [row["name"] for row in ended(by_erk)["rows"] if row["present"] == row["total"]]
+    assert (whole, ended(by_erk)["packed"]) == (["head"], ["fc1"])
 
 
 @pytest.mark.parametrize("storage", ["dense", "masked", "packed"])
