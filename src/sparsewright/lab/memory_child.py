@@ -49,8 +49,8 @@ class Asked:
 @dataclass(frozen=True)
 class Found:
     """Bytes above those before the network was there: most while it was built, most while it was
-    trained, and at the end, with gradients, once the allocator gave back what it kept for later.
-    nnz: weights present at the end."""
+    trained, and at the end, with gradients. Between the three the allocator gives back what it
+    kept for later; inside each it does as it likes. nnz: weights present at the end."""
 
     building: int
     training: int
@@ -131,7 +131,11 @@ def _train(asked: Asked) -> tuple[int, int, object]:
             model, optimizer, method=method, sparsity=asked.sparsity, allocate="uniform_all"
         )
     building = resident("VmHWM")
+<<<<<<< HEAD
     give_back()  # what building has freed is no need of training's
+=======
+    give_back()
+>>>>>>> kb
     reset_peak()
     x = torch.randn(asked.batch, asked.widths[0])
     y = torch.randint(asked.widths[-1], (asked.batch,))
