@@ -131,11 +131,7 @@ def _train(asked: Asked) -> tuple[int, int, object]:
             model, optimizer, method=method, sparsity=asked.sparsity, allocate="uniform_all"
         )
     building = resident("VmHWM")
-<<<<<<< HEAD
     give_back()  # what building has freed is no need of training's
-=======
-    give_back()
->>>>>>> kb
     reset_peak()
     x = torch.randn(asked.batch, asked.widths[0])
     y = torch.randint(asked.widths[-1], (asked.batch,))
