@@ -23,7 +23,7 @@ from ..scores import SCORES
 from .bench_models import MODELS as BENCH_MODELS
 from .data import DATA, find
 from .models import MODELS
-from .recipe import OPTIMIZERS
+from .recipe import OPTIMIZERS, STORAGES
 from .train_ways import TRAIN_WAYS
 
 TABLES: tuple[Table[Any], ...] = (
@@ -37,6 +37,7 @@ TABLES: tuple[Table[Any], ...] = (
     MODELS,
     DATA,
     OPTIMIZERS,
+    STORAGES,
     PEERS,
     BENCH_MODELS,
     TRAIN_WAYS,
