@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from sparsewright.core import Layer, Packed, find_weights, keep_best
+from sparsewright.core import Layer, Packed, keep_best
 from sparsewright.patterns import as_pattern
 from sparsewright.storage import MaskedStorage
+from sparsewright.weights import find_weights
 
 
 def test_keep_best_lets_the_first_of_equals_win():

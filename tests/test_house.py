@@ -136,7 +136,18 @@ def test_import_is_light() -> None:
 
 FLOORS = {
     **dict.fromkeys(
-        ("core", "registry", "errors", "files", "topology", "sampling", "watch", "replicas"), 0
+        (
+            "core",
+            "registry",
+            "errors",
+            "files",
+            "topology",
+            "weights",
+            "sampling",
+            "watch",
+            "replicas",
+        ),
+        0,
     ),
     **dict.fromkeys(("patterns", "scores", "allocate", "budget", "schedules"), 1),
     **dict.fromkeys(("layouts", "kernels", "initialise", "connectivity"), 1),

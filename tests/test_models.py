@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sparsewright.core import find_weights
 from sparsewright.errors import ConfigError, UnknownNameError
 from sparsewright.lab.models import MODELS, build, parse_widths
+from sparsewright.weights import find_weights
 
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32)]
 

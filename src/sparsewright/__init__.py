@@ -10,18 +10,7 @@ from . import nn, schedules
 from .allocate import ER, ERK, LAMP, Global, Uniform
 from .artifact import load, save
 from .attach import attach
-from .core import (
-    Allocate,
-    Layer,
-    Method,
-    Packed,
-    Pattern,
-    Schedule,
-    Score,
-    Update,
-    find_weights,
-    keep_best,
-)
+from .core import Allocate, Layer, Method, Packed, Pattern, Schedule, Score, Update, keep_best
 from .deploy import Deployed, deploy
 from .errors import (
     ArtifactError,
@@ -51,6 +40,7 @@ from .plan import LayerPlan, Plan
 from .prune import prune
 from .sparsifier import Change, Sparsifier
 from .summary import Summary
+from .weights import find_weights
 
 __version__ = "0.1.0"
 

@@ -12,7 +12,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from . import plan_cache
-from .core import find_weights
 from .errors import ArtifactError, KernelError
 from .graph import Graph, export
 from .measure.dense import relative_error
@@ -21,6 +20,7 @@ from .pieces import CLOSE, MISS, sizes, time_runs
 from .plan import LayerPlan, Pieces, Plan
 from .program import Program, hooks_of, program_of, rows, same_outputs
 from .serve import Seen, Wishes, record, repeat, serve
+from .weights import find_weights
 
 TOLERANCE = 1e-3
 """Of the model's largest output, between the deployed model and the original, and between a batch

@@ -31,9 +31,9 @@ def move_state(optimizer: Optimizer, weight: Tensor, old: Tensor, left: Tensor) 
     """Give the state of a packed weight the order that its values take next.
 
     old: bool, one entry per value to come, whether it was there before; left: bool, one entry per
-    value that there was, whether it stays. The others get the state of a first step. Call it before the
-    weight changes its size.
-    StateError for state that lies neither entry by entry nor as one number (LBFGS's history).
+    value that there was, whether it stays. The others get the state of a first step. Call it before
+    the weight changes its size. StateError for state that lies neither entry by entry nor as one
+    number (LBFGS's history).
     """
     state = optimizer.state.get(weight)
     if not state:

@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .core import Weight, find_weights, is_packed
 from .errors import KernelError, SparsityWarning, StateError, UnknownNameError
 from .nn import PackedConv1d, PackedConv2d, PackedEmbedding, PackedLinear, PackedModule
 from .selection import Skip, skipped
+from .weights import Weight, find_weights, is_packed
 
 KINDS: dict[type[nn.Module], type[PackedModule]] = {
     kind.kind: kind for kind in (PackedLinear, PackedConv1d, PackedConv2d, PackedEmbedding)

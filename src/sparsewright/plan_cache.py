@@ -21,7 +21,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from .core import Weight
 from .errors import SparsityWarning
 from .files import write_text
 from .kernels import Choice, Timing, library
@@ -29,6 +28,7 @@ from .kernels.choose import kernels_of
 from .measure.environment import cpu_name
 from .nn import Task
 from .plan import PieceTiming, pattern_of
+from .weights import Weight
 
 FORMAT = 1
 T = TypeVar("T")

@@ -7,6 +7,8 @@ replica draws the same.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -69,15 +71,14 @@ def merged(a: Tensor, b: Tensor) -> Tensor:
     >>> merged(torch.tensor([1, 4]), torch.tensor([2]))
     tensor([1, 2, 4])
     """
-    if not len(a) or not len(b):
-        return b if not len(a) else a
-    end = 1 + max(int(a[-1]), int(b[-1]))
-    if end > TABLE * (len(a) + len(b)):
-        return torch.cat([a, b]).sort().values
-    table = torch.zeros(end, dtype=torch.bool, device=a.device)
-    table[a] = True
-    table[b] = True
-    return table.nonzero().squeeze(1)
+    if len(a) < len(b):
+        a, b = b, a
+    at = torch.searchsorted(a, b) + torch.arange(len(b), device=b.device)
+    out = a.new_empty(len(a) + len(b))
+    of_a = torch.ones(len(out), dtype=torch.bool, device=a.device)
+    of_a[at] = False
+    out[at], out[of_a] = b, a
+    return out
 
 
 def _by_keys(
@@ -98,12 +99,14 @@ def _by_trial(units: int, counts: Tensor, taken: Tensor, generator: torch.Genera
     """Draw for every place still open; what is taken or drawn already is drawn again."""
     group = torch.arange(len(counts), device="cpu")  # whatever the default device is
     base = torch.repeat_interleave(group, counts) * units
-    found = torch.empty(0, dtype=torch.int64, device="cpu")
+    rounds: list[Tensor] = []
     while len(base):
         drawn = base + torch.randint(0, units, base.shape, generator=generator, device="cpu")
         ordered, place = drawn.sort(stable=True)
-        good = ~is_in(ordered, taken) & ~is_in(ordered, found)
+        good = ~is_in(ordered, taken)
         good[1:] &= ordered[1:] != ordered[:-1]  # of equals the first drawn stays
-        found = torch.cat([found, ordered[good]]).sort().values
+        for found in rounds:
+            good &= ~is_in(ordered, found)
+        rounds.append(ordered[good])
         base = base[place[~good].sort().values]
-    return found
+    return functools.reduce(merged, reversed(rounds))

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from .allocate import as_allocation
 from .budget import Budgeted, solve_budget
-from .core import Allocate, Layer, Pattern, Score, Weight, find_weights
+from .core import Allocate, Layer, Pattern, Score
 from .errors import BudgetError, ConfigError, MisfitError, UnknownNameError
 from .patterns import as_pattern
 from .ranking import whole_scores
 from .storage import storage_of
+from .weights import Weight, find_weights
 
 Skip = str | type[nn.Module] | Sequence[str | type[nn.Module]]
 Overrides = Mapping[str, Mapping[str, Any]]

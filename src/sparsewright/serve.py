@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from . import plan_cache
-from .core import Weight
 from .errors import KernelError
 from .kernels import KERNELS, Choice, Timing, choose, recall
 from .layouts import FP32, VALUES
 from .measure.dense import relative_error
 from .nn import KINDS, Task, task_of
 from .plan import Candidate, LayerPlan, pattern_of
+from .weights import Weight
 
 LAYER_TOLERANCE = 1e-4
 """Of a layer's largest output, on the input that the model gives it, between the module that

@@ -17,7 +17,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from .connectivity import problems
-from .core import Layer, Method, Update, as_units, find_weights
+from .core import Layer, Method, Update, as_units
 from .errors import SparsityWarning, StateError
 from .gradients import Withheld, give_back, withhold
 from .initialise import Init, initialise
@@ -26,6 +26,7 @@ from .sampling import is_in
 from .selection import LeftDense
 from .sparse_state import STATE_VERSION, check_version, read_units, saved_units
 from .summary import Summary, summarise
+from .weights import find_weights
 
 WRAPPERS = ("module.", "_orig_mod.")
 """What DataParallel, AveragedModel and torch.compile put before a weight's name."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .core import Pattern, Shape, Storage, Weight, table_size
+from .core import Pattern, Shape, Storage, table_size
 from .errors import MisfitError, StateError
 from .gradients import mask_gradient, masked
 from .nn import PackedModule
@@ -20,6 +20,7 @@ from .optimizer_state import move_state, reset_state
 from .patterns import places_of, row_step, units_of
 from .replicas import Replicas
 from .sampling import is_in
+from .weights import Weight
 
 TILE = 2**17
 """Weights looked at together when the absent ones are scored."""

@@ -15,7 +15,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..core import find_weights
 from ..deploy import deploy
 from ..errors import ConfigError
 from ..kernels import KERNELS
@@ -24,6 +23,7 @@ from ..layouts import FP32, LAYOUTS, pack
 from ..measure.peers import Case, Ready
 from ..patterns import as_pattern
 from ..prune import prune
+from ..weights import find_weights
 from .bench_cell import OURS, Candidate
 from .bench_rounded import deployed_output, loss, rounded_output
 

@@ -59,9 +59,9 @@ def loglog_svg(
         for x, y, low, high in some:
             parts += [_line(xs.at(x), ys.at(low), xs.at(x), ys.at(high), colour)]
             parts += [f'<circle cx="{xs.at(x):.1f}" cy="{ys.at(y):.1f}" r="3.5" fill="{colour}"/>']
-        parts += [_text(LEFT + 8, TOP - 8, name, "start", f'fill="{colour}"') if not place else ""]
-        parts += [_text(WIDTH - RIGHT, TOP - 8, name, "end", f'fill="{colour}"') if place else ""]
-    return "\n".join(part for part in [*parts, "</svg>"] if part) + "\n"
+        x = LEFT + 8 + place * (WIDTH - LEFT - RIGHT) / len(series)
+        parts += [_text(x, TOP - 8, name, "start", f'fill="{colour}"')]
+    return "\n".join([*parts, "</svg>"]) + "\n"
 
 
 class Axis:

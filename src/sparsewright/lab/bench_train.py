@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from ..core import find_weights
 from ..layouts import FP32
 from ..measure.roofline import Roofline
 from ..prune import prune
+from ..weights import find_weights
 from .bench_cell import DENSE, OURS, best
 from .bench_run import Settings, run_cells
 from .bench_step import measure_step

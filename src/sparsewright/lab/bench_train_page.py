@@ -15,7 +15,8 @@ moves weights is the mean over the steps of a period of which one does. Below th
 tables stands what every way took."""
 MEMORY = """Resident memory of fresh processes over what they had before the network was there, with
 its activations: most while it was built, most in three steps (with RigL, an update at the second),
-and what is held at the end: weights, gradients, optimizer state and places."""
+and what is held at the end: weights, gradients, optimizer state and places. Between the three the
+allocator was asked to give back what it had kept unused."""
 Table = Callable[[Sequence[str], Iterable[Sequence[str]], int], list[str]]
 
 

@@ -49,8 +49,8 @@ class Asked:
 @dataclass(frozen=True)
 class Found:
     """Bytes above those before the network was there: most while it was built, most while it was
-    trained, and at the end, with gradients, once the allocator gave back what it kept for later.
-    nnz: weights present at the end."""
+    trained, and at the end, with gradients. Between the three the allocator gives back what it
+    kept for later; inside each it does as it likes. nnz: weights present at the end."""
 
     building: int
     training: int

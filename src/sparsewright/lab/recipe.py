@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..attach import attach
-from ..core import Method, find_weights
+from ..core import Method
 from ..errors import ConfigError, UnknownNameError
 from ..initialise import Init
 from ..methods import METHODS
@@ -21,6 +21,7 @@ from ..registry import Table
 from ..scores import as_score
 from ..selection import select_layers
 from ..sparsifier import Sparsifier
+from ..weights import find_weights
 from .config import DENSE, TrainConfig
 
 MakeOptimizer = Callable[[list[dict[str, Any]], TrainConfig], torch.optim.Optimizer]

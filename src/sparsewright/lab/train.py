@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..core import find_weights, is_packed
 from ..errors import StateError
 from ..measure.environment import environment, threads
 from ..selection import LeftDense
 from ..sparsifier import Sparsifier
 from ..summary import Summary, summarise
+from ..weights import find_weights, is_packed
 from .config import TrainConfig
 from .cost import step_cost
 from .data import Pair, batches, load

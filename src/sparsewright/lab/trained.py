@@ -8,8 +8,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from ..core import find_weights
 from ..pack import pack, unpack
+from ..weights import find_weights
 from .config import TrainConfig
 from .data import Images, load
 from .models import build

@@ -1,0 +1,71 @@
+"""Which weights of a model can be made sparse, and where they live."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from .topology import Topology
+
+MATRIX_LIKE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
+ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+
+
+def is_packed(module: nn.Module) -> bool:
+    """Whether a module holds a weight as its present values and their topology alone."""
+    return isinstance(getattr(module, "topology", None), Topology)
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A parameter that can be made sparse, and where it lives."""
+
+    name: str
+    parameter: nn.Parameter
+    module: nn.Module
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def is_lookup(self) -> bool:
+        """Whether its rows are inputs, not output neurons: an embedding's."""
+        return isinstance(self.module, nn.Embedding) or getattr(self.module, "is_lookup", False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the dense weight."""
+        if is_packed(self.module):
+            return tuple(self.module.shape)  # type: ignore[arg-type]
+        return tuple(self.parameter.shape)
+
+
+def find_weights(model: nn.Module) -> list[Weight]:
+    """All weights that can be made sparse, in the model's order; tied weights appear once.
+
+    Those are the weights of Linear, Conv1d/2d/3d and Embedding, the projections inside
+    MultiheadAttention, and packed weights. Biases and norm parameters never are.
+
+    >>> [w.name for w in find_weights(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))]
+    ['0', '2']
+    """
+    found: dict[int, Weight] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        names: tuple[str, ...] = ()
+        if isinstance(module, MATRIX_LIKE) or is_packed(module):
+            names = ("weight",)
+        elif isinstance(module, nn.MultiheadAttention):
+            names = ATTENTION
+        for name in names:
+            parameter = module._parameters.get(name)
+            if parameter is None:
+                continue
+            full = f"{path}.{name}" if path else name
+            short = full.removesuffix(".weight")
+            first = found.get(id(parameter))
+            if first is None:
+                found[id(parameter)] = Weight(short, parameter, module)
+            elif short != first.name and short not in first.aliases:
+                found[id(parameter)] = Weight(
+                    first.name, parameter, first.module, (*first.aliases, short)
+                )
+    return list(found.values())
