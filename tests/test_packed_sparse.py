@@ -52,7 +52,8 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> N
     for step in steps:
         x, y = inputs(model, step)
         optimizer.zero_grad()
-        F.cross_entropy(model(x), y).backward()
+        loss = F.cross_entropy(model(x), y)  # lives on until the next step's, as in most loops
+        loss.backward()
         optimizer.step()
 
 

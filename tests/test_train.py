@@ -275,6 +275,7 @@ CASES = {
     "static model": sparse(method="static", every=None, init="model"),
     "cnn": sparse(model="cnn", widths="8-16", epochs=3),
     "packed": sparse(storage="packed"),
+    "packed gradual": sparse(method="gradual", storage="packed"),
     "packed 4:16 adamw": sparse(
         pattern="4:16", sparsity=0.75, optimizer="adamw", lr=0.01, storage="packed"
     ),

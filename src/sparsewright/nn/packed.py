@@ -216,7 +216,13 @@ class PackedModule(nn.Module):
         self.watch.seen.clear()
         self._hold(topology)
         self.weight.grad = None
-        self.weight.data = values.detach().to(self.weight, copy=True)
+        new = values.detach().to(self.weight, copy=True)
+        if new.shape != self.weight.shape:
+            # As long as an old loss lives, torch keeps what accumulates the gradient, with the
+            # shape that it had. It lets go where the type changes, not where the shape does.
+            other = torch.float32 if new.dtype == torch.float64 else torch.float64
+            self.weight.data = new.new_empty(0, dtype=other)
+        self.weight.data = new
 
     def _apply(self, *args: Any, **kwargs: Any) -> Self:
         super()._apply(*args, **kwargs)
