@@ -239,7 +239,10 @@ def test_more_sparse_than_it_is_can():
 
 @pytest.mark.parametrize(
     ("pattern", "message"),
-    [("block:4x4", "not whole units of block:4x4"), ("fan_in", "as many units in every group")],
+    [
+        ("block:4x4", "pattern block:4x4 needs whole units; the 116 packed"),
+        ("fan_in", "needs as many units in every group"),
+    ],
 )
 def test_places_that_are_not_of_the_pattern_are_refused(pattern, message):
     torch.manual_seed(0)
@@ -300,3 +303,135 @@ def test_a_compiled_model_follows_the_same_masks():
         train(trained, optimizer, range(STEPS))
         runs.append([layer.present_units for layer in sparse.layers])
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_weights_of_other_types_grow_by_gradient(dtype):
+    model = sw.pack(mlp().to(dtype))
+    optimizer, sparse = attached(model, "rigl", lambda p: torch.optim.SGD(p, 0.01))
+    for step in range(5):
+        x, y = inputs(model, step)
+        optimizer.zero_grad()
+        F.cross_entropy(model(x.to(dtype)), y).backward()
+        optimizer.step()
+    assert sparse.changes
+    assert model[0].weight.dtype == dtype
+
+
+def test_grown_values_reach_weights_in_any_memory_format():
+    model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.Conv2d(8, 8, 3))
+    model.to(memory_format=torch.channels_last)
+    method = sw.RigL(every=1, end=9, grown="normal")
+    optimizer, sparse = attached(model, method, lambda p: torch.optim.SGD(p, 0.0), init=None)
+    before = sparse.layers[0].mask
+    model(torch.randn(2, 4, 9, 9)).sum().backward()
+    optimizer.step()
+    layer = sparse.layers[0]
+    assert layer.weight.detach()[layer.mask & ~before].abs().min() > 0
+
+
+def test_a_layer_that_no_example_has_reached_stays_as_it_is():
+    model = sw.pack(mlp())
+    optimizer, sparse = attached(model)
+    before = [layer.present_units for layer in sparse.layers]
+    F.cross_entropy(model(torch.randn(0, 24)), torch.empty(0, dtype=torch.int64)).backward()
+    optimizer.step()
+    for layer, units in zip(sparse.layers, before, strict=True):
+        assert torch.equal(layer.present_units, units)
+
+
+def test_what_is_unfrozen_later_grows_too():
+    model = sw.pack(mlp())
+    model[0].weight.requires_grad_(False)
+    optimizer, sparse = attached(model)
+    train(model, optimizer, range(2))
+    assert {change.layer for change in sparse.changes} == {"2"}
+    model[0].weight.requires_grad_(True)
+    train(model, optimizer, range(2, 6))
+    assert {change.layer for change in sparse.changes} == {"0", "2"}
+
+
+def single_weights():
+    """A layer of 4 x 4 with two present weights, and a RigL that wants its gradients."""
+    model = nn.Sequential(sw.nn.PackedLinear(4, 4, bias=False, sparsity=14 / 16))
+    model[0].move(torch.tensor([0, 5]), torch.ones(2))
+    optimizer, _ = attached(
+        model,
+        sw.RigL(every=1, end=9),
+        lambda p: torch.optim.SGD(p, 0.1),
+        sparsity=None,
+        init=None,
+    )
+    return model, optimizer
+
+
+@pytest.mark.filterwarnings("ignore:layer .* percolation threshold")
+def test_a_part_of_a_batch_counts_though_no_present_weight_has_a_gradient_of_it():
+    model, _ = single_weights()
+    model(torch.tensor([[0, 0, 5.0, 0]])).sum().backward()
+    model(torch.tensor([[1.0, 1, 0, 0]])).sum().backward()
+    assert model[0].dense_gradient(0, 4)[0].tolist() == [1, 1, 5, 0]
+
+
+@pytest.mark.filterwarnings("ignore:layer .* percolation threshold")
+def test_a_gradient_of_the_inputs_alone_counts_for_nothing():
+    model, _ = single_weights()
+    model(torch.ones(1, 4)).sum().backward()
+    x = torch.randn(2, 4, requires_grad=True)
+    torch.autograd.grad(model(x).sum(), x)
+    assert model[0].dense_gradient(0, 4)[0].tolist() == [1, 1, 1, 1]
+
+
+def test_unpacking_what_a_sparsifier_holds_is_refused():
+    model = sw.pack(mlp())
+    _, sparse = attached(model)
+    with pytest.raises(sw.StateError, match="layer '0' is held by a Sparsifier: call its detach"):
+        sw.unpack(model)
+    sparse.detach()
+    sw.unpack(model)
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.9])
+def test_places_of_another_number_that_were_loaded_are_refused(sparsity):
+    model = sw.pack(mlp())
+    optimizer, _ = attached(model, allocate="uniform_all")
+    other = PackedLinear(24, 48, sparsity=sparsity)
+    model[0].load_state_dict(other.state_dict())
+    with pytest.raises(sw.StateError, match="layer '0': other places were loaded"):
+        train(model, optimizer, range(1))
+
+
+def test_packed_layers_that_share_a_weight_are_refused():
+    first = PackedLinear(8, 8, sparsity=0.5)
+    second = copy.deepcopy(first)
+    second.weight = first.weight
+    with pytest.raises(sw.StateError, match="'0' and '2' share a weight"):
+        attached(nn.Sequential(first, nn.ReLU(), second), sparsity=None)
+
+
+def test_types_to_skip_mean_packed_layers_too():
+    _, sparse = attached(sw.pack(Net()), skip=[nn.Linear, nn.Embedding])
+    assert [layer.name for layer in sparse.layers] == ["conv", "image"]
+
+
+def test_a_packed_weight_that_does_not_hold_the_pattern_can_be_left_out():
+    torch.manual_seed(0)
+    layers = PackedLinear(16, 32, sparsity=0.5), nn.ReLU(), PackedLinear(32, 8, pattern="2:4")
+    model = nn.Sequential(*layers)
+    _, sparse = attached(model, "static", sparsity=None, pattern="2:4", on_misfit="skip")
+    assert [layer.name for layer in sparse.layers] == ["2"]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("method", METHODS.names())
+@pytest.mark.filterwarnings("ignore:Initializing zero-element", "ignore:layer .* no path leads")
+def test_layers_without_weights_are_no_trouble(method, packed):
+    with torch.device("meta"):  # torch warns of initial values that are none
+        model = nn.Sequential(nn.Linear(4, 0), nn.Linear(0, 3))
+    model = model.to_empty(device="cpu")
+    model = sw.pack(model) if packed else model
+    optimizer, _ = attached(model, method, allocate="uniform_all")
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.randn(2, 4)).sum().backward()
+        optimizer.step()

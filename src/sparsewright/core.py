@@ -78,6 +78,9 @@ class Storage(Protocol):
     def shape(self) -> Shape:
         """Of the dense weight."""
 
+    def check(self, name: str) -> None:
+        """StateError if the present units are others than these, changed behind its back."""
+
     def units(self) -> Tensor:
         """Flat present units (group * units + unit), int64, ascending."""
 

@@ -160,6 +160,11 @@ def _refuse_hooks(weight: Weight) -> None:
                 f"layer {weight.name!r} has {name.strip('_').replace('_', ' ')}, which the module "
                 "that replaces it would not have: remove them first, or leave it out (skip)"
             )
+    if isinstance(weight.module, PackedModule) and weight.module.watch.wanted is not None:
+        raise StateError(
+            f"layer {weight.name!r} is held by a Sparsifier: call its detach() first, or it would "
+            "go on with parameters that the model no longer has"
+        )
     for name, parameter in weight.module.named_parameters(recurse=False):
         hooks = [*(parameter._backward_hooks or {}).values()]
         hooks += (getattr(parameter, "_post_accumulate_grad_hooks", None) or {}).values()

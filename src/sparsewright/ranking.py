@@ -33,6 +33,8 @@ def present_scores(layer: Layer, score: str | Score) -> Tensor:
     if sees == "nothing":
         drawn = torch.rand(layer.storage.count(), generator=layer.generator)
         return drawn.to(layer.weight.device)
+    if layer.numel == 0:
+        return torch.zeros(layer.storage.count(), device=layer.weight.device)
     if layer.is_full or sees == "all":
         whole = torch.cat(list(_tile_scores(layer, score, whole=True)))
         scores = whole if layer.is_full else whole[layer.present_units]
@@ -209,6 +211,9 @@ def _check_gradient(layer: Layer, score: Score) -> None:
 
 def _view(layer: Layer, weight: Tensor, gradient: Tensor | None, mask: Tensor) -> View:
     shown = weight.detach()
+    if gradient is not None:  # that of absent packed weights is never less than float32
+        shown = shown.to(torch.promote_types(shown.dtype, gradient.dtype))
+        gradient = gradient.to(shown.dtype)
     shown.grad = gradient
     return View(layer.name, shown, mask, layer.generator)
 

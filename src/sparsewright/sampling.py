@@ -24,9 +24,6 @@ MANY = 0.25
 TABLE = 16
 """Entries of a table of all that there may be, for each that there is, up to which it is made."""
 
-MANY = 0.25
-"""Part of all units, wanted, from which on the same holds: the trials would be many."""
-
 
 def draw(
     groups: int, units: int, counts: Tensor, taken: Tensor, generator: torch.Generator

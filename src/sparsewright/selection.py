@@ -17,7 +17,7 @@ from .core import Allocate, Layer, Pattern, Score
 from .errors import BudgetError, ConfigError, MisfitError, UnknownNameError
 from .patterns import as_pattern
 from .ranking import whole_scores
-from .storage import storage_of
+from .storage import misfit, storage_of
 from .weights import Weight, find_weights
 
 Skip = str | type[nn.Module] | Sequence[str | type[nn.Module]]
@@ -113,11 +113,16 @@ def skipped(weights: Sequence[Weight], skip: Skip) -> set[str]:
         if isinstance(one, str):
             hits = {w.name for w in weights if _matches(w, one)}
         else:
-            hits = {w.name for w in weights if isinstance(w.module, one)}
+            hits = {w.name for w in weights if _is_a(w.module, one)}
         if not hits and isinstance(one, str):
             raise UnknownNameError("weight to skip", one, [w.name for w in weights])
         out |= hits
     return out
+
+
+def _is_a(module: nn.Module, kind: type) -> bool:
+    """Whether a module is of a kind, or packed in place of one."""
+    return isinstance(module, kind) or issubclass(getattr(module, "kind", type(None)), kind)
 
 
 def _override_of(
@@ -142,8 +147,7 @@ def _wish(weight: Weight, pattern: Pattern, override: Mapping[str, Any]) -> _Wis
 
 def _fit(wish: _Wish, on_misfit: str | Pattern) -> tuple[_Wish | None, str]:
     """The wish, or the same under the pattern for misfits, or None with the reason."""
-    shape = wish.weight.shape
-    reason = wish.pattern.misfit(shape)
+    reason = misfit(wish.weight, wish.pattern)
     if reason is None:
         return wish, ""
     message = f"layer {wish.weight.name!r}: pattern {wish.pattern} {reason}"
@@ -155,7 +159,7 @@ def _fit(wish: _Wish, on_misfit: str | Pattern) -> tuple[_Wish | None, str]:
     if on_misfit == "skip":
         return None, f"pattern {wish.pattern} {reason}"
     other = as_pattern(on_misfit)
-    if (again := other.misfit(shape)) is not None:
+    if (again := misfit(wish.weight, other)) is not None:
         raise MisfitError(f"{message}; and on_misfit={str(other)!r} {again}")
     return _Wish(wish.weight, other, wish.sparsity), ""
 

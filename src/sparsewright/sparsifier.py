@@ -178,13 +178,12 @@ class Sparsifier:
     def _hook(self) -> list[Any]:
         handles: list[Any] = []
         for index, layer in enumerate(self.layers):
-            if layer.weight.requires_grad:
-                try:
-                    handles.append(layer.storage.watch(self._wants(index), self.replicas))
-                except StateError as error:
-                    for handle in handles:
-                        handle.remove()
-                    raise StateError(f"weight {layer.name!r} is {error}") from None
+            try:
+                handles.append(layer.storage.watch(self._wants(index), self.replicas))
+            except StateError as error:
+                for handle in handles:
+                    handle.remove()
+                raise StateError(f"weight {layer.name!r} is {error}") from None
         for index, optimizer in enumerate(self._optimizers):
             handles.append(optimizer.register_step_pre_hook(self._pre_hook(index)))
             handles.append(optimizer.register_step_post_hook(self._post_hook(index)))
@@ -269,7 +268,8 @@ class Sparsifier:
     @torch.no_grad()
     def _update(self, layer: Layer, index: int) -> None:
         """Ask the method; a layer without a gradient that it needs stays as it is."""
-        if self.method.needs_gradient and layer.weight.grad is None:
+        layer.storage.check(layer.name)
+        if self.method.needs_gradient and not layer.storage.has_gradient():
             return
         step = self._steps[index]
         wish = self.method.update(layer, step)

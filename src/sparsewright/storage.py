@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from .core import Pattern, Shape, Storage, table_size
-from .errors import MisfitError, StateError
+from .errors import StateError
 from .gradients import mask_gradient, masked
 from .nn import PackedModule
 from .optimizer_state import move_state, reset_state
@@ -32,26 +33,16 @@ def storage_of(weight: Weight, pattern: Pattern) -> Storage:
     Of a masked weight all is present: its zeros are not looked at.
     """
     if isinstance(weight.module, PackedModule):
-        storage = PackedStorage(weight.module, pattern)
-        _check_pattern(weight.name, storage)
-        return storage
+        return PackedStorage(weight.module, pattern)
     return MaskedStorage(weight.parameter, pattern)
 
 
-def _check_pattern(name: str, storage: PackedStorage) -> None:
-    """MisfitError unless the present weights are whole units, as many in every group."""
-    units, pattern, shape = storage.units(), storage.pattern, storage.shape
-    groups, each = table_size(pattern, shape)
-    size = math.prod(shape) // max(1, groups * each)
-    if len(units) * size != storage.module.topology.nnz:
-        raise MisfitError(f"layer {name!r}: the packed weights are not whole units of {pattern}")
-    if groups > 1:
-        counts = torch.bincount(units // each, minlength=groups)
-        if int(counts.min()) != int(counts.max()):
-            raise MisfitError(
-                f"layer {name!r}: pattern {pattern} keeps as many units in every group; the packed "
-                f"weight has from {int(counts.min())} to {int(counts.max())}"
-            )
+def misfit(weight: Weight, pattern: Pattern) -> str | None:
+    """Why a weight cannot hold a pattern, for its shape or for what is present of it; or None."""
+    reason = pattern.misfit(weight.shape)
+    if reason is not None or not isinstance(weight.module, PackedModule):
+        return reason
+    return PackedStorage(weight.module, pattern).misfit()
 
 
 def tile_rows(pattern: Pattern, shape: Shape) -> int:
@@ -77,6 +68,9 @@ class MaskedStorage:
 
     def units(self) -> Tensor:
         return self._table.reshape(-1).nonzero().squeeze(1).to(self.weight.device)
+
+    def check(self, name: str) -> None:
+        """Nobody else changes the table."""
 
     def count(self) -> int:
         return int(self._table.sum())
@@ -116,7 +110,8 @@ class MaskedStorage:
         return self.mask().transpose(0, 1).flatten(1).sum(dim=1)
 
     def reached(self, alive: Tensor | None, is_lookup: bool) -> Tensor:
-        joined = self.mask().reshape(*self.shape[:2], -1).any(dim=2)
+        mask = self.mask()
+        joined = mask.flatten(2).any(dim=2) if mask.dim() > 2 else mask
         joined = joined.T if is_lookup else joined
         return (joined if alive is None else joined & alive).any(dim=1)
 
@@ -145,11 +140,13 @@ class MaskedStorage:
         mask_gradient(self.weight, new)
         if values is not None:
             places = places_of(self.pattern, fresh, self.shape)
-            self.weight.view(-1)[places] = values.to(self.weight)
+            self.weight[torch.unravel_index(places, self.shape)] = values.to(self.weight)
         reset_state(optimizer, self.weight, new)
 
     def watch(self, wanted: Callable[[], bool], replicas: Replicas) -> Any:
         """A hook that masks a gradient as it arrives, unless it is wanted dense."""
+        if not self.weight.requires_grad:
+            return RemovableHandle({})
         hooks = (self.weight._backward_hooks or {}).values()
         _refuse_second(any(getattr(hook, "of_sparsifier", False) for hook in hooks))
 
@@ -186,6 +183,21 @@ class PackedStorage:
     def __init__(self, module: PackedModule, pattern: Pattern):
         self.module, self.pattern = module, pattern
         self._replicas: Replicas | None = None
+        self._known = module.topology
+
+    def check(self, name: str) -> None:
+        """StateError if the places changed since, to others of which there are more or fewer."""
+        if self.module.topology is self._known:
+            return
+        reason = self.misfit()
+        if reason is None and self.module.nnz != self._known.nnz:
+            reason = f"has {self.module.nnz} present weights; {self._known.nnz} were attached"
+        if reason is not None:
+            raise StateError(
+                f"layer {name!r}: other places were loaded, and do not go with this Sparsifier: "
+                f"pattern {self.pattern} {reason}. Load its state_dict too, or attach anew"
+            )
+        self._known = self.module.topology
 
     @property
     def weight(self) -> nn.Parameter:
@@ -194,6 +206,21 @@ class PackedStorage:
     @property
     def shape(self) -> Shape:
         return self.module.shape
+
+    def misfit(self) -> str | None:
+        """Why the present weights are not the pattern's: whole units, as many in every group."""
+        units, (groups, each) = self.units(), table_size(self.pattern, self.shape)
+        size = math.prod(self.shape) // max(1, groups * each)
+        if len(units) * size != self.module.nnz:
+            return f"needs whole units; the {self.module.nnz} packed weights are not"
+        counts = torch.bincount(units // max(1, each), minlength=groups)
+        if groups and int(counts.min()) != int(counts.max()):
+            return (
+                f"needs as many units in every group; the packed weights have from "
+                f"{int(counts.min())} to {int(counts.max())} (sw.pack takes masks, where present "
+                "weights are 0)"
+            )
+        return None
 
     def units(self) -> Tensor:
         places = self.module.topology.places()
@@ -283,6 +310,7 @@ class PackedStorage:
     @torch.no_grad()
     def place(self, units: Tensor, optimizer: Optimizer | None = None) -> None:
         before, places = self.module.topology.places(), self._places(units)
+        self._known = self.module.topology
         if torch.equal(before, places):
             return
         self._check_size(len(places), training=False)
@@ -293,6 +321,7 @@ class PackedStorage:
         if optimizer is not None:
             move_state(optimizer, self.weight, stays, left)
         self.module.move(places, values)
+        self._known = self.module.topology
 
     @torch.no_grad()
     def move(
@@ -316,6 +345,7 @@ class PackedStorage:
             gradient = moved
         move_state(optimizer, self.weight, old, left)
         self.module.move(places, new_values)
+        self._known = self.module.topology
         self.weight.grad = gradient
 
     def watch(self, wanted: Callable[[], bool], replicas: Replicas) -> Any:

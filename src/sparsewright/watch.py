@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,34 +26,64 @@ class Watch:
         self.wanted: Callable[[], bool] | None = None
         self.seen: list[tuple[Tensor, Tensor]] = []
         self._module = weakref.ref(module)
-        self._backward = -1  # the number of the last one that was seen
+        self._passing: list[tuple[Tensor, Tensor]] = []  # of the backward that runs now
+        self._backward = -1  # its number
+        self._grad: tuple[int, int] | None = None  # what the gradient was when last accumulated
+        self._hook: Any = None
 
     def begin(self, wanted: Callable[[], bool]) -> Watch:
         """Ask `wanted` from now on, until `remove` is called."""
+        self.remove()
         self.wanted = wanted
-        self.seen.clear()
         return self
 
     def remove(self) -> None:
         """Want nothing any more."""
         self.wanted = None
         self.seen.clear()
+        self._passing.clear()
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
 
     def see(self, x: Tensor, dy: Tensor) -> None:
         """Keep copies if they are wanted: compiled code may use the memory of both again.
 
-        What a thrown-away step has left is dropped: a gradient that is None or all zeros when a
-        backward begins says that nothing has been accumulated.
+        They count once the weight's gradient has taken the backward in: a gradient that somebody
+        asks of the inputs alone leaves nothing.
         """
         if self.wanted is None or not self.wanted():
             return
+        weight = self._weight()
+        if self._hook is None and weight is not None:  # it wants a gradient, or none were passing
+            self._hook = weight.register_post_accumulate_grad_hook(self._accumulated)
         backward = torch._C._current_graph_task_id()
-        if self.seen and backward != self._backward and not self._accumulates():
-            self.seen.clear()
+        if backward != self._backward:
+            self._passing.clear()
+            if self.seen and not self._accumulates():  # of a step that was thrown away
+                self.seen.clear()
         self._backward = backward
-        self.seen.append((x.detach().clone(), dy.detach().clone()))
+        self._passing.append((x.detach().clone(), dy.detach().clone()))
+
+    def _accumulated(self, weight: Tensor) -> None:
+        self.seen += self._passing
+        self._passing = []
+        self._grad = _state(weight.grad)
+
+    def _weight(self) -> nn.Parameter | None:
+        module = self._module()
+        return None if module is None else module._parameters.get("weight")
 
     def _accumulates(self) -> bool:
-        module = self._module()
-        weight = None if module is None else module._parameters.get("weight")
-        return weight is not None and weight.grad is not None and bool(weight.grad.any())
+        """Whether what was accumulated before is still there: a gradient that is None or was put
+        to zeros says that the next backward begins anew."""
+        weight = self._weight()
+        gradient = None if weight is None else weight.grad
+        if gradient is None:
+            return False
+        return _state(gradient) == self._grad or bool(gradient.any())
+
+
+def _state(gradient: Tensor | None) -> tuple[int, int] | None:
+    """What tells a gradient that was written since from one that was not."""
+    return None if gradient is None else (gradient.data_ptr(), gradient._version)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from .errors import StateError
 from .topology import Topology
 
 MATRIX_LIKE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
@@ -64,6 +65,11 @@ def find_weights(model: nn.Module) -> list[Weight]:
             first = found.get(id(parameter))
             if first is None:
                 found[id(parameter)] = Weight(short, parameter, module)
+            elif is_packed(module) and module is not first.module:
+                raise StateError(
+                    f"packed layers {first.name!r} and {short!r} share a weight, and have places "
+                    "each of its own: let both be one module"
+                )
             elif short != first.name and short not in first.aliases:
                 found[id(parameter)] = Weight(
                     first.name, parameter, first.module, (*first.aliases, short)

@@ -19,6 +19,7 @@ from . import library, packed_reference
 from .operation import Conv2d
 from .packed_conv_forms import InputGradient, cells, convolve, outer
 from .packed_forms import ByRows, backward, forward
+from .reference import conv_shape
 
 FAN_IN = 64
 """Fewest weights of an output, in a convolution in groups, for which patches are laid out."""
@@ -103,6 +104,11 @@ def conv2d_input_gradient(
     if not _compiled(topology, dy, values):
         return packed_reference.conv2d_input_gradient(topology, dy, values, conv, shape)
     _check_values(topology, values)
+    given = torch.empty(shape, device="meta")
+    wanted = conv_shape(given, topology.shape[0], None, conv.numbers)
+    if tuple(dy.shape) != wanted:
+        raise KernelError(f"dy must have shape {wanted}; got {tuple(dy.shape)}")
+    _check_image(topology, given, conv)
     return topology.derived(InputGradient(conv)).of(dy, values.contiguous(), shape)
 
 
