@@ -5,6 +5,7 @@ values alone. This file is the one place that knows the difference.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -146,7 +147,7 @@ class MaskedStorage:
     def watch(self, wanted: Callable[[], bool], replicas: Replicas) -> Any:
         """A hook that masks a gradient as it arrives, unless it is wanted dense."""
         if not self.weight.requires_grad:
-            return RemovableHandle({})
+            return RemovableHandle(OrderedDict())
         hooks = (self.weight._backward_hooks or {}).values()
         _refuse_second(any(getattr(hook, "of_sparsifier", False) for hook in hooks))
 
