@@ -249,3 +249,12 @@ def test_gse_fills_every_group_of_nm():
     layer = layer_of([[1.0, 2, 0, 0, 3, 0, 4, 0]], [[O, O, X, X], [O, X, O, X]], "2:4", gradient)
     wish = drop_and_grow(layer, 0.5, drop="magnitude", grow="gradient", sample=2.0)
     assert table_of(layer, wish.units) == [[X, X, O, O], [O, X, O, X]]
+
+
+def test_gse_refuses_what_makes_no_sense():
+    with pytest.raises(sw.ConfigError, match=r"method GSE: sample .* above 0; got 0"):
+        sw.GSE(sample=0)
+    with pytest.raises(sw.ConfigError, match="method GSE: exclude_dropped must be False"):
+        sw.GSE(exclude_dropped=True)
+    with pytest.raises(sw.ConfigError, match=r"method GSE: every .* got 0"):
+        sw.GSE(every=0)

@@ -56,10 +56,11 @@ class RigL:
     initial: str | Score = "random"
 
     def __post_init__(self) -> None:
-        check_timing("RigL", self.every, self.start, self.end)
-        check_fraction("method RigL", self.fraction)
-        check_option("RigL", "regrown", self.regrown, REGROWN)
-        check_option("RigL", "grown", self.grown, GROWN)
+        name = type(self).__name__  # a method made of this one has its own
+        check_timing(name, self.every, self.start, self.end)
+        check_fraction(f"method {name}", self.fraction)
+        check_option(name, "regrown", self.regrown, REGROWN)
+        check_option(name, "grown", self.grown, GROWN)
 
     @property
     def needs_gradient(self) -> bool:
@@ -70,7 +71,12 @@ class RigL:
         return not self.step_on_update
 
     def bind(self, steps: int | None) -> RigL:
-        return replace(self, end=end_of("RigL", self.start, self.end, steps))
+        return replace(self, end=end_of(type(self).__name__, self.start, self.end, steps))
+
+    @property
+    def sampled(self) -> float | None:
+        """Absent units that are looked at, as a part of those kept; None: all."""
+        return None
 
     def begin(self, layer: Layer) -> Tensor:
         return first_units(layer, self.initial)
@@ -91,6 +97,7 @@ class RigL:
             self.fraction_at(step),
             drop=self.drop,
             grow=self.grow,
+            sample=self.sampled,
             exclude_dropped=self.exclude_dropped,
             regrown=self.regrown,
             grown=self.grown,
