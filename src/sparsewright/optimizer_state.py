@@ -43,9 +43,12 @@ def move_state(optimizer: Optimizer, weight: Tensor, old: Tensor, left: Tensor) 
         plain = slot is None or name in slots or isinstance(slot, int | float)
         if not plain and not (isinstance(slot, Tensor) and slot.numel() <= 1):
             raise StateError(
-                f"{type(optimizer).__name__} keeps {name!r} for a packed weight neither weight by "
-                "weight nor as one number, so it cannot follow weights that move: take another "
-                "optimizer, masked storage, or a method that moves none (static)"
+                f"{type(optimizer).__name__} keeps {name!r} for a packed weight of "
+                f"{weight.numel()} values neither weight by weight nor as one number"
+                + (f", but in shape {tuple(slot.shape)}" if isinstance(slot, Tensor) else "")
+                + ". State of a masked run is of no use here; and what keeps such state by nature "
+                "cannot follow weights that move: take another optimizer, masked storage, or a "
+                "method that moves none (static)"
             )
     fresh = _starting_values(optimizer, weight) if slots else {}
     for name, slot in slots.items():

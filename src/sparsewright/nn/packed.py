@@ -268,7 +268,10 @@ class PackedModule(nn.Module):
         place = prefix.removesuffix(".") or type(self).__name__
         missing_keys += missing
         if missing and values is not None:  # where it was asked for less strictness, too
-            error_msgs.append(f"{place}: values without their places; missing: {missing}")
+            error_msgs.append(
+                f"{place}: values without their places; missing: {missing}. Load the state of a "
+                "layer that is not packed before sw.pack"
+            )
             return
         if values is not None:
             try:
@@ -293,7 +296,7 @@ class PackedModule(nn.Module):
             self._replace(found, values)
 
     def extra_repr(self) -> str:
-        return f"bias={self.bias is not None}, nnz={self.nnz}, sparsity={self.sparsity:.4f}"
+        return f"bias={self.bias is not None}, nnz={self.nnz}, sparsity={self.sparsity:.10g}"
 
 
 def matrix_of(shape: Shape) -> tuple[int, int]:
