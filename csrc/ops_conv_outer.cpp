@@ -13,6 +13,11 @@
 namespace sparsewright {
 namespace {
 
+// Floats of sums of its own that a thread may have: then it goes through a share of the positions
+// for all weights, a tile of them in the nearest caches at a time. Of more weights the threads
+// share the weights, and every tile passes by all of them.
+constexpr int64_t kOwnSums = 64 * 1024;
+
 // Positions [begin, end) of an image of this turn.
 struct Piece {
   int64_t image, begin, end;
@@ -35,6 +40,31 @@ void lay_dy(const Image& i, const Piece& piece, const float* dy, int64_t out, in
   for (int64_t row = 0; row < out; ++row, dy += plane, to += width)
     for (int64_t s = 0; s < count; ++s)
       std::copy_n(dy + segments[s].to, segments[s].count, to + segments[s].at);
+}
+
+// A tile of x, that of dy, all cells: added to the sums of all weights.
+void outer_tile(const Kernels& k, const Csb& w, const float* x, const float* dy, int64_t width,
+                const int64_t* rows, float* sums) {
+  for (int64_t cell = 0; cell < w.blocks * w.chunks; ++cell) {
+    const int64_t block = cell / w.chunks, chunk = cell % w.chunks;
+    const int32_t* start = w.starts + 2 * cell;
+    k.csb_outer(w, x + chunk * kPlaces * width, dy + block * w.block * width, width,
+                rows ? rows + block * (w.block + 1) : nullptr, start[0], start[2], start[1],
+                sums + 2 * int64_t{start[1]});
+  }
+}
+
+// The sums of all weights, where the topology has them.
+void put_all(const Csb& w, const Gradients& gradients, const float* sums) {
+  for (int64_t cell = 0; cell < w.blocks * w.chunks; ++cell) {
+    const int32_t* start = w.starts + 2 * cell;
+    for (int64_t p = start[0]; p < start[2]; ++p) {
+      const uint32_t pair = static_cast<uint32_t>(w.pairs[p]);
+      gradients.put(w, cell / w.chunks, cell % w.chunks, pair & 255, sums);
+      gradients.put(w, cell / w.chunks, cell % w.chunks, pair >> 8 & 255, sums + 1);
+      sums += 2 * (pair >> 16);
+    }
+  }
 }
 
 }  // namespace
@@ -77,12 +107,18 @@ Tensor csb_conv2d_outer(const Tensor& gradient, const Tensor& input, const Tenso
   // A tile: columns of x, group after group, then rows of dy; those beyond the last fill pairs.
   const int64_t group = w.chunks * kPlaces, wide = groups * group;
   const int64_t rows = w.blocks * w.block + 1;
-  const int64_t turn = std::max<int64_t>(kOuterFloats / (wide + rows) / k.tile, 1);
+  const int64_t cells = w.blocks * w.chunks, own = 2 * int64_t{w.starts[2 * cells + 1]} + 8;
+  const int64_t parts = own <= kOwnSums ? threads() : 0;
+  const int64_t turn = parts ? 0 : std::max<int64_t>(kOuterFloats / (wide + rows) / k.tile, 1);
   const int64_t group_shifts = group + 24, table = groups * group_shifts * 2;
-  float* memory = scratch(table + images * laid + (turn * (wide + rows) + kPlaces) * k.tile);
+  const int64_t tile_floats = (wide + rows + kPlaces) * k.tile;
+  float* memory =
+      scratch(table + images * laid + parts * own + (turn * (wide + rows) + kPlaces) * k.tile);
   int64_t* shifts = reinterpret_cast<int64_t*>(memory);
   float* const planes = memory + table;
-  float* const xs = planes + images * laid;
+  float* const sums = planes + images * laid;
+  std::fill_n(sums, parts * own, 0.0f);
+  float* const xs = sums + parts * own;
   float* const dys = xs + turn * wide * k.tile;
   for (int64_t g = 0; g < groups; ++g)
     fill_shifts(image, g * depth, (g + 1) * depth, w.chunk, shifts + g * group_shifts);
@@ -101,30 +137,48 @@ Tensor csb_conv2d_outer(const Tensor& gradient, const Tensor& input, const Tenso
     const auto width_of = [&](const Piece& p) {
       return ceil_div(p.end - p.begin, k.width) * k.width;
     };
+    const auto lay = [&](const Piece& p, float* x_tile, float* dy_tile) {
+      const int64_t width = width_of(p), n = first + p.image;
+      const float* base =
+          (image.own ? from + n * channels * image.plane : planes + p.image * laid) + p.begin;
+      const int64_t count = image.own ? p.end - p.begin : width;
+      for (int64_t g = 0; g < groups; ++g)
+        k.lay_tile(w, base, shifts + g * group_shifts, count, width, x_tile + g * group * width);
+      lay_dy(image, p, dy_data + n * out * plane, out, plane, rows, width, dy_tile);
+    };
+    const int64_t* const rows_apart = apart.empty() ? nullptr : apart.data();
+    if (parts) {
+      torch::stable::parallel_for(0, parts, 1, [&](int64_t a, int64_t b) {
+        float* const x_tile = scratch<kShare>(tile_floats);
+        float* const dy_tile = x_tile + wide * k.tile;
+        for (int64_t part = a; part < b; ++part) {
+          for (int64_t t = total * part / parts; t < total * (part + 1) / parts; ++t) {
+            lay(pieces[static_cast<size_t>(t)], x_tile, dy_tile);
+            outer_tile(k, w, x_tile, dy_tile, width_of(pieces[static_cast<size_t>(t)]), rows_apart,
+                       sums + part * own);
+          }
+        }
+      });
+      continue;
+    }
     for (int64_t begin = 0; begin < total; begin += turn, add = true) {
       const int64_t tiles = std::min(turn, total - begin);
       const Piece* const piece = pieces.data() + begin;
       const int64_t cost = (groups * w.in + out) * (k.tile / k.width) * kLayingCost;
       torch::stable::parallel_for(0, tiles, ceil_div(kGrain, cost), [&](int64_t a, int64_t b) {
-        for (int64_t t = a; t < b; ++t) {
-          const Piece& p = piece[t];
-          const int64_t width = width_of(p), n = first + p.image;
-          const float* base =
-              (image.own ? from + n * channels * image.plane : planes + p.image * laid) + p.begin;
-          const int64_t count = image.own ? p.end - p.begin : width;
-          for (int64_t g = 0; g < groups; ++g)
-            k.lay_tile(w, base, shifts + g * group_shifts, count, width,
-                       xs + t * wide * k.tile + g * group * width);
-          lay_dy(image, p, dy_data + n * out * plane, out, plane, rows, width,
-                 dys + t * rows * k.tile);
-        }
+        for (int64_t t = a; t < b; ++t)
+          lay(piece[t], xs + t * wide * k.tile, dys + t * rows * k.tile);
       });
-      outer_turn(k, w, tiles, tiles * (k.tile / k.width), {first_time.cuts, to, add},
-                 apart.empty() ? nullptr : apart.data(), [&](int64_t t) {
+      outer_turn(k, w, tiles, tiles * (k.tile / k.width), {first_time.cuts, to, add}, rows_apart,
+                 [&](int64_t t) {
                    return std::tuple(xs + t * wide * k.tile, dys + t * rows * k.tile,
                                      width_of(piece[t]));
                  });
     }
+  }
+  if (parts) {
+    for (int64_t i = own; i < parts * own; ++i) sums[i % own] += sums[i];
+    put_all(w, {first_time.cuts, to, false}, sums);
   }
   return output;
 }

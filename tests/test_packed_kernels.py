@@ -298,12 +298,15 @@ def test_convolutions_equal_the_specification(
         check_conv(name, density)
 
 
+@pytest.mark.parametrize(("out", "images", "density"), [(8, 6, 0.05), (64, 2, 1.0)])
 def test_convolutions_whose_patches_come_in_turns(
-    isa: str, monkeypatch: pytest.MonkeyPatch
+    isa: str, out: int, images: int, density: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """More images than are padded at once, more positions than are laid out at once."""
-    monkeypatch.setitem(CONVS, "large", (Conv2d((3, 3), padding=(1, 1)), (8, 64), (6, 64, 60, 60)))
-    check_conv("large", 0.05)
+    """More images than are padded at once; and so many weights that threads share them, not the
+    positions, of which there are more than are laid out at once."""
+    conv = Conv2d((3, 3), padding=(1, 1))
+    monkeypatch.setitem(CONVS, "large", (conv, (out, 64), (images, 64, 60, 60)))
+    check_conv("large", density)
 
 
 @given(
