@@ -6,8 +6,10 @@ processes meeting in FILE, and rank 0 writes losses and final weights to OUT.
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
+from typing import NoReturn
 
 import pytest
 import torch
@@ -86,7 +88,16 @@ def main(rank: int, world: int, file: str, out: str, ways: list[str]) -> None:
             assert all(torch.equal(tensor, one) for one in everyones), f"{way}: {name} differs"
     if rank == 0:
         torch.save(results, out)
+    leave()
+
+
+def leave() -> NoReturn:
+    """End the process where all are done: torch's gloo threads may still run when the interpreter
+    ends, and then abort it ("terminate called without an active exception")."""
+    dist.barrier()
     dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":

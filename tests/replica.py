@@ -12,6 +12,7 @@ import sys
 from typing import Any
 
 import torch
+from packed_ranks import leave
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -80,7 +81,7 @@ def main(rank: int, store: str, processes: int) -> None:
     )
     cases = CASES + (BEYOND_ONE if processes > 1 else [])
     print(json.dumps({case: run(rank, processes, *case.split()) for case in cases}))
-    distributed.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":
