@@ -13,10 +13,11 @@
 namespace sparsewright {
 namespace {
 
-// Floats of sums of its own that a thread may have: then it goes through a share of the positions
-// for all weights, a tile of them in the nearest caches at a time. Of more weights the threads
-// share the weights, and every tile passes by all of them.
-constexpr int64_t kOwnSums = 64 * 1024;
+// Where all weights have at most so many floats of sums, threads share the positions: each share
+// has sums of its own for all weights, and a tile of it stays in the nearest caches. Of more
+// weights the threads share the weights, and every tile passes by all of them. There are as many
+// shares whatever the threads, so that the order of a sum depends on no thread.
+constexpr int64_t kOwnSums = 64 * 1024, kShares = 16;
 
 // Positions [begin, end) of an image of this turn.
 struct Piece {
@@ -108,7 +109,7 @@ Tensor csb_conv2d_outer(const Tensor& gradient, const Tensor& input, const Tenso
   const int64_t group = w.chunks * kPlaces, wide = groups * group;
   const int64_t rows = w.blocks * w.block + 1;
   const int64_t cells = w.blocks * w.chunks, own = 2 * int64_t{w.starts[2 * cells + 1]} + 8;
-  const int64_t parts = own <= kOwnSums ? threads() : 0;
+  const int64_t parts = own <= kOwnSums ? kShares : 0;
   const int64_t turn = parts ? 0 : std::max<int64_t>(kOuterFloats / (wide + rows) / k.tile, 1);
   const int64_t group_shifts = group + 24, table = groups * group_shifts * 2;
   const int64_t tile_floats = (wide + rows + kPlaces) * k.tile;

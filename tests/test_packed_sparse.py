@@ -251,9 +251,8 @@ def test_places_that_are_not_of_the_pattern_are_refused(pattern, message):
         attached(model, pattern=pattern)
 
 
-def test_lbfgs_keeps_its_places():
-    model = sw.pack(mlp())
-    optimizer, _ = attached(model, "static", lambda p: torch.optim.LBFGS(p, 0.1))
+def closure_of(model, optimizer):
+    """What LBFGS calls, on one batch."""
     x, y = inputs(model, 0)
 
     def closure():
@@ -262,6 +261,13 @@ def test_lbfgs_keeps_its_places():
         loss.backward()
         return loss
 
+    return closure
+
+
+def test_lbfgs_keeps_its_places():
+    model = sw.pack(mlp())
+    optimizer, _ = attached(model, "static", lambda p: torch.optim.LBFGS(p, 0.1))
+    closure = closure_of(model, optimizer)
     first = optimizer.step(closure)
     for _ in range(3):
         last = optimizer.step(closure)
@@ -271,14 +277,7 @@ def test_lbfgs_keeps_its_places():
 def test_state_that_cannot_move_is_named():
     model = sw.pack(mlp())
     optimizer, _ = attached(model, "set", lambda p: torch.optim.LBFGS(p, 0.1))
-    x, y = inputs(model, 0)
-
-    def closure():
-        optimizer.zero_grad()
-        loss = F.cross_entropy(model(x), y)
-        loss.backward()
-        return loss
-
+    closure = closure_of(model, optimizer)
     optimizer.step(closure)
     optimizer.step(closure)
     with pytest.raises(sw.StateError, match=r"LBFGS keeps '.*' for a packed weight"):

@@ -16,7 +16,7 @@ from torch import Tensor
 from .core import Layer, Score, View, keep_best
 from .errors import StateError
 from .patterns import places_of
-from .sampling import draw
+from .sampling import draw, merged
 from .scores import as_score, check_numbers
 from .storage import tile_rows
 
@@ -126,10 +126,8 @@ def best_candidates(layer: Layer, score: str | Score, kept: Tensor, gradients_of
     chosen, places = as_score(score), places_of(layer.pattern, sample, layer.shape)
     _check_gradient(layer, chosen)
     gradient = layer.storage.gradient_at(places.reshape(-1)).view(places.shape)
-    values = torch.zeros_like(gradient, dtype=layer.weight.dtype)
-    view = _view(
-        layer, values, gradient.to(values.dtype), torch.zeros_like(places, dtype=torch.bool)
-    )
+    absent = torch.zeros_like(places, dtype=torch.bool)
+    view = _view(layer, torch.zeros_like(gradient), gradient, absent)
     scores = chosen(view).sum(dim=1)
     check_numbers(layer.name, score, scores)
     return _best_of_each(sample, scores, sample // layer.units, counts.to(sample.device))
@@ -227,7 +225,7 @@ def _drawn_around(layer: Layer, counts: Tensor, kept: Tensor, last: Tensor) -> T
     """Random units, those of `last` only where a group has no other free one."""
     if not len(last):
         return _drawn(layer, counts, kept)
-    taken = torch.cat([kept, last]).sort().values
+    taken = merged(kept, last)
     busy = torch.bincount(taken // layer.units, minlength=layer.groups)
     free = torch.minimum(counts, layer.units - busy)
     others = _drawn(layer, free, taken)
@@ -235,5 +233,4 @@ def _drawn_around(layer: Layer, counts: Tensor, kept: Tensor, last: Tensor) -> T
     if not int(rest.sum()):
         return others
     # Where units are still lacking all others are taken now, so only those of `last` are free.
-    full = torch.cat([kept, others]).sort().values
-    return torch.cat([others, _drawn(layer, rest, full)]).sort().values
+    return merged(others, _drawn(layer, rest, merged(kept, others)))

@@ -70,7 +70,6 @@ class Sparsifier:
         self._held: dict[int, Withheld] = {}
         self.replicas = Replicas(model, process_group)
         self._handles = self._hook()
-        self._attached = True
 
     # what the user calls
 
@@ -149,7 +148,6 @@ class Sparsifier:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        self._attached = False
 
     # set-up
 

@@ -132,7 +132,7 @@ class MaskedStorage:
     def move(
         self, units: Tensor, fresh: Tensor, values: Tensor | None, optimizer: Optimizer
     ) -> None:
-        before = self._table
+        before = self._table.to(self.weight.device)
         self._set(units)
         changed = before & ~self._table
         changed.view(-1)[fresh] = True
@@ -169,8 +169,8 @@ class MaskedStorage:
         copy.parameter.masked_fill_(self.absent.to(copy.parameter.device), 0.0)
 
     def _set(self, units: Tensor) -> None:
-        table = torch.zeros_like(self._table)
-        table.view(-1)[units.to(table.device)] = True
+        table = torch.zeros(self._table.shape, dtype=torch.bool, device=self.weight.device)
+        table.view(-1)[units.to(table.device)] = True  # the model may have moved since
         self._table, self._absent = table, None
 
     def _dense_gradient(self) -> Tensor | None:
@@ -239,11 +239,8 @@ class PackedStorage:
         return flat.view(self.shape)
 
     def take(self, places: Tensor) -> tuple[Tensor, Tensor | None]:
-        values, gradient, own = (
-            self.weight.detach(),
-            self.weight.grad,
-            self.module.topology.places(),
-        )
+        values, gradient = self.weight.detach(), self.weight.grad
+        own = self.module.topology.places()
         if torch.equal(places.reshape(-1), own):  # all of them, in order
             return values.view(places.shape), (
                 None if gradient is None else gradient.view(places.shape)
@@ -331,14 +328,15 @@ class PackedStorage:
         before, places = self.module.topology.places(), self._places(units)
         self._check_size(len(places), training=True)
         born = places_of(self.pattern, fresh, self.shape)
+        at = torch.searchsorted(places, born)
         old = is_in(places, before)
-        old[torch.searchsorted(places, born)] = False
+        old[at] = False
         left = is_in(before, places[old])
         del before
         new_values = self.weight.new_zeros(len(places))
         new_values[old] = self.weight[left]
         if values is not None:
-            new_values[torch.searchsorted(places, born)] = values.to(new_values)
+            new_values[at] = values.to(new_values)
         gradient = self.weight.grad
         if gradient is not None:
             moved = gradient.new_zeros(len(places))

@@ -1,8 +1,8 @@
 """Topology: where the present weights of one packed weight lie, and nothing else.
 
-The places never change: a weight that moves gets another topology. So what is derived from them
-(the transposed places, what kernels want) is made once, and copies of a model share it. Operations
-name a topology by a number in a tensor, which a compiled graph can hold as it does any tensor.
+The places never change: a weight that moves gets another topology. So what kernels derive from them
+is made once, and copies of a model share it. Operations name a topology by a number in a tensor,
+which a compiled graph can hold as it does any tensor.
 """
 
 from __future__ import annotations
@@ -162,26 +162,3 @@ def of(number: Tensor) -> Topology:
             "the optimizer's step"
         )
     return found
-
-
-class Transposed:
-    """The places of W^T: a topology, and which weight of W is each of its weights.
-
-    order: (nnz) int64 or, up to 2**31 - 1 weights, int32.
-
-    >>> t = Topology.from_places(torch.tensor([1, 2, 3]), (2, 2)).derived(Transposed)
-    >>> t.topology.places(), t.order
-    (tensor([1, 2, 3]), tensor([1, 0, 2], dtype=torch.int32))
-    """
-
-    def __init__(self, topology: Topology):
-        rows, width = topology.shape
-        row, column = topology.rows(), topology.columns.long()
-        keys = column * rows + row
-        ordered = keys.sort()
-        self.topology = Topology.from_places(ordered.values, (width, rows))
-        small = topology.nnz < 2**31
-        self.order = ordered.indices.to(torch.int32) if small else ordered.indices
-
-    def tensors(self) -> list[Tensor]:
-        return [self.topology.starts, self.topology.columns, self.order]

@@ -157,7 +157,7 @@ def backward(topology: Topology) -> Form:
 
 
 def transposed(topology: Topology) -> tuple[Topology, Tensor]:
-    """As topology.Transposed, by counting; the topology keeps nothing of it."""
+    """The places of W^T, and which weight of W is each of its weights: (nnz) int32."""
     rows, width = topology.shape
     starts = torch.empty(width + 1, dtype=torch.int64)
     narrow = torch.uint16 if rows <= 2**16 else torch.int32

@@ -101,5 +101,5 @@ class PackedEmbedding(PackedModule):
 
     def extra_repr(self) -> str:
         padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
-        own = f"nnz={self.nnz}, sparsity={self.sparsity:.4f}"
+        own = f"nnz={self.nnz}, sparsity={self.sparsity:.10g}"
         return f"{self.num_embeddings}, {self.embedding_dim}{padding}, {own}"
