@@ -146,10 +146,13 @@ FLOORS = {
             "sampling",
             "watch",
             "replicas",
+            "facts",
         ),
         0,
     ),
-    **dict.fromkeys(("patterns", "scores", "allocate", "budget", "schedules"), 1),
+    **dict.fromkeys(
+        ("patterns", "scores", "calibration", "abilities", "allocate", "budget", "schedules"), 1
+    ),
     **dict.fromkeys(("layouts", "kernels", "initialise", "connectivity"), 1),
     "nn": 2,
     **dict.fromkeys(
@@ -165,7 +168,9 @@ FLOORS = {
         ),
         3,
     ),
-    **dict.fromkeys(("selection", "summary", "optimizer_state", "sparse_state", "gradients"), 3),
+    **dict.fromkeys(
+        ("selection", "summary", "optimizer_state", "sparse_state", "gradients", "steering"), 3
+    ),
     **dict.fromkeys(
         (
             "serve",

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 import sparsewright as sw
 from sparsewright.methods import METHODS
 from sparsewright.patterns import as_pattern
+from sparsewright.steering import masked_only
 
 STEPS = 200
 
@@ -62,8 +63,19 @@ def step(model, optimizer, number) -> float:
     return loss.item()
 
 
+BOTH = [name for name in METHODS.names() if masked_only(METHODS[name]()) is None]
+
+
+@pytest.mark.parametrize("method", sorted(set(METHODS.names()) - set(BOTH)))
+def test_methods_for_masked_weights_refuse_packed_ones(method):
+    model = sw.pack(mlp())
+    with pytest.raises(sw.StateError, match=r"layer '0' is packed, and method \w+ \w+"):
+        attached(model, method, "unstructured", lambda p: torch.optim.SGD(p, 0.1))
+    assert model[0].watch.wanted is None
+
+
 @pytest.mark.parametrize("pattern", EXAMPLES)
-@pytest.mark.parametrize("method", METHODS.names())
+@pytest.mark.parametrize("method", BOTH)
 def test_masks_and_losses_agree_for_200_steps(method, pattern):
     masked = mlp()
     packed = sw.pack(copy.deepcopy(masked))

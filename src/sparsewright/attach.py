@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from .abilities import Meets
 from .core import Allocate, Method, Pattern
 from .initialise import Init
 from .methods import as_method
@@ -74,6 +75,8 @@ def attach(
         overrides=overrides,
         on_misfit=on_misfit,
     )
+    if isinstance(bound, Meets):
+        bound = bound.meet(model, layers)
     sparse = Sparsifier(model, optimizers, bound, layers, left_dense, sparsity, process_group)
     try:
         sparse._begin(init)

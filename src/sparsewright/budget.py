@@ -8,14 +8,14 @@ count is met to the finest step, and to the single weight wherever a layer is un
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 import torch
 from torch import Tensor
 
-from .core import Allocate, Pattern, Shape
+from .core import Allocate, Layer, Pattern, Shape
 from .errors import BudgetError, MisfitError
 
 
@@ -136,6 +136,28 @@ def solve_budget(
     elif counted:
         keep.update(_share_out(counted, sparsity, allocate))
     return {layer.name: keep[layer.name] for layer in layers if layer.name in keep}
+
+
+def share_again(layers: Sequence[Layer], wanted: Mapping[str, float]) -> None:
+    """Set `layer.keep` of layers whose budget moves, as near to `wanted` as their patterns hold.
+
+    wanted: layer name -> weights to keep, at least one of each layer. As many weights as were kept
+    by all layers together are kept again, to the finest step of any layer's pattern; for that
+    `wanted` is scaled if its sum is another.
+    """
+    budgeted = [Budgeted.of(layer.name, layer.shape, layer.pattern) for layer in layers]
+    total = sum(layer.keep * layer.groups * layer.unit_size for layer in layers)
+    free = [one for one in budgeted if len(one.held) > 1]
+    fixed = total - sum(
+        one.weights * layer.keep for one, layer in zip(budgeted, layers, strict=True) if one in free
+    )
+    asked = math.fsum(wanted[one.name] for one in free)
+    if not free or asked <= 0:
+        return
+    scale = (total - fixed) / asked
+    keep = _round(free, total - fixed, {one.name: wanted[one.name] * scale for one in free})
+    for layer in layers:
+        layer.keep = keep.get(layer.name, layer.keep)
 
 
 def zeros_of(sparsity: float, total: int) -> int:

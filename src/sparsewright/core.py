@@ -120,6 +120,9 @@ class Storage(Protocol):
         The optimizer's state, if it has any, follows weights that are packed.
         """
 
+    def select(self, units: Tensor) -> None:
+        """Other present units; no value, gradient or state changes (masked only)."""
+
     def move(
         self, units: Tensor, fresh: Tensor, values: Tensor | None, optimizer: Optimizer
     ) -> None:
@@ -149,6 +152,8 @@ class Layer:
     keep: units present in every group once the method has done its work.
     generator: the CPU random source that all random choices of a run draw from.
     is_lookup: the weight's rows are inputs (an embedding), not output neurons.
+    memory: what the method keeps of this layer between steps, by name, made in `begin`; it is part
+    of a checkpoint. rate: the learning rate of the optimizer's coming step for this weight.
     """
 
     name: str
@@ -158,6 +163,8 @@ class Layer:
     generator: torch.Generator
     aliases: tuple[str, ...] = ()
     is_lookup: bool = False
+    memory: dict[str, Tensor] = field(default_factory=dict)
+    rate: float = 0.0
 
     @property
     def weight(self) -> nn.Parameter:
@@ -338,7 +345,8 @@ class Method(Protocol):
     """When a mask changes and to what. step counts optimizer steps from 0.
 
     needs_gradient: `update` reads the gradients of absent weights. skips_step: at the steps of an
-    update the optimizer takes none (RigL's "either, or").
+    update the optimizer takes none (RigL's "either, or"). What else a method may do is in
+    abilities.py.
     """
 
     @property

@@ -1,5 +1,5 @@
-"""What a checkpoint holds of masks: one bit per unit, or where few are present their numbers; and
-enough to know whose they are."""
+"""What a checkpoint holds of sparse layers: one bit per unit, or where few are present their
+numbers; what the method remembers; and enough to know whose they are."""
 
 from __future__ import annotations
 
@@ -28,13 +28,22 @@ def check_version(state: Mapping[str, Any]) -> None:
         raise StateError(f"a sparse state must hold {sorted(KEYS)}; it lacks {lacks}")
 
 
-def saved_units(layers: Sequence[Layer]) -> dict[str, dict[str, Any]]:
-    """Layer name -> its pattern, budget and present units, as plain values and a tensor."""
-    return {layer.name: _about(layer) | _units(layer) for layer in layers}
+def saved_layers(layers: Sequence[Layer]) -> dict[str, dict[str, Any]]:
+    """Layer name -> its pattern, budget, present units and memory: plain values and tensors."""
+    return {layer.name: _about(layer) | _units(layer) | _memory(layer) for layer in layers}
 
 
-def read_units(layers: Sequence[Layer], saved: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Layer name -> flat present units; StateError if they are of other layers."""
+Saved = tuple[int, Tensor, dict[str, Tensor]]
+"""A layer's units to keep, its flat present units, and its memory."""
+
+
+def read_layers(
+    layers: Sequence[Layer], saved: Mapping[str, Any], may_move: bool
+) -> dict[str, Saved]:
+    """Layer name -> what was saved of it; StateError if that is of other layers.
+
+    may_move: budgets may differ from those of now, as long as they come to as much in all.
+    """
     mine, theirs = {layer.name for layer in layers}, set(saved)
     if mine != theirs:
         raise StateError(
@@ -42,7 +51,14 @@ def read_units(layers: Sequence[Layer], saved: Mapping[str, Any]) -> dict[str, T
             f"{sorted(mine - theirs) or 'nothing'} and has besides "
             f"{sorted(theirs - mine) or 'nothing'}"
         )
-    return {layer.name: _read(layer, saved[layer.name]) for layer in layers}
+    found = {layer.name: _read(layer, saved[layer.name], may_move) for layer in layers}
+    now = sum(layer.keep * layer.groups * layer.unit_size for layer in layers)
+    then = sum(found[layer.name][0] * layer.groups * layer.unit_size for layer in layers)
+    if now != then:
+        raise StateError(
+            f"the sparse state keeps {then} weights in all; this attachment keeps {now}"
+        )
+    return found
 
 
 def _about(layer: Layer) -> dict[str, Any]:
@@ -60,25 +76,35 @@ def _units(layer: Layer) -> dict[str, Tensor]:
     return {"table": torch.from_numpy(np.packbits(layer.table.cpu().numpy().reshape(-1)))}
 
 
-def _read(layer: Layer, saved: Mapping[str, Any]) -> Tensor:
+def _memory(layer: Layer) -> dict[str, Any]:
+    return {"memory": {name: kept.cpu() for name, kept in layer.memory.items()}}
+
+
+def _read(layer: Layer, saved: Mapping[str, Any], may_move: bool) -> Saved:
     for key, value in _about(layer).items():
-        if saved.get(key) != value:
+        if saved.get(key) != value and not (key == "keep" and may_move):
             raise StateError(
                 f"layer {layer.name!r}: the sparse state has {key} {saved.get(key)}; this "
                 f"attachment has {value}"
             )
+    device, memory = layer.weight.device, saved.get("memory", {})
+    if set(memory) != set(layer.memory):
+        raise StateError(
+            f"layer {layer.name!r}: the sparse state remembers {sorted(memory) or 'nothing'}; "
+            f"this attachment {sorted(layer.memory) or 'nothing'}"
+        )
     try:
-        if "units" in saved:
-            return as_units(layer, saved["units"])
-        return as_units(layer, _from_bits(saved["table"], layer.groups, layer.units))
+        wish = saved["units"] if "units" in saved else _from_bits(saved["table"], layer)
+        kept = {name: tensor.to(device) for name, tensor in memory.items()}
+        return saved["keep"], as_units(layer, wish), kept
     except ValueError as error:
         raise StateError(f"a damaged sparse state: {error}") from None
 
 
-def _from_bits(bits: Tensor, groups: int, units: int) -> Tensor:
-    count = groups * units
+def _from_bits(bits: Tensor, layer: Layer) -> Tensor:
+    count = layer.groups * layer.units
     size = (count + 7) // 8
     if bits.dtype != torch.uint8 or bits.numel() != size:
         raise StateError(f"a table of {count} units takes {size} bytes; got {bits.numel()}")
     flat = np.unpackbits(bits.cpu().numpy(), count=count).astype(bool)
-    return torch.from_numpy(flat).reshape(groups, units)
+    return torch.from_numpy(flat).reshape(layer.groups, layer.units)

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from .abilities import Rebudgets
 from .connectivity import problems
 from .core import Layer, Method, Update, as_units
 from .errors import SparsityWarning, StateError
@@ -24,7 +25,8 @@ from .initialise import Init, initialise
 from .replicas import Group, Replicas
 from .sampling import is_in
 from .selection import LeftDense
-from .sparse_state import STATE_VERSION, check_version, read_units, saved_units
+from .sparse_state import STATE_VERSION, check_version, read_layers, saved_layers
+from .steering import Steering, check_storage, hook_draws, keeps_absent
 from .summary import Summary, summarise
 from .weights import find_weights
 
@@ -69,7 +71,12 @@ class Sparsifier:
         self._of_optimizer = self._assign(model)
         self._held: dict[int, Withheld] = {}
         self.replicas = Replicas(model, process_group)
-        self._handles = self._hook()
+        check_storage(method, self.layers)
+        self._steering = [
+            Steering(method, self._layers_of(index), one)
+            for index, one in enumerate(self._optimizers)
+        ]
+        self._handles = self._hook() + hook_draws(model, method, self._draw)
 
     # what the user calls
 
@@ -102,7 +109,7 @@ class Sparsifier:
             "method": type(self.method).__name__,
             "steps": list(self._steps),
             "generator": self.generator.get_state(),
-            "layers": saved_units(self.layers),
+            "layers": saved_layers(self.layers),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -119,9 +126,11 @@ class Sparsifier:
         method = type(self.method).__name__
         if state["method"] != method:
             raise StateError(f"the sparse state is of method {state['method']}; this is {method}")
-        units = read_units(self.layers, state["layers"])
+        may_move = isinstance(self.method, Rebudgets)
+        saved = read_layers(self.layers, state["layers"], may_move)
         for layer in self.layers:
-            layer.set_table(units[layer.name])
+            layer.keep, units, layer.memory = saved[layer.name]
+            layer.set_table(units)
         self._steps = [int(step) for step in state["steps"]]
         self.generator.set_state(state["generator"].cpu())
 
@@ -191,8 +200,13 @@ class Sparsifier:
         # All first units before any weight changes: a layer that fails leaves the model as it was.
         units = [self.method.begin(layer) for layer in self.layers]
         for layer, first, owner in zip(self.layers, units, self._of_optimizer, strict=True):
-            layer.storage.place(as_units(layer, first), self._optimizers[owner])
+            if keeps_absent(self.method):
+                layer.storage.select(as_units(layer, first))
+            else:
+                layer.storage.place(as_units(layer, first), self._optimizers[owner])
         initialise(self.layers, init)
+        for steering in self._steering:
+            steering.begin()
         self._apply_masks()
         for problem in problems(self.layers):
             warnings.warn(problem, SparsityWarning, stacklevel=3)
@@ -204,8 +218,8 @@ class Sparsifier:
 
     def _wants(self, index: int) -> Callable[[], bool]:
         """Whether the coming update wants the gradients of a layer's absent weights."""
-        optimizer = self._of_optimizer[index]
-        return lambda: self.method.needs_gradient and self._due(optimizer)
+        optimizer, always = self._of_optimizer[index], keeps_absent(self.method)
+        return lambda: always or (self.method.needs_gradient and self._due(optimizer))
 
     def _pre_hook(self, index: int) -> Callable[..., Any]:
         def hook(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -226,10 +240,14 @@ class Sparsifier:
 
         def wrapped() -> Any:
             nonlocal first
+            if not first:
+                self._steering[index].after(self._steps[index])
+                self._apply_masks(index)
             loss = closure()
             if first:
                 self._before_step(index)
             else:
+                self._steering[index].before(self._steps[index])
                 self._mask_gradients(index)
                 if index in self._held:
                     self._withhold(index)
@@ -241,6 +259,7 @@ class Sparsifier:
     def _post_hook(self, index: int) -> Callable[..., None]:
         def hook(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             give_back(self._held.pop(index, []))
+            self._steering[index].after(self._steps[index])
             self._apply_masks(index)
             if not _skipped_by_scaler(optimizer):
                 self._steps[index] += 1
@@ -252,7 +271,9 @@ class Sparsifier:
         if _skipped_by_scaler(optimizer):
             return
         due = self._due(index)
+        self._steering[index].before(self._steps[index])
         if due:
+            self._steering[index].budget(self._steps[index])
             for layer in self._layers_of(index):
                 self._update(layer, index)
         self._mask_gradients(index)
@@ -260,6 +281,8 @@ class Sparsifier:
             self._withhold(index)
 
     def _mask_gradients(self, index: int) -> None:
+        if keeps_absent(self.method):
+            return
         for layer in self._layers_of(index):
             layer.storage.mask_gradient()
 
@@ -279,10 +302,18 @@ class Sparsifier:
         grown = int(fresh.sum())
         if update.fresh is not None:
             fresh |= is_in(units, as_units(layer, update.fresh))
-        layer.storage.move(units, units[fresh], update.values, self._optimizers[index])
+        if keeps_absent(self.method):
+            layer.storage.select(units)
+        else:
+            layer.storage.move(units, units[fresh], update.values, self._optimizers[index])
         dropped = count - len(units) + grown
         moved = dropped * layer.unit_size, grown * layer.unit_size
         self.changes.append(Change(step, layer.name, *moved))
+
+    def _draw(self, training: bool) -> None:
+        """Before a forward of the model, for methods with random weights."""
+        for steering, step in zip(self._steering, self._steps, strict=True):
+            steering.draw(training, step)
 
     def _withhold(self, index: int) -> None:
         self._held.setdefault(index, []).extend(withhold(self._optimizers[index]))

@@ -128,6 +128,9 @@ class MaskedStorage:
         self._set(units)
         self.weight.masked_fill_(self.absent, 0.0)
 
+    def select(self, units: Tensor) -> None:
+        self._set(units)
+
     @torch.no_grad()
     def move(
         self, units: Tensor, fresh: Tensor, values: Tensor | None, optimizer: Optimizer
@@ -320,6 +323,9 @@ class PackedStorage:
             move_state(optimizer, self.weight, stays, left)
         self.module.move(places, values)
         self._known = self.module.topology
+
+    def select(self, units: Tensor) -> None:
+        raise StateError("packed weights that are absent have no values that could stay")
 
     @torch.no_grad()
     def move(

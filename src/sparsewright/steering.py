@@ -1,0 +1,126 @@
+"""Steering: what the Sparsifier does at every step for a method that shapes or gates weights.
+
+Between steps the parameters hold what the model computes with. For a method that keeps absent
+weights the optimizer steps others, the latent weights: they take the parameters' place from the end
+of the backward to the end of the optimizer's step, and rest in `layer.memory` else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from .abilities import Gates, Rebudgets, Shapes
+from .core import Layer, Method
+from .errors import StateError
+from .storage import PackedStorage
+
+LATENT = "latent"
+
+
+def keeps_absent(method: Method) -> bool:
+    """Whether absent weights live on under a method."""
+    return isinstance(method, Shapes) and method.keeps_absent
+
+
+def masked_only(method: Method) -> str | None:
+    """Why a method cannot train packed weights, or None; its own `masked_only` may say."""
+    if keeps_absent(method) or isinstance(method, Gates):
+        return "needs the values of absent weights"
+    return getattr(method, "masked_only", None)
+
+
+def check_storage(method: Method, layers: Sequence[Layer]) -> None:
+    """StateError if what the method needs is not stored of packed weights."""
+    reason = masked_only(method)
+    packed = [layer.name for layer in layers if isinstance(layer.storage, PackedStorage)]
+    if packed and reason:
+        raise StateError(
+            f"layer {packed[0]!r} is packed, and method {type(method).__name__} {reason}: take "
+            "masked storage (sw.unpack, or --storage masked)"
+        )
+
+
+class Steering:
+    """What a method does to the layers of one optimizer at every step; for most, nothing."""
+
+    def __init__(self, method: Method, layers: Sequence[Layer], optimizer: Optimizer):
+        self.method, self.layers, self.optimizer = method, list(layers), optimizer
+        self._bare = False  # the parameters hold the latent weights
+        self._drawn = False  # or a draw of this step
+
+    def begin(self) -> None:
+        """The first weights that the model computes with; call it once they have their values."""
+        self._bare = True
+        self.after(-1)
+
+    @torch.no_grad()
+    def before(self, step: int) -> None:
+        """After a backward: gradients and latent weights as the optimizer is to see them."""
+        rates = rates_of(self.optimizer)
+        for layer in self.layers:
+            layer.rate = rates.get(id(layer.weight), 0.0)
+        if not isinstance(self.method, Shapes):
+            return
+        for layer in self.layers:
+            if self.method.keeps_absent and not self._bare:
+                layer.weight.copy_(layer.memory[LATENT])
+        self._bare = self.method.keeps_absent
+        for layer in self.layers:
+            if layer.weight.grad is not None:
+                self.method.before_step(layer, step)
+
+    @torch.no_grad()
+    def budget(self, step: int) -> None:
+        """Let the method share the budget out anew."""
+        if isinstance(self.method, Rebudgets):
+            self.method.rebudget(self.layers, step)
+
+    @torch.no_grad()
+    def after(self, step: int) -> None:
+        """After the optimizer's step: what the model computes with takes the parameters' place."""
+        if not isinstance(self.method, Shapes):
+            return
+        latent = self.method.keeps_absent
+        if latent and not self._bare:  # the optimizer took no step
+            return
+        for layer in self.layers:
+            if latent:
+                layer.memory[LATENT] = layer.weight.detach().clone()
+            self.method.after_step(layer, step)
+        self._bare = self._drawn = False
+
+    @torch.no_grad()
+    def draw(self, training: bool, step: int) -> None:
+        """Before a forward: the step's random weights, or in evaluation those without chance."""
+        if not isinstance(self.method, Gates) or training == self._drawn:
+            return
+        for layer in self.layers:
+            if training:
+                self.method.before_forward(layer, step)
+            else:
+                layer.weight.copy_(layer.memory[LATENT])
+                assert isinstance(self.method, Shapes)
+                self.method.after_step(layer, step)
+                layer.storage.settle()
+        self._drawn = training
+
+
+def rates_of(optimizer: Optimizer) -> dict[int, float]:
+    """id of a parameter -> the learning rate of its group."""
+    return {
+        id(parameter): float(group.get("lr", 0.0))
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+
+
+def hook_draws(model: nn.Module, method: Method, draw: Any) -> list[Any]:
+    """The hook that calls `draw(training)` before every forward of the model, if it is wanted."""
+    if not isinstance(method, Gates):
+        return []
+    return [model.register_forward_pre_hook(lambda module, args: draw(module.training))]
