@@ -214,7 +214,15 @@ def _data(commands: Any) -> None:
 
 
 def _methods(commands: Any) -> None:
-    _command(commands, "methods", run_methods, "list every method, pattern, score, kernel, ...")
+    add = _command(
+        commands,
+        "methods",
+        run_methods,
+        "list every method, pattern, score, kernel, ..., or tell all about some",
+        "  sparsewright methods\n  sparsewright methods rigl srigl",
+    )
+    add.add_argument("names", nargs="*", metavar="NAME", help="methods, scores, solvers to explain")
+    add.add_argument("--pages", type=Path, metavar="FOLDER", help="write all their pages there")
 
 
 def _doctor(commands: Any) -> None:
@@ -331,10 +339,16 @@ def run_data(args: argparse.Namespace) -> None:
 
 
 def run_methods(args: argparse.Namespace) -> None:
+    from .lab.part_pages import page_named, write_pages
     from .lab.tables import parts_tables, show
 
-    for table in parts_tables():
-        show(table)
+    if args.pages is not None:
+        print(f"{write_pages(args.pages)} pages in {args.pages}")
+    for name in args.names:
+        print(page_named(name))
+    if args.pages is None and not args.names:
+        for table in parts_tables():
+            show(table)
 
 
 def run_doctor(args: argparse.Namespace) -> None:

@@ -23,6 +23,7 @@ from ..scores import SCORES
 from .bench_models import MODELS as BENCH_MODELS
 from .data import DATA, find
 from .models import MODELS
+from .part_pages import facts_of
 from .recipe import OPTIMIZERS, STORAGES
 from .train_ways import TRAIN_WAYS
 
@@ -71,9 +72,13 @@ def _parts_table(table: Table[Any]) -> Printed:
     printed = _plain(heading(table.kind))
     printed.add_column("name", no_wrap=True, min_width=16)
     printed.add_column("what it is", overflow="fold")
+    sources = {name: facts.source for name, part in table.items() if (facts := facts_of(part))}
+    if sources:
+        printed.add_column("source", overflow="fold")
     for name, part in table.items():
         examples = getattr(part, "examples", None)
-        printed.add_row(", ".join(examples) if examples else name, describe(part))
+        row = [", ".join(examples) if examples else name, describe(part)]
+        printed.add_row(*row, *([sources.get(name, "")] if sources else []))
     return printed
 
 

@@ -8,8 +8,10 @@ of an update, takes more time or memory than the present weights do.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..errors import ConfigError
+from ..facts import Facts
 from . import METHODS
 from .rigl import RigL
 
@@ -28,6 +30,20 @@ class GSE(RigL):
     (True, 75)
     """
 
+    facts: ClassVar[Facts] = Facts(
+        source=(
+            'Heddes, Srinivasa, Givargis, Nicolau, "Always-sparse training by growing '
+            'connections with guided stochastic exploration", 2024'
+        ),
+        when=(
+            "Instead of RigL where the layers are so large and so sparse that not even one dense "
+            "gradient can be afforded."
+        ),
+        memory="At updates the gradients of the sample, as many as there are present weights.",
+        flops="3 f_S a step, and at updates f_S more for the sample; inference f_S.",
+        published="none verified",
+        departs="Only the paper's uniform sampling; its other two need activations.",
+    )
     sample: float = 1.0
 
     def __post_init__(self) -> None:

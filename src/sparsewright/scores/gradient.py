@@ -9,6 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ..core import View
+from ..facts import Facts
 from . import SCORES
 from ._wide import gradient_of
 
@@ -17,6 +18,16 @@ from ._wide import gradient_of
 class Gradient:
     """|g| of every weight, in the weight's shape; StateError without a gradient."""
 
+    facts: ClassVar[Facts] = Facts(
+        source="Growth in RigL (Evci, Gale, Menick, Castro, Elsen, ICML 2020)",
+        when="To grow by. To prune by, it is worse than chance: take weight_gradient.",
+        memory="Nothing.",
+        flops="One backward.",
+        published=(
+            "As a score for pruning at initialisation it is worse than random (Evci et al. "
+            "2020, appendix M)"
+        ),
+    )
     needs_gradient: ClassVar[bool] = True
     sees: ClassVar[str] = "single"
 

@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ..core import View
+from ..facts import Facts
 from . import SCORES
 from ._wide import wide
 
@@ -16,6 +17,22 @@ from ._wide import wide
 class Magnitude:
     """|w| of every weight, in the weight's shape."""
 
+    facts: ClassVar[Facts] = Facts(
+        source=(
+            'Han, Pool, Tran, Dally, "Learning both weights and connections for efficient '
+            'neural networks", NeurIPS 2015'
+        ),
+        when=(
+            "For trained weights, and whenever nothing better is known: it needs no data. At "
+            "initialisation it says little."
+        ),
+        memory="Nothing.",
+        flops="None.",
+        published=(
+            "LeNet-300-100 on MNIST: 1.6 % error with 8.3 % of the weights (tabulated by "
+            "Dettmers and Zettlemoyer 2019)"
+        ),
+    )
     needs_gradient: ClassVar[bool] = False
     sees: ClassVar[str] = "single"
 

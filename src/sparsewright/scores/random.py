@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core import View
+from ..facts import Facts
 from . import SCORES
 
 
@@ -16,6 +17,13 @@ from . import SCORES
 class Random:
     """Uniform draws from [0, 1) of the layer's CPU generator, so that every device agrees."""
 
+    facts: ClassVar[Facts] = Facts(
+        source="The baseline; growth in SET (Mocanu et al., Nature Communications 2018)",
+        when="As the floor that any other score must beat, and for first masks.",
+        memory="Nothing.",
+        flops="None.",
+        published="none verified",
+    )
     needs_gradient: ClassVar[bool] = False
     sees: ClassVar[str] = "nothing"
 

@@ -1,0 +1,148 @@
+"""A page of the docs for every method, score and solver, printed from its docstring and facts."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import UnknownNameError
+from ..facts import Facts
+from ..files import write_text
+from ..methods import METHODS
+from ..registry import Table
+from ..scores import SCORES
+
+PAGED: tuple[Table[Any], ...] = (METHODS, SCORES)
+"""The tables whose parts have pages."""
+
+USE = {
+    METHODS.kind: "sw.attach(model, optimizer, method={name!r}, sparsity=0.9, steps=steps)",
+    SCORES.kind: "sw.prune(model, sparsity=0.9, score={name!r})",
+}
+"""The line of code that uses a part of a kind."""
+
+
+def parts() -> Iterator[tuple[str, str, Any]]:
+    """(kind, name, part) of everything that has a page."""
+    for table in PAGED:
+        for name, part in table.items():
+            yield table.kind, name, part
+
+
+def facts_of(part: Any) -> Facts | None:
+    """What a part says of itself, if it does."""
+    found = getattr(part, "facts", None)
+    return found if isinstance(found, Facts) else None
+
+
+def page_of(kind: str, name: str, part: Any) -> str:
+    """One part's page in Markdown."""
+    facts = facts_of(part)
+    about, example = split_docstring(inspect.getdoc(part) or "")
+    lines = [f"# {name}: a {kind}", "", about, ""]
+    if kind in USE:
+        lines += ["Used as `" + USE[kind].format(name=name).replace("'", '"') + "`.", ""]
+    if facts is not None:
+        lines += [f"**When.** {facts.when}", ""]
+    if options := _options(part):
+        lines += ["## Options and their defaults", "", options, ""]
+    if example:
+        lines += ["## Example", "", f"```pycon\n{example}\n```", ""]
+    if facts is not None:
+        lines += [
+            *("## What it costs", ""),
+            *("| | |", "|---|---|"),
+            *(f"| memory | {facts.memory} |", f"| FLOPs | {facts.flops} |", ""),
+            *("f_D and f_S are a dense and a sparse forward; a backward is two.", ""),
+            *("## Source", "", facts.source + ".", ""),
+            *(f"**Published.** {_ended(facts.published)}", ""),
+        ]
+        if facts.departs:
+            lines += [f"**Where this differs.** {facts.departs}", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def split_docstring(text: str) -> tuple[str, str]:
+    """(prose as Markdown, the example's lines) of a docstring.
+
+    >>> split_docstring("One.\\n\\nTwo\\nlines.\\n\\n>>> 1 + 1\\n2")
+    ('One.\\n\\nTwo lines.', '>>> 1 + 1\\n2')
+    """
+    prose, _, example = text.partition(">>>")
+    paragraphs = [" ".join(one.split()) for one in prose.strip().split("\n\n")]
+    listed = "\n\n".join(_options_as_list(one) for one in paragraphs)
+    return listed, (">>>" + example).rstrip() if example else ""
+
+
+def _options_as_list(paragraph: str) -> str:
+    """A paragraph of "name: meaning." after another as a list; any other as it is."""
+    parts = re.split(r"(?:^|(?<=[.] ))(?=[a-z_]+(?:, [a-z_]+)*: )", paragraph)
+    before, *named = [part.strip() for part in parts]
+    items = "\n".join("- **" + one.replace(":", "**:", 1) for one in named)
+    return "\n\n".join(text for text in (before, items) if text)
+
+
+def _options(part: Any) -> str:
+    kind = part if isinstance(part, type) else type(part)
+    if not is_dataclass(kind) or not fields(kind):
+        return ""
+    made = [f"{f.name}={f.default!r}" for f in fields(kind) if f.init]
+    return "`" + "`, `".join(made) + "`"
+
+
+def _ended(sentence: str) -> str:
+    text = sentence[0].upper() + sentence[1:] if sentence else "None."
+    return text if text.endswith(".") else text + "."
+
+
+def index() -> str:
+    """The list of all pages, by kind."""
+    lines = [
+        "# Every method, score and solver",
+        "",
+        "Made by `sparsewright methods --pages docs/methods` from the docstrings.",
+        "",
+    ]
+    for table in PAGED:
+        lines += [f"## {table.kind.capitalize()}s", "", "| name | what it is |", "|---|---|"]
+        for name, part in table.items():
+            about = split_docstring(inspect.getdoc(part) or "")[0].split("\n\n")[0]
+            about = about.replace("|", "\\|")  # |w| in a table
+            lines.append(f"| [{name}]({file_of(table.kind, name)}) | {about} |")
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def page_named(name: str) -> str:
+    """The page of the part or parts of a name; UnknownNameError if there is none."""
+    found = [page_of(kind, one, part) for kind, one, part in parts() if one == name]
+    if not found:
+        raise UnknownNameError("method or score", name, [one for _, one, _ in parts()])
+    return "\n".join(found)
+
+
+def file_of(kind: str, name: str) -> str:
+    """The file name of a part's page."""
+    return f"{kind}-{name.replace('_', '-')}.md"
+
+
+def pages() -> dict[str, str]:
+    """File name -> text of all pages and their index."""
+    made = {file_of(kind, name): page_of(kind, name, part) for kind, name, part in parts()}
+    return {"index.md": index(), **made}
+
+
+def write_pages(folder: Path) -> int:
+    """Write all pages into a folder, remove those of parts that are no more; how many there are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = pages()
+    for old in folder.glob("*.md"):
+        if old.name not in made:
+            old.unlink()
+    for name, text in made.items():
+        write_text(folder / name, text)
+    return len(made)

@@ -1,0 +1,57 @@
+"""Every method, score and solver says what it is, where it comes from and what it costs, and the
+pages of the docs are what it says."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import pytest
+
+import sparsewright as sw
+from sparsewright.cli import main
+from sparsewright.lab import part_pages
+
+FOLDER = Path(__file__).resolve().parents[1] / "docs" / "methods"
+PARTS = {f"{kind} {name}": part for kind, name, part in part_pages.parts()}
+
+
+@pytest.mark.parametrize("which", PARTS)
+def test_every_part_tells_its_facts(which):
+    facts = part_pages.facts_of(PARTS[which])
+    assert facts is not None, "a part has a ClassVar `facts` of type Facts"
+    for name in ("source", "when", "memory", "flops", "published"):
+        assert len(getattr(facts, name)) > 4, f"{which}: facts.{name} says nothing"
+    about = inspect.getdoc(PARTS[which])
+    assert about
+    assert len(about.split("\n\n")[0]) > 20
+
+
+def test_the_committed_pages_are_those_of_now():
+    made = part_pages.pages()
+    committed = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.glob("*.md")}
+    stale = sorted(name for name in made if committed.get(name) != made[name])
+    hint = "run `sparsewright methods --pages docs/methods`"
+    assert stale == [], hint
+    assert sorted(set(committed) - set(made)) == [], hint
+
+
+def test_pages_are_written_and_those_of_no_part_removed(tmp_path):
+    (tmp_path / "method-gone.md").write_text("old")
+    assert part_pages.write_pages(tmp_path) == len(PARTS) + 1
+    assert not (tmp_path / "method-gone.md").exists()
+    assert "Evci" in (tmp_path / "method-rigl.md").read_text()
+
+
+def test_one_part_is_explained_on_the_command_line(capsys):
+    main(["methods", "rigl"])
+    said = capsys.readouterr().out
+    assert said.startswith("# rigl: a method")
+    assert "ICML 2020" in said
+    assert main(["methods", "rigel"]) != 0
+    assert "rigl" in capsys.readouterr().err
+
+
+def test_unknown_names_list_what_exists():
+    with pytest.raises(sw.UnknownNameError, match="rigl"):
+        part_pages.page_named("rigel")
