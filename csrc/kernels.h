@@ -209,6 +209,7 @@ struct Kernels {
   void (*depthwise)(const Planes&, const float* x, const float* weights, float bias,
                     const float* residual, float* y, float* band);
   void (*activate)(float* y, int64_t n, Activation);
+  void (*zero_where)(const float* from, const uint8_t* where, float* to, int64_t count);
   // Rows [0, batch) of x, columns [begin, end) -> column-major (in, width), zeros beyond batch.
   void (*transpose_in)(const float* x, int64_t in, int64_t batch, float* out, int64_t width,
                        int64_t begin, int64_t end);

@@ -5,6 +5,7 @@
 #include "csb_pixels.inl.h"
 #include "csr.inl.h"
 #include "depthwise.inl.h"
+#include "mask.inl.h"
 #include "nm.inl.h"
 #include "outer.inl.h"
 #include "sell.inl.h"
@@ -38,6 +39,7 @@ const Kernels kKernels = {
     .block_tile = block_tile,
     .depthwise = depthwise,
     .activate = activate,
+    .zero_where = zero_where,
     .transpose_in = transpose_in,
 };
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .kernels.masking import zero_, zeroed
+
 Withheld = list[tuple[nn.Parameter, Tensor]]
 
 
@@ -16,7 +18,7 @@ def masked(gradient: Tensor, absent: Tensor) -> Tensor:
     tensor([0., 1., 1.])
     """
     if not gradient.is_sparse:
-        return gradient.masked_fill(absent, 0.0)
+        return zeroed(gradient, absent)
     gradient = gradient.coalesce()
     rows = gradient.indices()[0]
     values = gradient.values().masked_fill(absent[rows], 0.0)
@@ -31,7 +33,7 @@ def mask_gradient(weight: nn.Parameter, absent: Tensor) -> None:
     if gradient is not None and gradient.is_sparse:
         weight.grad = masked(gradient, absent)
     elif gradient is not None:  # in place: the gradient may be a view of a bucket
-        gradient.masked_fill_(absent, 0.0)
+        zero_(gradient, absent)
 
 
 def withhold(optimizer: Optimizer) -> Withheld:

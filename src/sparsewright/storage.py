@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from .core import Pattern, Shape, Storage, table_size
 from .errors import StateError
 from .gradients import mask_gradient, masked
+from .kernels.masking import zero_
 from .nn import PackedModule
 from .optimizer_state import move_state, reset_state
 from .patterns import places_of, row_step, units_of
@@ -126,7 +127,7 @@ class MaskedStorage:
     @torch.no_grad()
     def place(self, units: Tensor, optimizer: Optimizer | None = None) -> None:
         self._set(units)
-        self.weight.masked_fill_(self.absent, 0.0)
+        zero_(self.weight, self.absent)
 
     def select(self, units: Tensor) -> None:
         self._set(units)
@@ -140,7 +141,7 @@ class MaskedStorage:
         changed = before & ~self._table
         changed.view(-1)[fresh] = True
         new = self.pattern.unfold(changed, self.shape)  # or gone
-        self.weight.masked_fill_(new, 0.0)
+        zero_(self.weight, new)
         mask_gradient(self.weight, new)
         if values is not None:
             places = places_of(self.pattern, fresh, self.shape)
@@ -165,7 +166,7 @@ class MaskedStorage:
 
     @torch.no_grad()
     def settle(self) -> None:
-        self.weight.masked_fill_(self.absent, 0.0)
+        zero_(self.weight, self.absent)
 
     @torch.no_grad()
     def follow(self, copy: Weight) -> None:
