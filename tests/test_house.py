@@ -146,6 +146,7 @@ FLOORS = {
             "sampling",
             "watch",
             "replicas",
+            "exchange",
         ),
         0,
     ),

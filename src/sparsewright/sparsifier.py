@@ -17,12 +17,12 @@ from torch import nn
 from torch.optim import Optimizer
 
 from .connectivity import problems
-from .core import Layer, Method, Update, as_units
+from .core import Layer, Method, as_units
 from .errors import SparsityWarning, StateError
+from .exchange import exchange_of
 from .gradients import Withheld, give_back, withhold
 from .initialise import Init, initialise
 from .replicas import Group, Replicas
-from .sampling import is_in
 from .selection import LeftDense
 from .sparse_state import STATE_VERSION, check_version, read_units, saved_units
 from .summary import Summary, summarise
@@ -273,16 +273,10 @@ class Sparsifier:
         wish = self.method.update(layer, step)
         if wish is None:
             return
-        update = wish if isinstance(wish, Update) else Update(wish)
-        count, units = layer.storage.count(), as_units(layer, update.units)
-        fresh = ~is_in(units, layer.present_units)
-        grown = int(fresh.sum())
-        if update.fresh is not None:
-            fresh |= is_in(units, as_units(layer, update.fresh))
-        layer.storage.move(units, units[fresh], update.values, self._optimizers[index])
-        dropped = count - len(units) + grown
-        moved = dropped * layer.unit_size, grown * layer.unit_size
-        self.changes.append(Change(step, layer.name, *moved))
+        exchange, lost, gained = exchange_of(layer, wish)
+        layer.storage.move(exchange, self._optimizers[index])
+        size = layer.unit_size
+        self.changes.append(Change(step, layer.name, lost * size, gained * size))
 
     def _withhold(self, index: int) -> None:
         self._held.setdefault(index, []).extend(withhold(self._optimizers[index]))
