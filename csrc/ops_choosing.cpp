@@ -15,8 +15,8 @@ namespace {
 
 // Unsigned numbers in the order of the scores; -0 is 0.
 uint32_t rank_of(float score) {
-  const uint32_t bits = std::bit_cast<uint32_t>(score + 0.0f);
-  return bits >> 31 ? ~bits : bits | 0x80000000u;
+  const int32_t bits = std::bit_cast<int32_t>(score + 0.0f);
+  return static_cast<uint32_t>(bits ^ (bits >> 31 | std::numeric_limits<int32_t>::min()));
 }
 
 float score_of(uint32_t rank) {
@@ -35,11 +35,14 @@ Cut cut_of(const float* scores, int64_t count, int64_t keep) {
   uint32_t known = 0, mask = 0;
   for (const int shift : kShifts) {
     const uint32_t low = (mask ? ~mask : ~0u) >> shift;  // the digit's own bits
-    std::array<int64_t, 2048> counts{};
-    for (int64_t i = 0; i < count; ++i) {
-      const uint32_t rank = rank_of(scores[i]);
-      if ((rank & mask) == known) ++counts[rank >> shift & low];
-    }
+    std::array<int64_t, 2048> counts{}, others{};  // two, for equal digits often follow each other
+    const auto look = [&](auto& table, float score) {
+      const uint32_t rank = rank_of(score);
+      if ((rank & mask) == known) ++table[rank >> shift & low];
+    };
+    for (int64_t i = 0; i + 1 < count; i += 2) look(counts, scores[i]), look(others, scores[i + 1]);
+    if (count % 2) look(counts, scores[count - 1]);
+    for (size_t d = 0; d < counts.size(); ++d) counts[d] += others[d];
     uint32_t digit = low;
     while (counts[digit] < keep) keep -= counts[digit--];
     known |= digit << shift, mask |= low << shift;
@@ -74,17 +77,36 @@ struct Best {
     scores[found] = score, places[found++] = place;
   }
 
-  // Only the best `count` stay: what comes later and is no better than all of them is too late.
+  // What cannot be among the best `count` any more goes. At first by the upper bits alone; where
+  // that makes too little room, only the best `count` stay, and what comes later must be better.
   void settle() {
-    const Cut cut = count ? cut_of(scores, found, count) : Cut{~0u, 0};
-    int64_t equals = cut.equals, to = 0;
-    for (int64_t i = 0; i < found; ++i) {
-      const uint32_t rank = rank_of(scores[i]);
-      const bool stays = rank > cut.rank || (rank == cut.rank && equals-- > 0);
-      scores[to] = scores[i], places[to] = places[i], to += stays && count;
+    full = true;
+    if (count == 0) {
+      found = 0, least = std::numeric_limits<float>::infinity();
+      return;
     }
-    found = to, full = true;
-    least = count ? score_of(cut.rank) : std::numeric_limits<float>::infinity();
+    constexpr int kShift = 19;
+    std::array<int32_t, 1 << (32 - kShift)> counts{};
+    for (int64_t i = 0; i < found; ++i) ++counts[rank_of(scores[i]) >> kShift];
+    uint32_t digit = counts.size() - 1;
+    int64_t stay = counts[digit];
+    while (stay < count) stay += counts[--digit];
+    const uint32_t below = (digit << kShift) - 1;
+    const bool rough = digit > 0 && stay - count <= (room - count) / 2;
+    filter(rough ? Cut{below, 0} : cut_of(scores, found, count));
+  }
+
+  void filter(Cut cut) {
+    int64_t to = 0;
+    for (int64_t i = 0; i < found; ++i) {
+      const float score = scores[i];
+      const uint32_t rank = rank_of(score);
+      bool stays = rank > cut.rank;
+      if (rank == cut.rank) [[unlikely]]
+        stays = cut.equals-- > 0;
+      scores[to] = score, places[to] = places[i], to += stays;
+    }
+    found = to, least = score_of(cut.rank);
   }
 };
 
@@ -111,9 +133,11 @@ bool offer_rows(const Rows& w, const Index* columns, Best& best) {
       const float* s = row + from;
       if (any_nan(s, run)) return true;
       int64_t hit = 0;
+      const bool all = !best.full;
+      const float least = best.least;
       for (int64_t c = 0; c < run; ++c) {
         hits[hit] = static_cast<int32_t>(c);
-        hit += !best.full || s[c] > best.least;
+        hit += all | (s[c] > least);
       }
       for (int64_t h = 0; h < hit; ++h) {
         const int64_t c = from + hits[h];
@@ -147,10 +171,9 @@ bool best_of(const Tensor& scores, int64_t keep, const Tensor& best) {
   }
   const Cut cut = cut_of(from, count, keep);
   int64_t equals = cut.equals;
-  for (int64_t i = 0; i < count; ++i) {
-    const uint32_t rank = rank_of(from[i]);
-    to[i] = rank > cut.rank || (rank == cut.rank && equals-- > 0);
-  }
+  for (int64_t i = 0; i < count; ++i) to[i] = rank_of(from[i]) > cut.rank;
+  for (int64_t i = 0; i < count && equals > 0; ++i)
+    if (rank_of(from[i]) == cut.rank) to[i] = true, --equals;
   return true;
 }
 
@@ -183,8 +206,9 @@ bool offer(const Tensor& scores, int64_t begin, int64_t width, const Tensor& sta
            static_cast<int64_t>(own[0]),
            full ? static_cast<float>(own[1]) : 0.0f,
            full};
-  const Rows some{from,  begin, begin + rows, width, start,
-                  static_cast<const bool*>(leaves.const_data_ptr()), last};
+  const Rows some{from,  begin, begin + rows,
+                  width, start, static_cast<const bool*>(leaves.const_data_ptr()),
+                  last};
   bool nan = false;
   by_index(columns, [&](const auto* typed) { nan = offer_rows(some, typed, all); });
   own[0] = static_cast<double>(all.found);

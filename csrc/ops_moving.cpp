@@ -69,8 +69,12 @@ void exchange(T* entries, int64_t count, const bool* gone, const int32_t* at, in
   int64_t end = stay + born;
   for (int64_t g = born - 1; g >= 0; --g) {  // what stays moves to the right, the last first
     const int64_t place = at[g], run = end - 1 - place;
-    std::memmove(entries + place + 1, entries + stay - run, static_cast<size_t>(run) * sizeof(T));
-    stay -= run, end = place;
+    stay -= run;
+    if (run > 16)
+      std::memmove(entries + place + 1, entries + stay, static_cast<size_t>(run) * sizeof(T));
+    else
+      for (int64_t i = run; i-- > 0;) entries[place + 1 + i] = entries[stay + i];
+    end = place;
     entries[place] = fresh[alike ? 0 : g];
   }
 }
@@ -86,15 +90,22 @@ void find_places(const Tensor& starts, const Tensor& columns, const Tensor& plac
   int64_t* to = static_cast<int64_t*>(at.mutable_data_ptr());
   const int64_t count = places.numel();
   SW_CHECK(at.numel() == count, "at must have ", count, " entries; got ", at.numel());
+  for (int64_t i = 0; i < count; ++i)
+    SW_CHECK(0 <= from[i] && from[i] < rows * width, "places must lie in [0, ", rows * width,
+             "); got ", from[i]);
   by_index(columns, [&](const auto* typed) {
     torch::stable::parallel_for(0, count, kGrain, [=](int64_t begin, int64_t end) {
+      int64_t row = 0, at = 0, before = 0;  // of the place before this one
       for (int64_t i = begin; i < end; ++i) {
-        SW_CHECK(0 <= from[i] && from[i] < rows * width, "places must lie in [0, ", rows * width,
-                 "); got ", from[i]);
-        const int64_t row = from[i] / width, column = from[i] % width;
-        const auto *first = typed + start[row], *last = typed + start[row + 1];
-        const auto* found = std::lower_bound(first, last, column);
-        to[i] = found != last && *found == column ? found - typed : -1;
+        const int64_t place = from[i];
+        if (i == begin || place < before || place >= (row + 1) * width)
+          row = place / width, at = start[row];
+        before = place;
+        const int64_t column = place - row * width, last = start[row + 1];
+        for (int near = 0; near < 8 && at < last && typed[at] < column; ++near) ++at;
+        if (at < last && typed[at] < column)
+          at = std::lower_bound(typed + at, typed + last, column) - typed;
+        to[i] = at < last && typed[at] == column ? at : -1;
       }
     });
   });
@@ -112,8 +123,9 @@ void exchange_places(const Tensor& starts, const Tensor& columns, const Tensor& 
   SW_CHECK(gone.numel() == columns.numel() && at.numel() == born.numel() &&
                starts_out.numel() == starts.numel(),
            "gone must be of columns' size, at of born's and starts_out of starts'");
-  const Next next{starts.numel() - 1,   width, start, bools(gone, "gone"), longs(born, "born"),
-                  born.numel(), columns_out.numel()};
+  const Next next{
+      starts.numel() - 1, width, start, bools(gone, "gone"), longs(born, "born"), born.numel(),
+      columns_out.numel()};
   by_index(columns, [&](const auto* typed) {
     using Index = std::remove_const_t<std::remove_pointer_t<decltype(typed)>>;
     write_next(next, typed, static_cast<int64_t*>(starts_out.mutable_data_ptr()),
@@ -138,20 +150,25 @@ void exchange_entries(const Tensor& entries, const Tensor& gone, const Tensor& a
            "; got ", fresh.numel());
   const int32_t* places = static_cast<const int32_t*>(at.const_data_ptr());
   for (int64_t g = 0; g < born; ++g)
-    SW_CHECK(g <= places[g] && places[g] < next - born + g + 1 &&
-                 (g == 0 || places[g] > places[g - 1]),
-             "at must ascend inside the weight");
+    SW_CHECK(
+        g <= places[g] && places[g] < next - born + g + 1 && (g == 0 || places[g] > places[g - 1]),
+        "at must ascend inside the weight");
   const auto as = [&](auto like) {
     using T = decltype(like);
     exchange(static_cast<T*>(entries.mutable_data_ptr()), count, leaves, places, born,
              static_cast<const T*>(fresh.const_data_ptr()), fresh.numel() == 1);
   };
   switch (entries.element_size()) {
-    case 1: return as(uint8_t{});
-    case 2: return as(uint16_t{});
-    case 4: return as(uint32_t{});
-    case 8: return as(uint64_t{});
-    default: fail("entries must have 1, 2, 4 or 8 bytes; got ", entries.element_size());
+    case 1:
+      return as(uint8_t{});
+    case 2:
+      return as(uint16_t{});
+    case 4:
+      return as(uint32_t{});
+    case 8:
+      return as(uint64_t{});
+    default:
+      fail("entries must have 1, 2, 4 or 8 bytes; got ", entries.element_size());
   }
 }
 

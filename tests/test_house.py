@@ -147,6 +147,7 @@ FLOORS = {
             "watch",
             "replicas",
             "exchange",
+            "freed",
         ),
         0,
     ),

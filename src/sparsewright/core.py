@@ -140,6 +140,10 @@ class Storage(Protocol):
         The optimizer's state, if it has any, follows weights that are packed.
         """
 
+    def release(self) -> None:
+        """Before and after a move: let go of what a step makes anew when it first needs it, and of
+        memory that lies free."""
+
     def move(self, exchange: Exchange, optimizer: Optimizer) -> None:
         """The same in training: units that come take their values and the optimizer state of a
         first step, no gradient, and those that leave none behind."""

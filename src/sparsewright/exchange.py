@@ -34,7 +34,7 @@ def exchange_of(layer: Layer, wish: Exchange | Update | Tensor) -> tuple[Exchang
             f"layer {layer.name!r}: what comes must be absent or leave; "
             f"{int((~leaves[again]).sum())} units stay that are to come"
         )
-    lost, gained = int(leaves.sum()) - len(again), len(comes) - len(again)
+    lost, gained = int(leaves.count_nonzero()) - len(again), len(comes) - len(again)
     return Exchange(leaves, comes, wish.values), lost, gained
 
 

@@ -39,7 +39,8 @@ def present_scores(layer: Layer, score: str | Score) -> Tensor:
         scores = whole if layer.is_full else whole[layer.present_units]
     else:
         if units_are_places(layer.pattern, layer.shape):
-            values, gradient = map(_column, layer.storage.present())
+            values, gradient = layer.storage.present()
+            values, gradient = values[:, None], None if gradient is None else gradient[:, None]
         else:
             places = places_of(layer.pattern, layer.present_units, layer.shape)
             values, gradient = layer.storage.take(places)
@@ -116,7 +117,9 @@ def best_absent(layer: Layer, score: str | Score, leaves: Tensor, *, last: bool)
     return torch.cat(grown)
 
 
-def best_candidates(layer: Layer, score: str | Score, leaves: Tensor, gradients_of: float) -> Tensor:
+def best_candidates(
+    layer: Layer, score: str | Score, leaves: Tensor, gradients_of: float
+) -> Tensor:
     """The best units of a random sample besides those that stay, as many as fill every group.
 
     leaves: as of `best_absent`. gradients_of: how many are sampled in every group, as a part of
@@ -152,7 +155,7 @@ def _best_of_each(units: Tensor, scores: Tensor, groups: Tensor, counts: Tensor)
 def _room(layer: Layer, leaves: Tensor) -> Tensor:
     """(groups) units that each group lacks once those that leave are gone."""
     if layer.groups == 1:
-        return (layer.keep - len(leaves) + leaves.sum()).view(1)
+        return (layer.keep - len(leaves) + leaves.count_nonzero()).view(1)
     kept = layer.present_units[~leaves]
     return layer.keep - torch.bincount(kept // layer.units, minlength=layer.groups)
 
@@ -164,6 +167,7 @@ def _best_of_one_group(layer: Layer, score: str | Score, leaves: Tensor, last: b
         offers = offers or layer.storage.offers(scores, count, leaves, last)
         if not offers.take(scores):
             check_numbers(layer.name, score, scores)
+        del scores  # before there are others
     none = torch.empty(0, dtype=torch.int64, device=leaves.device)
     return none if offers is None else offers.best()
 
@@ -174,8 +178,9 @@ def _tile_scores(layer: Layer, score: str | Score, whole: bool = False) -> Itera
     _check_gradient(layer, chosen)
     single = getattr(chosen, "sees", "all") == "single"
     rows = tile_rows(layer.pattern, layer.shape) if single and not whole else layer.shape[0]
-    for weight, gradient, mask in layer.storage.tiles(max(1, rows), chosen.needs_gradient):
-        yield layer.pattern.fold(chosen(_view(layer, weight, gradient, mask))).reshape(-1)
+    for tile in layer.storage.tiles(max(1, rows), chosen.needs_gradient):
+        yield layer.pattern.fold(chosen(_view(layer, *tile))).reshape(-1)
+        del tile  # before there is another
 
 
 def _check_gradient(layer: Layer, score: Score) -> None:
@@ -184,10 +189,6 @@ def _check_gradient(layer: Layer, score: Score) -> None:
             f"layer {layer.name!r}: the score needs the weight's gradient, and it is None; "
             "call loss.backward() first, and leave requires_grad on"
         )
-
-
-def _column(entries: Tensor | None) -> Tensor | None:
-    return None if entries is None else entries[:, None]
 
 
 def _view(layer: Layer, weight: Tensor, gradient: Tensor | None, mask: Tensor) -> View:
@@ -212,7 +213,7 @@ def _kept(layer: Layer, leaves: Tensor) -> Taken:
         stays = ~leaves[at.clamp(min=0)] if len(leaves) else torch.zeros_like(at, dtype=torch.bool)
         return stays & (at >= 0)
 
-    count = len(leaves) - int(leaves.sum())
+    count = len(leaves) - int(leaves.count_nonzero())
     return Taken(count, holds, lambda: layer.present_units[~leaves])
 
 

@@ -46,7 +46,8 @@ def draw(
     """Flat units (group * units + unit), int64, ascending, on the CPU.
 
     counts: (groups) int64, how many to draw in each group. taken: flat units that cannot be drawn,
-    ascending, none twice, or what tells them. Every group must have as many free units as it is asked for.
+    ascending, none twice, or what tells them. Every group must have as many free units as it is
+    asked for.
 
     >>> generator = torch.Generator().manual_seed(0)
     >>> draw(1, 4, torch.tensor([3]), torch.tensor([2]), generator)

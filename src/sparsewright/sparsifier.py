@@ -253,8 +253,12 @@ class Sparsifier:
             return
         due = self._due(index)
         if due:
-            for layer in self._layers_of(index):
+            layers = self._layers_of(index)
+            for layer in layers:  # all of them, so that the first to move has room
+                layer.storage.release()
+            for layer in layers:
                 self._update(layer, index)
+                layer.storage.release()
         self._mask_gradients(index)
         if due and self.method.skips_step:
             self._withhold(index)

@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .core import Exchange, Offers, Pattern, Shape, Storage, table_size
 from .errors import StateError
+from .freed import give_back
 from .gradients import mask_gradient, masked
 from .kernels import moving
 from .kernels.best import offers
@@ -28,6 +29,8 @@ from .weights import Weight
 
 TILE = 2**17
 """Weights looked at together when the absent ones are scored."""
+MANY = 2**16
+"""Present weights from which on what was freed goes back to the system around a move."""
 
 
 def storage_of(weight: Weight, pattern: Pattern) -> Storage:
@@ -139,6 +142,9 @@ class MaskedStorage:
     def place(self, units: Tensor, optimizer: Optimizer | None = None) -> None:
         self._set(units)
         self.weight.masked_fill_(self.absent, 0.0)
+
+    def release(self) -> None:
+        """There is nothing: the mask is a part of every step."""
 
     @torch.no_grad()
     def move(self, exchange: Exchange, optimizer: Optimizer) -> None:
@@ -271,13 +277,14 @@ class PackedStorage:
         return self._averaged(self.module.gradient_at(places))
 
     def tiles(self, rows: int, gradients: bool) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
-        topology, values = self.module.topology, self.weight.detach()
         for i in range(0, self.shape[0], rows):
-            end = min(self.shape[0], i + rows)
-            weight, mask = moving.shown(topology, values, i, end)
-            shape = (end - i, *self.shape[1:])
-            gradient = self._dense_gradient(i, end).view(shape) if gradients else None
-            yield weight.view(shape), gradient, mask.view(shape)
+            yield self._tile(i, min(self.shape[0], i + rows), gradients)
+
+    def _tile(self, begin: int, end: int, gradients: bool) -> tuple[Tensor, Tensor | None, Tensor]:
+        shape = (end - begin, *self.shape[1:])
+        gradient = self._dense_gradient(begin, end).view(shape) if gradients else None
+        weight, mask = moving.shown(self.module.topology, self.weight.detach(), begin, end)
+        return weight.view(shape), gradient, mask.view(shape)
 
     def _dense_gradient(self, begin: int, end: int) -> Tensor:
         """Rows [begin, end) of the gradient of all weights, absent ones too."""
@@ -328,10 +335,15 @@ class PackedStorage:
         self._exchange(gone, born, None, optimizer)
         self.weight.grad = None
 
+    def release(self) -> None:
+        self.module.topology.release()
+        if self.module.nnz >= MANY and self.weight.device.type == "cpu":
+            give_back()
+
     @torch.no_grad()
     def move(self, exchange: Exchange, optimizer: Optimizer) -> None:
         gone, born, values = self._weights(exchange)
-        after = self.module.nnz - int(gone.sum()) + len(born)
+        after = self.module.nnz - int(gone.count_nonzero()) + len(born)
         self._check_size(after, training=True)
         self._exchange(gone, born, values, optimizer)
 
@@ -356,7 +368,6 @@ class PackedStorage:
         self.module.check_movable()
         if optimizer is not None:
             check_state(optimizer, weight)
-        self.module.topology.release()
         topology, at = moving.exchange(self.module.topology, gone, born)
 
         def shift(entries: Tensor, fresh: Tensor) -> Tensor:

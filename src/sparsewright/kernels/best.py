@@ -95,7 +95,7 @@ class CompiledOffers:
 
     def __init__(self, count: int, topology: Topology, leaves: Tensor, last: bool):
         self.count, self.topology, self.leaves, self.last = count, topology, leaves, last
-        absent = topology.shape[0] * topology.shape[1] - topology.nnz + int(leaves.sum())
+        absent = topology.shape[0] * topology.shape[1] - topology.nnz + int(leaves.count_nonzero())
         room = count + max(LEAST_ROOM, count // 2)
         room = min(room, max(absent, count) + 1)
         self._scores = torch.empty(room, device="cpu")

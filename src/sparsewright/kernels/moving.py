@@ -57,7 +57,7 @@ def exchange(topology: Topology, gone: Tensor, born: Tensor) -> tuple[Topology, 
         kept = topology.places()[~gone]
         at = torch.searchsorted(kept, born) + torch.arange(len(born), device=born.device)
         return Topology.from_places(merged(kept, born), topology.shape), at
-    size = topology.nnz - int(gone.sum()) + len(born)
+    size = topology.nnz - int(gone.count_nonzero()) + len(born)
     starts, columns = torch.empty_like(topology.starts), topology.columns.new_empty(size)
     at = torch.empty(len(born), dtype=torch.int32, device="cpu")
     places = (gone, born, topology.shape[1])
@@ -76,7 +76,7 @@ def shift(entries: Tensor, gone: Tensor, at: Tensor, fresh: Tensor) -> Tensor:
     tensor([7., 9.])
     """
     before = len(gone)
-    after = before - int(gone.sum()) + len(at)
+    after = before - int(gone.count_nonzero()) + len(at)
     if not _shifts(entries, gone, at):
         stays = torch.ones(after, dtype=torch.bool, device=entries.device)
         at = at.long()

@@ -9,7 +9,15 @@ from ..errors import UnknownNameError
 from ..registry import Table
 from ._places import places_of, row_step, units_are_places, units_of
 
-__all__ = ["PATTERNS", "PatternType", "as_pattern", "places_of", "row_step", "units_are_places", "units_of"]
+__all__ = [
+    "PATTERNS",
+    "PatternType",
+    "as_pattern",
+    "places_of",
+    "row_step",
+    "units_are_places",
+    "units_of",
+]
 
 
 class PatternType(Protocol):
