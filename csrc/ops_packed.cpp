@@ -2,6 +2,7 @@
 // values in row-major order, csb's kernels want them in csb's. A row's weights in one chunk lie
 // together in both, from cuts[row * chunks + chunk] on and in two steps of one pair.
 #include "ops.h"
+#include "places.h"
 
 namespace sparsewright {
 namespace {
@@ -14,21 +15,6 @@ const T* data(const Tensor& t, const char* name, ScalarType type, const char* ty
 
 const int32_t* ints(const Tensor& t, const char* name) {
   return data<int32_t>(t, name, ScalarType::Int, "int32");
-}
-
-bool is_wide(const Tensor& columns) {
-  const bool wide = columns.scalar_type() == ScalarType::Int;
-  check_tensor(columns, "columns", wide ? ScalarType::Int : ScalarType::UInt16, "uint16 or int32");
-  return wide;
-}
-
-// f.template operator()<Index>(columns), with their type.
-template <class F>
-void by_index(const Tensor& columns, const F& f) {
-  if (is_wide(columns))
-    f(static_cast<const int32_t*>(columns.const_data_ptr()));
-  else
-    f(static_cast<const uint16_t*>(columns.const_data_ptr()));
 }
 
 // What a csb's cells have in common: first pair and step of each, where its weights begin.

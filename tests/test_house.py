@@ -147,6 +147,8 @@ FLOORS = {
             "watch",
             "replicas",
             "facts",
+            "exchange",
+            "freed",
         ),
         0,
     ),

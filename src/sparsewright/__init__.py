@@ -10,7 +10,18 @@ from . import nn, schedules
 from .allocate import ER, ERK, LAMP, Global, Uniform
 from .artifact import load, save
 from .attach import attach
-from .core import Allocate, Layer, Method, Packed, Pattern, Schedule, Score, Update, keep_best
+from .core import (
+    Allocate,
+    Exchange,
+    Layer,
+    Method,
+    Packed,
+    Pattern,
+    Schedule,
+    Score,
+    Update,
+    keep_best,
+)
 from .deploy import Deployed, deploy
 from .errors import (
     ArtifactError,
@@ -60,6 +71,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "Deployed",
+    "Exchange",
     "FanIn",
     "Global",
     "Gradual",

@@ -67,6 +67,16 @@ class View:
         return tuple(self.weight.shape)
 
 
+class Offers(Protocol):
+    """The best absent units of one group, while the scores of all pass by in order."""
+
+    def take(self, scores: Tensor) -> bool:
+        """Look at the next scores; whether it could be done: not if one is NaN."""
+
+    def best(self) -> Tensor:
+        """The best units, flat, ascending; all that there are where they are fewer."""
+
+
 class Storage(Protocol):
     """Where the weights of a layer are kept: masked or packed (storage.py)."""
 
@@ -90,8 +100,18 @@ class Storage(Protocol):
     def mask(self) -> Tensor:
         """Bool in the dense weight's shape, True = present."""
 
+    def find(self, units: Tensor) -> Tensor:
+        """(n) int64, which of the present units each of these is, -1 for none of them."""
+
+    def present(self) -> tuple[Tensor, Tensor | None]:
+        """Values and gradients of the present weights, in order of their places."""
+
     def take(self, places: Tensor) -> tuple[Tensor, Tensor | None]:
         """Values and gradients at flat places, all present."""
+
+    def offers(self, scores: Tensor, count: int, leaves: Tensor, last: bool) -> Offers:
+        """What finds the best absent units of one group while scores like these pass by; those
+        present units that leave are among them, or come last."""
 
     def gradient_at(self, places: Tensor) -> Tensor:
         """Gradients at flat places, absent ones too (see has_gradient)."""
@@ -123,11 +143,13 @@ class Storage(Protocol):
     def select(self, units: Tensor) -> None:
         """Other present units; no value, gradient or state changes (masked only)."""
 
-    def move(
-        self, units: Tensor, fresh: Tensor, values: Tensor | None, optimizer: Optimizer
-    ) -> None:
-        """The same in training: fresh units (ascending) take values (fresh units, unit_size) or 0
-        and the optimizer state of a first step, no gradient, and dropped ones leave none."""
+    def release(self) -> None:
+        """Before and after a move: let go of what a step makes anew when it first needs it, and of
+        memory that lies free."""
+
+    def move(self, exchange: Exchange, optimizer: Optimizer) -> None:
+        """The same in training: units that come take their values and the optimizer state of a
+        first step, no gradient, and those that leave none behind."""
 
     def watch(self, wanted: Callable[[], bool], replicas: Replicas) -> Any:
         """Begin to train sparse: gradients of absent weights are kept when wanted() as they
@@ -341,6 +363,23 @@ class Update:
     values: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Exchange:
+    """The same said by what changes, which takes less memory where little does.
+
+    leaves: (present units) bool, in order of `layer.present_units`. comes: flat units, ascending,
+    that were absent or leave; they start anew. values: (comes, unit_size); None means 0.
+    """
+
+    leaves: Tensor
+    comes: Tensor
+    values: Tensor | None = None
+
+
+Wish = Exchange | Update | Tensor
+"""What a method may answer: a change, or the next units themselves."""
+
+
 class Method(Protocol):
     """When a mask changes and to what. step counts optimizer steps from 0.
 
@@ -362,8 +401,8 @@ class Method(Protocol):
     def due(self, step: int) -> bool:
         """Whether `update` is called before this optimizer step."""
 
-    def update(self, layer: Layer, step: int) -> Update | Tensor | None:
-        """The next units, or None to leave them."""
+    def update(self, layer: Layer, step: int) -> Wish | None:
+        """The next units or what changes of them, or None to leave them."""
 
 
 def keep_best(scores: Tensor, keep: int) -> Tensor:

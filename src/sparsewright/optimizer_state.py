@@ -7,6 +7,8 @@ Adagrad's sums it is not, so the value is read off a fresh optimizer of the same
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -27,14 +29,9 @@ def reset_state(optimizer: Optimizer, weight: Tensor, where: Tensor) -> None:
         slot.masked_fill_(where, fresh.get(name, 0.0))
 
 
-def move_state(optimizer: Optimizer, weight: Tensor, old: Tensor, left: Tensor) -> None:
-    """Give the state of a packed weight the order that its values take next.
-
-    old: bool, one entry per value to come, whether it was there before; left: bool, one entry per
-    value that there was, whether it stays. The others get the state of a first step. Call it before
-    the weight changes its size. StateError for state that lies neither entry by entry nor as one
-    number (LBFGS's history).
-    """
+def check_state(optimizer: Optimizer, weight: Tensor) -> None:
+    """StateError for state of a packed weight that lies neither entry by entry nor as one number
+    (LBFGS's history): it cannot follow weights that move."""
     state = optimizer.state.get(weight)
     if not state:
         return
@@ -50,11 +47,21 @@ def move_state(optimizer: Optimizer, weight: Tensor, old: Tensor, left: Tensor) 
                 "cannot follow weights that move: take another optimizer, masked storage, or a "
                 "method that moves none (static)"
             )
+
+
+def move_state(
+    optimizer: Optimizer, weight: Tensor, shift: Callable[[Tensor, Tensor], Tensor]
+) -> None:
+    """Give the state of a packed weight the order that its values take next.
+
+    shift: a slot, and one number for weights that come, the state of a first step -> the slot as
+    it is next. Call it before the weight changes its size.
+    """
+    state = optimizer.state.get(weight, {})
+    slots = {k: v for k, v in state.items() if isinstance(v, Tensor) and v.shape == weight.shape}
     fresh = _starting_values(optimizer, weight) if slots else {}
     for name, slot in slots.items():
-        moved = slot.new_full((len(old),), fresh.get(name, 0.0))
-        moved[old] = slot[left]
-        state[name] = moved
+        state[name] = shift(slot, slot.new_full((1,), fresh.get(name, 0.0)))
 
 
 def _starting_values(optimizer: Optimizer, weight: Tensor) -> dict[str, float]:

@@ -15,12 +15,11 @@ from torch import Tensor
 
 from .core import Layer, Score, View, keep_best
 from .errors import StateError
-from .patterns import places_of
-from .sampling import draw, merged
+from .kernels.best import best_of, marked_scores
+from .patterns import places_of, units_are_places
+from .sampling import Taken, draw, merged
 from .scores import as_score, check_numbers
 from .storage import tile_rows
-
-FINITE = torch.finfo(torch.float32).max
 
 
 def present_scores(layer: Layer, score: str | Score) -> Tensor:
@@ -39,10 +38,15 @@ def present_scores(layer: Layer, score: str | Score) -> Tensor:
         whole = torch.cat(list(_tile_scores(layer, score, whole=True)))
         scores = whole if layer.is_full else whole[layer.present_units]
     else:
-        places = places_of(layer.pattern, layer.present_units, layer.shape)
-        values, gradient = layer.storage.take(places)
+        if units_are_places(layer.pattern, layer.shape):
+            values, gradient = layer.storage.present()
+            values, gradient = values[:, None], None if gradient is None else gradient[:, None]
+        else:
+            places = places_of(layer.pattern, layer.present_units, layer.shape)
+            values, gradient = layer.storage.take(places)
         view = _view(layer, values, gradient, torch.ones_like(values, dtype=torch.bool))
-        scores = chosen(view).sum(dim=1)
+        scores = chosen(view)
+        scores = scores.view(-1) if layer.unit_size == 1 else scores.sum(dim=1)
     check_numbers(layer.name, score, scores)
     return scores
 
@@ -84,45 +88,49 @@ def best_units(layer: Layer, score: str | Score, keep: int) -> Tensor:
     return best.nonzero().squeeze(1) if layer.is_full else layer.present_units[best]
 
 
-def survivors(layer: Layer, score: str | Score, moved: int) -> Tensor:
-    """The present units less the `moved` worst over the whole layer. Flat, ascending."""
+def worst(layer: Layer, score: str | Score, count: int) -> Tensor:
+    """Bool, one entry per present unit: the `count` worst over the whole layer."""
     scores = present_scores(layer, score)
-    best = keep_best(scores.view(1, -1), len(scores) - moved)
-    return layer.present_units[best.view(-1)]
+    return best_of(scores, len(scores) - count).logical_not_()
 
 
-def best_absent(layer: Layer, score: str | Score, kept: Tensor, *, last: Tensor) -> Tensor:
-    """The best units besides `kept`, as many as fill every group up to `layer.keep`.
+def best_absent(layer: Layer, score: str | Score, leaves: Tensor, *, last: bool) -> Tensor:
+    """The best units besides those that stay, as many as fill every group up to `layer.keep`.
 
-    kept: flat units, ascending. last: those that come only where a group has no others left.
-    Flat, ascending. StateError as for `present_scores`.
+    leaves: bool, one entry per present unit. last: those that leave come only where a group has no
+    others left. Flat, ascending. StateError as for `present_scores`.
     """
     chosen = as_score(score)
-    counts = _room(layer, kept)
     if getattr(chosen, "sees", "all") == "nothing":
-        return _drawn_around(layer, counts, kept, last)
+        return _drawn_around(layer, leaves, last)
     if layer.groups == 1:
-        return _best_of_one_group(layer, score, int(counts), kept, last)
-    grown, base = [], 0
+        return _best_of_one_group(layer, score, leaves, last)
+    present, grown, base = layer.present_units, [], 0
+    gone, kept = present[leaves], present[~leaves]
     for scores in _tile_scores(layer, score):
-        table = _marked(scores, base, kept, last).view(-1, layer.units)
+        check_numbers(layer.name, score, scores)
+        table = marked_scores(scores, base, kept, gone if last else gone[:0])
+        table = table.view(-1, layer.units)
         best = keep_best(table, layer.keep).view(-1) & (table.view(-1) != torch.inf)
         grown.append(best.nonzero().squeeze(1) + base)
         base += len(scores)
     return torch.cat(grown)
 
 
-def best_candidates(layer: Layer, score: str | Score, kept: Tensor, gradients_of: float) -> Tensor:
-    """The best units of a random sample besides `kept`, as many as fill every group.
+def best_candidates(
+    layer: Layer, score: str | Score, leaves: Tensor, gradients_of: float
+) -> Tensor:
+    """The best units of a random sample besides those that stay, as many as fill every group.
 
-    gradients_of: how many are sampled in every group, as a part of the units it keeps; never fewer
-    than it lacks, nor more than there are. The score sees the sampled weights alone. Flat,
-    ascending. StateError as for `present_scores`.
+    leaves: as of `best_absent`. gradients_of: how many are sampled in every group, as a part of
+    the units it keeps; never fewer than it lacks, nor more than there are. The score sees the
+    sampled weights alone. Flat, ascending. StateError as for `present_scores`.
     """
-    counts = _room(layer, kept).cpu()
+    counts = _room(layer, leaves).cpu()
     room = layer.units - layer.keep + counts
     sampled = torch.full_like(counts, math.ceil(gradients_of * layer.keep))
-    sample = _drawn(layer, torch.minimum(torch.maximum(sampled, counts), room), kept)
+    wanted = torch.minimum(torch.maximum(sampled, counts), room)
+    sample = _drawn(layer, wanted, _kept(layer, leaves))
     chosen, places = as_score(score), places_of(layer.pattern, sample, layer.shape)
     _check_gradient(layer, chosen)
     gradient = layer.storage.gradient_at(places.reshape(-1)).view(places.shape)
@@ -144,59 +152,35 @@ def _best_of_each(units: Tensor, scores: Tensor, groups: Tensor, counts: Tensor)
     return units[order[rank < counts[of]]].sort().values
 
 
-def _room(layer: Layer, kept: Tensor) -> Tensor:
-    """(groups) units that each group lacks."""
+def _room(layer: Layer, leaves: Tensor) -> Tensor:
+    """(groups) units that each group lacks once those that leave are gone."""
     if layer.groups == 1:
-        return torch.tensor([layer.keep - len(kept)], device=kept.device)
+        return (layer.keep - len(leaves) + leaves.count_nonzero()).view(1)
+    kept = layer.present_units[~leaves]
     return layer.keep - torch.bincount(kept // layer.units, minlength=layer.groups)
 
 
-def _best_of_one_group(
-    layer: Layer, score: str | Score, count: int, kept: Tensor, last: Tensor
-) -> Tensor:
-    """The best `count` units seen so far, while tiles pass by."""
-    device = kept.device
-    best = [torch.empty(0, device=device)]
-    units = [torch.empty(0, dtype=torch.int64, device=device)]
-    base, found, least = 0, 0, None
+def _best_of_one_group(layer: Layer, score: str | Score, leaves: Tensor, last: bool) -> Tensor:
+    """The best units seen so far, while tiles pass by."""
+    count, offers = int(_room(layer, leaves)), None
     for scores in _tile_scores(layer, score):
-        marked = _marked(scores, base, kept, last)
-        candidate = marked != torch.inf
-        if least is not None:  # what is no better than all of the best comes too late
-            candidate &= marked > least
-        at = candidate.nonzero().squeeze(1)
-        best.append(marked[at])
-        units.append(at.add_(base))
-        found += len(at)
-        base += len(scores)
-        if found > 2 * count or (base == layer.units and found > count):
-            together = torch.cat(best)
-            stay = keep_best(together.view(1, -1), count).view(-1)
-            best, units, found = [together[stay]], [torch.cat(units)[stay]], count
-            least = best[0].min() if count else None
-    return torch.cat(units)
-
-
-def _marked(scores: Tensor, base: int, kept: Tensor, last: Tensor) -> Tensor:
-    """Scores of a run of units from `base` on: +inf where kept, -inf for those that come last."""
-    marked = scores.clamp(max=FINITE)
-    for units, mark in ((last, -torch.inf), (kept, torch.inf)):
-        ends = torch.tensor([base, base + len(scores)], device=units.device)
-        low, high = torch.searchsorted(units, ends).tolist()
-        marked[units[low:high] - base] = mark
-    return marked
+        offers = offers or layer.storage.offers(scores, count, leaves, last)
+        if not offers.take(scores):
+            check_numbers(layer.name, score, scores)
+        del scores  # before there are others
+    none = torch.empty(0, dtype=torch.int64, device=leaves.device)
+    return none if offers is None else offers.best()
 
 
 def _tile_scores(layer: Layer, score: str | Score, whole: bool = False) -> Iterator[Tensor]:
-    """The scores of all units, tile by tile; gradients of absent weights among them."""
+    """The scores of all units, tile by tile, not yet checked; of absent weights too."""
     chosen = as_score(score)
     _check_gradient(layer, chosen)
     single = getattr(chosen, "sees", "all") == "single"
     rows = tile_rows(layer.pattern, layer.shape) if single and not whole else layer.shape[0]
-    for weight, gradient, mask in layer.storage.tiles(max(1, rows), chosen.needs_gradient):
-        scores = layer.pattern.fold(chosen(_view(layer, weight, gradient, mask))).reshape(-1)
-        check_numbers(layer.name, score, scores)
-        yield scores
+    for tile in layer.storage.tiles(max(1, rows), chosen.needs_gradient):
+        yield layer.pattern.fold(chosen(_view(layer, *tile))).reshape(-1)
+        del tile  # before there is another
 
 
 def _check_gradient(layer: Layer, score: Score) -> None:
@@ -216,21 +200,35 @@ def _view(layer: Layer, weight: Tensor, gradient: Tensor | None, mask: Tensor) -
     return View(layer.name, shown, mask, layer.generator)
 
 
-def _drawn(layer: Layer, counts: Tensor, taken: Tensor) -> Tensor:
+def _drawn(layer: Layer, counts: Tensor, taken: Tensor | Taken) -> Tensor:
     drawn = draw(layer.groups, layer.units, counts, taken, layer.generator)
     return drawn.to(layer.weight.device)
 
 
-def _drawn_around(layer: Layer, counts: Tensor, kept: Tensor, last: Tensor) -> Tensor:
-    """Random units, those of `last` only where a group has no other free one."""
-    if not len(last):
-        return _drawn(layer, counts, kept)
-    taken = merged(kept, last)
+def _kept(layer: Layer, leaves: Tensor) -> Taken:
+    """The present units less those that leave, as what cannot be drawn."""
+
+    def holds(units: Tensor) -> Tensor:
+        at = layer.storage.find(units.to(leaves.device))
+        stays = ~leaves[at.clamp(min=0)] if len(leaves) else torch.zeros_like(at, dtype=torch.bool)
+        return stays & (at >= 0)
+
+    count = len(leaves) - int(leaves.count_nonzero())
+    return Taken(count, holds, lambda: layer.present_units[~leaves])
+
+
+def _drawn_around(layer: Layer, leaves: Tensor, last: bool) -> Tensor:
+    """Random units besides those that stay; `last`: and those that leave only where a group has
+    no other free one."""
+    counts = _room(layer, leaves)
+    if not last:
+        return _drawn(layer, counts, _kept(layer, leaves))
+    taken = layer.present_units
     busy = torch.bincount(taken // layer.units, minlength=layer.groups)
     free = torch.minimum(counts, layer.units - busy)
     others = _drawn(layer, free, taken)
     rest = counts - free
     if not int(rest.sum()):
         return others
-    # Where units are still lacking all others are taken now, so only those of `last` are free.
-    return merged(others, _drawn(layer, rest, merged(kept, others)))
+    # Where units are still lacking all others are taken now, so only those that leave are free.
+    return merged(others, _drawn(layer, rest, merged(taken[~leaves], others)))

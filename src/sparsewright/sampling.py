@@ -8,6 +8,8 @@ replica draws the same.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -25,24 +27,41 @@ TABLE = 16
 """Entries of a table of all that there may be, for each that there is, up to which it is made."""
 
 
+@dataclass(frozen=True)
+class Taken:
+    """Units that cannot be drawn, where a list of all would be long.
+
+    count: how many. holds: flat units, ascending -> bool, which of them are taken. listed: makes
+    the list after all, flat and ascending.
+    """
+
+    count: int
+    holds: Callable[[Tensor], Tensor]
+    listed: Callable[[], Tensor]
+
+
 def draw(
-    groups: int, units: int, counts: Tensor, taken: Tensor, generator: torch.Generator
+    groups: int, units: int, counts: Tensor, taken: Tensor | Taken, generator: torch.Generator
 ) -> Tensor:
     """Flat units (group * units + unit), int64, ascending, on the CPU.
 
     counts: (groups) int64, how many to draw in each group. taken: flat units that cannot be drawn,
-    ascending, none twice. Every group must have as many free units as it is asked for.
+    ascending, none twice, or what tells them. Every group must have as many free units as it is
+    asked for.
 
     >>> generator = torch.Generator().manual_seed(0)
     >>> draw(1, 4, torch.tensor([3]), torch.tensor([2]), generator)
     tensor([0, 1, 3])
     """
-    wanted, taken = int(counts.sum()), taken.cpu()
+    wanted = int(counts.sum())
+    if isinstance(taken, Tensor):
+        own = taken.cpu()
+        taken = Taken(len(own), functools.partial(is_in, ascending=own), lambda: own)
     if wanted == 0:
         return torch.empty(0, dtype=torch.int64, device="cpu")
-    if len(taken) + wanted > CROWDED * groups * units or wanted > MANY * groups * units:
-        return _by_keys(groups, units, counts.cpu(), taken, generator)
-    return _by_trial(units, counts.cpu(), taken, generator)
+    if taken.count + wanted > CROWDED * groups * units or wanted > MANY * groups * units:
+        return _by_keys(groups, units, counts.cpu(), taken.listed().cpu(), generator)
+    return _by_trial(units, counts.cpu(), taken.holds, generator)
 
 
 def is_in(values: Tensor, ascending: Tensor) -> Tensor:
@@ -60,6 +79,18 @@ def is_in(values: Tensor, ascending: Tensor) -> Tensor:
         return table[values]
     at = torch.searchsorted(ascending, values).clamp_(max=len(ascending) - 1)
     return ascending[at] == values
+
+
+def positions(ascending: Tensor, values: Tensor) -> Tensor:
+    """Where each value stands among ascending ones, none twice; -1 for none of them.
+
+    >>> positions(torch.tensor([1, 4]), torch.tensor([4, 2]))
+    tensor([ 1, -1])
+    """
+    if len(ascending) == 0:
+        return torch.full_like(values, -1)
+    at = torch.searchsorted(ascending, values).clamp_(max=len(ascending) - 1)
+    return at.masked_fill_(ascending[at] != values, -1)
 
 
 def merged(a: Tensor, b: Tensor) -> Tensor:
@@ -92,7 +123,9 @@ def _by_keys(
     return found[first].sort().values
 
 
-def _by_trial(units: int, counts: Tensor, taken: Tensor, generator: torch.Generator) -> Tensor:
+def _by_trial(
+    units: int, counts: Tensor, taken: Callable[[Tensor], Tensor], generator: torch.Generator
+) -> Tensor:
     """Draw for every place still open; what is taken or drawn already is drawn again."""
     group = torch.arange(len(counts), device="cpu")  # whatever the default device is
     base = torch.repeat_interleave(group, counts) * units
@@ -100,7 +133,7 @@ def _by_trial(units: int, counts: Tensor, taken: Tensor, generator: torch.Genera
     while len(base):
         drawn = base + torch.randint(0, units, base.shape, generator=generator, device="cpu")
         ordered, place = drawn.sort(stable=True)
-        good = ~is_in(ordered, taken)
+        good = ~taken(ordered).cpu()
         good[1:] &= ordered[1:] != ordered[:-1]  # of equals the first drawn stays
         for found in rounds:
             good &= ~is_in(ordered, found)

@@ -18,12 +18,12 @@ from torch.optim import Optimizer
 
 from .abilities import Rebudgets
 from .connectivity import problems
-from .core import Layer, Method, Update, as_units
+from .core import Layer, Method, Wish, as_units
 from .errors import SparsityWarning, StateError
+from .exchange import exchange_of, units_after
 from .gradients import Withheld, give_back, withhold
 from .initialise import Init, initialise
 from .replicas import Group, Replicas
-from .sampling import is_in
 from .selection import LeftDense
 from .sparse_state import STATE_VERSION, check_version, read_layers, saved_layers
 from .steering import Steering, check_storage, hook_draws, keeps_absent
@@ -274,8 +274,7 @@ class Sparsifier:
         self._steering[index].before(self._steps[index])
         if due:
             self._steering[index].budget(self._steps[index])
-            for layer in self._layers_of(index):
-                self._update(layer, index)
+            self._update_all(index)
         self._mask_gradients(index)
         if due and self.method.skips_step:
             self._withhold(index)
@@ -287,28 +286,32 @@ class Sparsifier:
             layer.storage.mask_gradient()
 
     @torch.no_grad()
-    def _update(self, layer: Layer, index: int) -> None:
-        """Ask the method; a layer without a gradient that it needs stays as it is."""
+    def _update_all(self, index: int) -> None:
+        layers, moved = self._layers_of(index), False
+        for layer in layers:
+            wish = self._wish(layer, self._steps[index])
+            if wish is None:
+                continue
+            if not moved:  # all of them, so that the first to move has room
+                for other in layers:
+                    other.storage.release()
+            moved = True
+            exchange, lost, gained = exchange_of(layer, wish)
+            if keeps_absent(self.method):
+                layer.storage.select(units_after(layer, exchange))
+            else:
+                layer.storage.move(exchange, self._optimizers[index])
+            layer.storage.release()
+            size = layer.unit_size
+            change = Change(self._steps[index], layer.name, lost * size, gained * size)
+            self.changes.append(change)
+
+    def _wish(self, layer: Layer, step: int) -> Wish | None:
+        """What the method wants; a layer without a gradient that it needs stays as it is."""
         layer.storage.check(layer.name)
         if self.method.needs_gradient and not layer.storage.has_gradient():
-            return
-        step = self._steps[index]
-        wish = self.method.update(layer, step)
-        if wish is None:
-            return
-        update = wish if isinstance(wish, Update) else Update(wish)
-        count, units = layer.storage.count(), as_units(layer, update.units)
-        fresh = ~is_in(units, layer.present_units)
-        grown = int(fresh.sum())
-        if update.fresh is not None:
-            fresh |= is_in(units, as_units(layer, update.fresh))
-        if keeps_absent(self.method):
-            layer.storage.select(units)
-        else:
-            layer.storage.move(units, units[fresh], update.values, self._optimizers[index])
-        dropped = count - len(units) + grown
-        moved = dropped * layer.unit_size, grown * layer.unit_size
-        self.changes.append(Change(step, layer.name, *moved))
+            return None
+        return self.method.update(layer, step)
 
     def _draw(self, training: bool) -> None:
         """Before a forward of the model, for methods with random weights."""

@@ -14,19 +14,24 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from .core import Pattern, Shape, Storage, table_size
+from .core import Exchange, Offers, Pattern, Shape, Storage, table_size
 from .errors import StateError
+from .freed import give_back
 from .gradients import mask_gradient, masked
+from .kernels import moving
+from .kernels.best import offers
 from .kernels.masking import zero_
 from .nn import PackedModule
-from .optimizer_state import move_state, reset_state
-from .patterns import places_of, row_step, units_of
+from .optimizer_state import check_state, move_state, reset_state
+from .patterns import places_of, row_step, units_are_places, units_of
 from .replicas import Replicas
-from .sampling import is_in
+from .sampling import is_in, positions
 from .weights import Weight
 
 TILE = 2**17
 """Weights looked at together when the absent ones are scored."""
+MANY = 2**16
+"""Present weights from which on what was freed goes back to the system around a move."""
 
 
 def storage_of(weight: Weight, pattern: Pattern) -> Storage:
@@ -88,6 +93,16 @@ class MaskedStorage:
             self._absent = ~mask
         return self._absent
 
+    def find(self, units: Tensor) -> Tensor:
+        return positions(self.units(), units)
+
+    def offers(self, scores: Tensor, count: int, leaves: Tensor, last: bool) -> Offers:
+        return offers(scores, count, None, leaves, last, self.units)
+
+    def present(self) -> tuple[Tensor, Tensor | None]:
+        gradient, mask = self._dense_gradient(), self.mask()
+        return self.weight.detach()[mask], None if gradient is None else gradient[mask]
+
     def take(self, places: Tensor) -> tuple[Tensor, Tensor | None]:
         gradient = self._dense_gradient()
         values = self.weight.detach().reshape(-1)[places]
@@ -132,20 +147,17 @@ class MaskedStorage:
     def select(self, units: Tensor) -> None:
         self._set(units)
 
+    def release(self) -> None:
+        """There is nothing: the mask is a part of every step."""
+
     @torch.no_grad()
-    def move(
-        self, units: Tensor, fresh: Tensor, values: Tensor | None, optimizer: Optimizer
-    ) -> None:
-        before = self._table.to(self.weight.device)
-        self._set(units)
-        changed = before & ~self._table
-        changed.view(-1)[fresh] = True
-        new = self.pattern.unfold(changed, self.shape)  # or gone
+    def move(self, exchange: Exchange, optimizer: Optimizer) -> None:
+        new = self.pattern.unfold(self._exchange(exchange), self.shape)  # or gone
         zero_(self.weight, new)
         mask_gradient(self.weight, new)
-        if values is not None:
-            places = places_of(self.pattern, fresh, self.shape)
-            self.weight[torch.unravel_index(places, self.shape)] = values.to(self.weight)
+        if exchange.values is not None:
+            places = places_of(self.pattern, exchange.comes, self.shape)
+            self.weight[torch.unravel_index(places, self.shape)] = exchange.values.to(self.weight)
         reset_state(optimizer, self.weight, new)
 
     def watch(self, wanted: Callable[[], bool], replicas: Replicas) -> Any:
@@ -176,6 +188,15 @@ class MaskedStorage:
         table = torch.zeros(self._table.shape, dtype=torch.bool, device=self.weight.device)
         table.view(-1)[units.to(table.device)] = True  # the model may have moved since
         self._table, self._absent = table, None
+
+    def _exchange(self, exchange: Exchange) -> Tensor:
+        """Change the table; (groups, units) bool of all units that leave or come."""
+        changed = torch.zeros(self._table.shape, dtype=torch.bool, device=self.weight.device)
+        changed.view(-1)[self.units()[exchange.leaves]] = True
+        self._table, self._absent = self._table.to(changed.device) & ~changed, None
+        self._table.view(-1)[exchange.comes] = True
+        changed.view(-1)[exchange.comes] = True
+        return changed
 
     def _dense_gradient(self) -> Tensor | None:
         gradient = self.weight.grad
@@ -242,41 +263,43 @@ class PackedStorage:
         flat[self.module.topology.places()] = True
         return flat.view(self.shape)
 
+    def find(self, units: Tensor) -> Tensor:
+        if units_are_places(self.pattern, self.shape):
+            return moving.find(self.module.topology, units)
+        return positions(self.units(), units)
+
+    def offers(self, scores: Tensor, count: int, leaves: Tensor, last: bool) -> Offers:
+        plain = not units_are_places(self.pattern, self.shape)
+        own = None if plain else self.module.topology
+        return offers(scores, count, own, leaves, last, self.units)
+
+    def present(self) -> tuple[Tensor, Tensor | None]:
+        return self.weight.detach(), self.weight.grad
+
     def take(self, places: Tensor) -> tuple[Tensor, Tensor | None]:
         values, gradient = self.weight.detach(), self.weight.grad
-        own = self.module.topology.places()
-        if torch.equal(places.reshape(-1), own):  # all of them, in order
-            return values.view(places.shape), (
-                None if gradient is None else gradient.view(places.shape)
-            )
-        at = torch.searchsorted(own, places)
+        at = torch.searchsorted(self.module.topology.places(), places)
         return values[at], None if gradient is None else gradient[at]
 
     def gradient_at(self, places: Tensor) -> Tensor:
         return self._averaged(self.module.gradient_at(places))
 
     def tiles(self, rows: int, gradients: bool) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
-        starts, columns = self.module.topology.starts, self.module.topology.columns
-        width, values = math.prod(self.shape[1:]), self.weight.detach()
         for i in range(0, self.shape[0], rows):
-            end = min(self.shape[0], i + rows)
-            part = slice(int(starts[i]), int(starts[end]))
-            index = torch.arange(end - i, device=columns.device)
-            row = torch.repeat_interleave(index, starts[i : end + 1].diff())
-            places = row * width + columns[part].long()
-            weight = values.new_zeros((end - i) * width)
-            weight[places] = values[part]
-            mask = torch.zeros_like(weight, dtype=torch.bool)
-            mask[places] = True
-            shape = (end - i, *self.shape[1:])
-            gradient = self._dense_gradient(i, end, part).view(shape) if gradients else None
-            yield weight.view(shape), gradient, mask.view(shape)
+            yield self._tile(i, min(self.shape[0], i + rows), gradients)
 
-    def _dense_gradient(self, begin: int, end: int, part: slice) -> Tensor:
+    def _tile(self, begin: int, end: int, gradients: bool) -> tuple[Tensor, Tensor | None, Tensor]:
+        shape = (end - begin, *self.shape[1:])
+        gradient = self._dense_gradient(begin, end).view(shape) if gradients else None
+        weight, mask = moving.shown(self.module.topology, self.weight.detach(), begin, end)
+        return weight.view(shape), gradient, mask.view(shape)
+
+    def _dense_gradient(self, begin: int, end: int) -> Tensor:
         """Rows [begin, end) of the gradient of all weights, absent ones too."""
         if self.module.topology.nnz == math.prod(self.shape):
             assert self.weight.grad is not None
-            return self.weight.grad[part]
+            width = math.prod(self.shape[1:])
+            return self.weight.grad[begin * width : end * width]
         return self._averaged(self.module.dense_gradient(begin, end))
 
     def _averaged(self, gradient: Tensor) -> Tensor:
@@ -315,44 +338,58 @@ class PackedStorage:
         self._known = self.module.topology
         if torch.equal(before, places):
             return
+        gone, born = ~is_in(before, places), places[~is_in(places, before)]
         self._check_size(len(places), training=False)
-        stays = is_in(places, before)
-        left = is_in(before, places)
-        values = self.weight.new_zeros(len(places))
-        values[stays] = self.weight[left]
-        if optimizer is not None:
-            move_state(optimizer, self.weight, stays, left)
-        self.module.move(places, values)
-        self._known = self.module.topology
+        self._exchange(gone, born, None, optimizer)
+        self.weight.grad = None
+
+    def release(self) -> None:
+        self.module.topology.release()
+        if self.module.nnz >= MANY and self.weight.device.type == "cpu":
+            give_back()
 
     def select(self, units: Tensor) -> None:
         raise StateError("packed weights that are absent have no values that could stay")
 
     @torch.no_grad()
-    def move(
-        self, units: Tensor, fresh: Tensor, values: Tensor | None, optimizer: Optimizer
+    def move(self, exchange: Exchange, optimizer: Optimizer) -> None:
+        gone, born, values = self._weights(exchange)
+        after = self.module.nnz - int(gone.count_nonzero()) + len(born)
+        self._check_size(after, training=True)
+        self._exchange(gone, born, values, optimizer)
+
+    def _weights(self, exchange: Exchange) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Which weights leave, (nnz) bool; the places of those that come; and their values."""
+        leaves, comes = exchange.leaves, exchange.comes
+        values = None if exchange.values is None else exchange.values.to(self.weight)
+        if units_are_places(self.pattern, self.shape):
+            return leaves, comes, None if values is None else values.reshape(-1)
+        topology = self.module.topology
+        gone = torch.zeros(topology.nnz, dtype=torch.bool, device=leaves.device)
+        places = places_of(self.pattern, self.units()[leaves], self.shape)
+        gone[moving.find(topology, places.reshape(-1))] = True
+        born = places_of(self.pattern, comes, self.shape).reshape(-1).sort()
+        return gone, born.values, None if values is None else values.reshape(-1)[born.indices]
+
+    def _exchange(
+        self, gone: Tensor, born: Tensor, values: Tensor | None, optimizer: Optimizer | None
     ) -> None:
-        before, places = self.module.topology.places(), self._places(units)
-        self._check_size(len(places), training=True)
-        born = places_of(self.pattern, fresh, self.shape)
-        at = torch.searchsorted(places, born)
-        old = is_in(places, before)
-        old[at] = False
-        left = is_in(before, places[old])
-        del before
-        new_values = self.weight.new_zeros(len(places))
-        new_values[old] = self.weight[left]
-        if values is not None:
-            new_values[at] = values.to(new_values)
-        gradient = self.weight.grad
-        if gradient is not None:
-            moved = gradient.new_zeros(len(places))
-            moved[old] = gradient[left]
-            gradient = moved
-        move_state(optimizer, self.weight, old, left)
-        self.module.move(places, new_values)
-        self._known = self.module.topology
-        self.weight.grad = gradient
+        """Values, gradient and state follow the places; all checks come before the first moves."""
+        weight, gradient = self.weight, self.weight.grad
+        self.module.check_movable()
+        if optimizer is not None:
+            check_state(optimizer, weight)
+        topology, at = moving.exchange(self.module.topology, gone, born)
+
+        def shift(entries: Tensor, fresh: Tensor) -> Tensor:
+            return moving.shift(entries, gone, at, fresh)
+
+        if optimizer is not None:
+            move_state(optimizer, weight, shift)
+        moved = None if gradient is None else shift(gradient, gradient.new_zeros(1))
+        new = shift(weight.detach(), weight.new_zeros(1) if values is None else values)
+        self.module.take_over(topology, new)
+        self.weight.grad, self._known = moved, topology
 
     def watch(self, wanted: Callable[[], bool], replicas: Replicas) -> Any:
         _refuse_second(self.module.watch.wanted is not None)

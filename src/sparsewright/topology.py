@@ -142,6 +142,11 @@ class Topology:
     def retire(self) -> None:
         """Let no operation find it any more: its weight has moved."""
         _alive.pop(int(self.number), None)
+        self.release()
+
+    def release(self) -> None:
+        """Let go of all that is derived from it; what is needed again is made again."""
+        self._derived = {}  # a copy may share the old one
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Topology:
         """The same tensors, and all that is derived from them; but a number and a watch apart."""

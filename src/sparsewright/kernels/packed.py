@@ -135,19 +135,19 @@ def _compiled(topology: Topology, *tensors: Tensor | None) -> bool:
         return False
     if topology.device.type != "cpu" or topology.nnz >= 2**31:
         return False
-    return _there()
+    return is_there()
 
 
 @functools.cache
-def _there() -> bool:
+def is_there() -> bool:
     """Whether the compiled library is; KernelError if it is older than this file."""
     library.warn_if_missing()
     if library.LIBRARY.path is None:
         return False
-    if not hasattr(torch.ops.sparsewright, "csb_slots"):
+    if not hasattr(torch.ops.sparsewright, "exchange_entries"):
         raise KernelError(
-            f"the compiled library {library.LIBRARY.path} has no csb_slots: it is older than this "
-            "package; build it anew"
+            f"the compiled library {library.LIBRARY.path} has no exchange_entries: it is older "
+            "than this package; build it anew"
         )
     return True
 

@@ -6,7 +6,6 @@ standard input and writes Found's as one JSON object to standard output.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import re
 import sys
@@ -22,6 +21,7 @@ from torch.nn import functional as F
 from ..attach import attach
 from ..core import Method
 from ..errors import StateError
+from ..freed import give_back
 from ..methods.rigl import RigL
 from ..methods.static import Static
 from ..nn import PackedLinear
@@ -160,13 +160,6 @@ def reset_peak() -> None:
         CLEAR.write_text("5")
     except OSError as error:
         raise StateError(f"the peak of memory cannot be reset by {CLEAR}: {error}") from None
-
-
-def give_back() -> None:
-    """Let the C library return what was freed to the system, where it knows how (glibc)."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def main() -> None:

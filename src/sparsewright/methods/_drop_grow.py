@@ -12,10 +12,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ..core import Layer, Schedule, Score, Update
+from ..core import Exchange, Layer, Schedule, Score
 from ..errors import ConfigError, UnknownNameError
-from ..ranking import best_absent, best_candidates, survivors
-from ..sampling import is_in, merged
+from ..ranking import best_absent, best_candidates, worst
 
 Grown = Literal["zero", "normal"]
 Regrown = Literal["keep", "reset"]
@@ -35,7 +34,7 @@ def drop_and_grow(
     exclude_dropped: bool = False,
     regrown: Regrown = "keep",
     grown: Grown = "zero",
-) -> Update | None:
+) -> Exchange | None:
     """Move floor(fraction * present units) of a layer; None if that is no unit at all.
 
     drop: units with the lowest score go. grow: the highest among those not kept come, the just
@@ -45,21 +44,20 @@ def drop_and_grow(
     grown: starting value of grown weights, 0 or N(0, 1) / 10.
     """
     check_fraction(f"layer {layer.name!r}", fraction)
-    present = layer.present_units
-    moved = math.floor(fraction * len(present) + 1e-9)
+    moved = math.floor(fraction * layer.storage.count() + 1e-9)
     full = layer.keep == layer.units and regrown == "keep"  # all that goes comes back
     if moved == 0 or full:
         return None
-    kept = survivors(layer, drop, moved)
-    gone = present[~is_in(present, kept)]
+    leaves = worst(layer, drop, moved)
     if sample is None:
-        grown_units = best_absent(layer, grow, kept, last=gone if exclude_dropped else gone[:0])
+        comes = best_absent(layer, grow, leaves, last=exclude_dropped)
     else:
-        grown_units = best_candidates(layer, grow, kept, sample)
-    anew = grown_units if regrown == "reset" else grown_units[~is_in(grown_units, present)]
-    del present
-    values = _starting_values(layer, grown, len(anew))
-    return Update(merged(kept, grown_units), anew, values)
+        comes = best_candidates(layer, grow, leaves, sample)
+    if regrown == "keep":  # what goes and comes has not moved at all
+        at = layer.storage.find(comes)
+        leaves[at[at >= 0]] = False
+        comes = comes[at < 0]
+    return Exchange(leaves, comes, _starting_values(layer, grown, len(comes)))
 
 
 def check_fraction(place: str, fraction: float | Schedule) -> None:
@@ -77,7 +75,7 @@ def check_option(method: str, name: str, value: str, options: tuple[str, ...]) -
         raise UnknownNameError(f"value of {method}'s {name}", value, options)
 
 
-def drop_only(layer: Layer, fraction: float, drop: str | Score) -> Update:
+def drop_only(layer: Layer, fraction: float, drop: str | Score) -> Exchange:
     """Remove floor(fraction * present units) and add none: the last update of SET's paper.
 
     Raises ConfigError for a pattern whose groups must stay full.
@@ -88,7 +86,8 @@ def drop_only(layer: Layer, fraction: float, drop: str | Score) -> Update:
             f"{layer.pattern} unequal; use last='regrow'"
         )
     moved = math.floor(fraction * layer.storage.count() + 1e-9)
-    return Update(survivors(layer, drop, moved))
+    none = torch.empty(0, dtype=torch.int64, device=layer.weight.device)
+    return Exchange(worst(layer, drop, moved), none)
 
 
 def _starting_values(layer: Layer, grown: Grown, units: int) -> Tensor | None:

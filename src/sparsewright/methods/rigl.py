@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..core import Layer, Schedule, Score, Update
+from ..core import Exchange, Layer, Schedule, Score
 from ..facts import Facts
 from ..ranking import first_units
 from ..schedules import Cosine
@@ -119,7 +119,7 @@ class RigL:
         assert self.end is not None, "bind() comes first"
         return Cosine(self.fraction, 0.0, end=max(1, self.end))(step)
 
-    def update(self, layer: Layer, step: int) -> Update | None:
+    def update(self, layer: Layer, step: int) -> Exchange | None:
         return drop_and_grow(
             layer,
             self.fraction_at(step),

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, get_args
 
 from torch import Tensor
 
-from ..core import Layer, Schedule, Score, Update
+from ..core import Exchange, Layer, Schedule, Score
 from ..errors import ConfigError
 from ..facts import Facts
 from ..ranking import first_units
@@ -131,7 +131,7 @@ class SET:
     def _removes(self, step: int) -> bool:
         return self.last == "remove" and step == self.end
 
-    def update(self, layer: Layer, step: int) -> Update | None:
+    def update(self, layer: Layer, step: int) -> Exchange | None:
         if self._removes(step):
             return drop_only(layer, self.fraction_at(step), self.drop)
         return drop_and_grow(

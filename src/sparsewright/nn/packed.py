@@ -178,10 +178,12 @@ class PackedModule(nn.Module):
 
         (end - begin, width) float32 or wider, summed over all that was seen.
         """
-        total = torch.zeros(end - begin, self.topology.shape[1], device=self.weight.device)
+        total: Tensor | None = None
         for x, dy in self.watch.seen:
             part = self._dense_gradient(_wide(x), _wide(dy), begin, end)
-            total = total.to(part.dtype).add_(part)
+            total = part if total is None else total.to(part.dtype).add_(part)
+        if total is None:
+            return torch.zeros(end - begin, self.topology.shape[1], device=self.weight.device)
         return total
 
     def gradient_at(self, places: Tensor) -> Tensor:
@@ -209,14 +211,22 @@ class PackedModule(nn.Module):
         self.topology.watch = self.watch
 
     def _replace(self, topology: Topology, values: Tensor) -> None:
-        """Another topology, and its values in the same Parameter, without a gradient."""
+        """Another topology, and a copy of its values in the same Parameter."""
+        self.check_movable()
+        self.take_over(topology, values.detach().to(self.weight, copy=True))
+
+    def check_movable(self) -> None:
+        """StateError if the weight's places cannot change."""
         if hasattr(self.weight, "device_mesh"):
             raise StateError("a weight that is sharded over processes (DTensor) cannot move")
+
+    def take_over(self, topology: Topology, new: Tensor) -> None:
+        """Another topology and its values in the same Parameter, without a gradient; no copy is
+        made: they must be the module's own from now on, of its weight's type and device."""
         self.topology.retire()  # a backward that still wants it must not take the new values
         self.watch.seen.clear()
         self._hold(topology)
         self.weight.grad = None
-        new = values.detach().to(self.weight, copy=True)
         if new.shape != self.weight.shape:
             # As long as an old loss lives, torch keeps what accumulates the gradient, with the
             # shape that it had. It lets go where the type changes, not where the shape does.

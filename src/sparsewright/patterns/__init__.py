@@ -7,9 +7,17 @@ from typing import Protocol
 from ..core import Pattern
 from ..errors import UnknownNameError
 from ..registry import Table
-from ._places import places_of, row_step, units_of
+from ._places import places_of, row_step, units_are_places, units_of
 
-__all__ = ["PATTERNS", "PatternType", "as_pattern", "places_of", "row_step", "units_of"]
+__all__ = [
+    "PATTERNS",
+    "PatternType",
+    "as_pattern",
+    "places_of",
+    "row_step",
+    "units_are_places",
+    "units_of",
+]
 
 
 class PatternType(Protocol):

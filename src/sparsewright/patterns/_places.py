@@ -42,6 +42,20 @@ def units_of(pattern: Pattern, places: Tensor, shape: Shape) -> Tensor:
     return unit_of_all(pattern, shape, places.device)[places]
 
 
+def units_are_places(pattern: Pattern, shape: Shape) -> bool:
+    """Whether a unit is one weight, and its number the weight's flat index.
+
+    >>> from sparsewright.patterns import as_pattern
+    >>> units_are_places(as_pattern("fan_in"), (2, 4)), units_are_places(as_pattern("2:4"), (2, 4))
+    (True, False)
+    """
+    own = getattr(pattern, "units_of", None)
+    if own is None:
+        return False
+    probe = torch.empty(0, dtype=torch.int64, device="cpu")
+    return own(probe, shape) is probe
+
+
 def row_step(pattern: Pattern, shape: Shape) -> int:
     """Rows of a weight that must stay together for their units to be a run of the table's."""
     return getattr(pattern, "row_step", max(1, shape[0]))
