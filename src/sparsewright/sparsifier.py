@@ -241,8 +241,7 @@ class Sparsifier:
         def wrapped() -> Any:
             nonlocal first
             if not first:
-                self._steering[index].after(self._steps[index])
-                self._apply_masks(index)
+                self._after_step(index)
             loss = closure()
             if first:
                 self._before_step(index)
@@ -259,8 +258,7 @@ class Sparsifier:
     def _post_hook(self, index: int) -> Callable[..., None]:
         def hook(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             give_back(self._held.pop(index, []))
-            self._steering[index].after(self._steps[index])
-            self._apply_masks(index)
+            self._after_step(index)
             if not _skipped_by_scaler(optimizer):
                 self._steps[index] += 1
 
@@ -279,6 +277,19 @@ class Sparsifier:
         self._mask_gradients(index)
         if due and self.method.skips_step:
             self._withhold(index)
+
+    def _after_step(self, index: int) -> None:
+        step = self._steps[index]
+        for layer, units in self._steering[index].after(step):
+            count, grown = layer.storage.count(), int((~is_in(units, layer.present_units)).sum())
+            layer.storage.select(units)
+            self._note(step, layer, count - len(units) + grown, grown)
+        self._apply_masks(index)
+
+    def _note(self, step: int, layer: Layer, dropped: int, grown: int) -> None:
+        """Dropped and grown units go into the list of changes."""
+        moved = dropped * layer.unit_size, grown * layer.unit_size
+        self.changes.append(Change(step, layer.name, *moved))
 
     def _mask_gradients(self, index: int) -> None:
         if keeps_absent(self.method):
@@ -306,9 +317,7 @@ class Sparsifier:
             layer.storage.select(units)
         else:
             layer.storage.move(units, units[fresh], update.values, self._optimizers[index])
-        dropped = count - len(units) + grown
-        moved = dropped * layer.unit_size, grown * layer.unit_size
-        self.changes.append(Change(step, layer.name, *moved))
+        self._note(step, layer, count - len(units) + grown, grown)
 
     def _draw(self, training: bool) -> None:
         """Before a forward of the model, for methods with random weights."""
