@@ -54,6 +54,7 @@ def descend(layer: Layer, name: str, gradient: Tensor, rate: float, momentum: fl
     momentum: of SGD, as torch.optim.SGD has it (without dampening).
     """
     learned = recall(layer, name)
+    gradient = gradient.to(learned.dtype)
     if f"{name}.steps" not in layer.memory:
         velocity = recall(layer, f"{name}.momentum")
         learned.sub_(velocity.mul_(momentum).add_(gradient), alpha=rate)
@@ -61,7 +62,7 @@ def descend(layer: Layer, name: str, gradient: Tensor, rate: float, momentum: fl
     mean, square, steps = (recall(layer, f"{name}.{slot}") for slot in ("mean", "square", "steps"))
     first, second = BETAS
     steps.add_(1)
-    mean.lerp_(gradient.to(mean), 1 - first)
+    mean.lerp_(gradient, 1 - first)
     square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
     size = (square / (1 - second**steps)).sqrt_().add_(EPSILON)
     learned.sub_(mean / (1 - first**steps) / size, alpha=rate)
