@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from training import OPTIMIZERS, assert_masked, small_model, through_a_file, train_step
+from training import OPTIMIZERS, assert_masked, loss_of, small_model, through_a_file, train_step
 
 import sparsewright as sw
 from sparsewright.budget import share_again
@@ -50,6 +50,18 @@ class Latent(Static):
     def update(self, layer, step):
         scores = layer.pattern.fold(layer.memory["latent"].abs())
         return sw.keep_best(scores, layer.keep).reshape(-1).nonzero().squeeze(1)
+
+
+@dataclass(frozen=True)
+class Chooses(Latent):
+    """The best of the latent weights after every step, by what it returns."""
+
+    def after_step(self, layer, step):
+        return self.update(layer, step)
+
+    def update(self, layer, step):
+        layer.memory["asked"] = torch.tensor(step)
+        return super().update(layer, step)
 
 
 @dataclass(frozen=True)
@@ -155,6 +167,37 @@ def test_latent_weights_survive_a_checkpoint():
     del kept[2]["layers"]["0"]["memory"]["latent"]
     with pytest.raises(sw.StateError, match=r"remembers \['seen'\]; this attachment"):
         again_sparse.load_state_dict(kept[2])
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "Adam", "LBFGS"])
+def test_units_chosen_after_a_step_are_what_the_model_computes_with(optimizer):
+    model, optimizers, sparse = attached(Chooses(), optimizer)
+    tables = [layer.table for layer in sparse.layers]
+    for step in range(4):
+        train_step(model, optimizers, step)
+        assert_masked(sparse)
+        for layer in sparse.layers:
+            best = sw.keep_best(layer.memory["latent"].abs().view(1, -1), layer.keep)
+            assert torch.equal(layer.table, best)
+    assert [layer.memory["asked"] for layer in sparse.layers] == [3, 3]
+    for layer, first in zip(sparse.layers, tables, strict=True):
+        moves = [change for change in sparse.changes if change.layer == layer.name]
+        assert all(change.grown == change.dropped > 0 for change in moves)
+        # what moved in all is at least what is another now
+        assert sum(change.grown for change in moves) >= int((layer.table & ~first).sum()) > 0
+
+
+def test_penalties_are_not_scaled_with_the_loss():
+    """A fused optimizer divides gradients by the GradScaler's scale itself."""
+    model, optimizers, sparse = attached(Penalty(), "Adam-fused")
+    train_step(model, optimizers, 0)
+    plain = [layer.weight.grad.clone() for layer in sparse.layers]
+    model, optimizers, sparse = attached(Penalty(), "Adam-fused")
+    optimizers[0].grad_scale = torch.tensor(1024.0)
+    (loss_of(model, 0) * 1024).backward()
+    optimizers[0].step()
+    for layer, gradient in zip(sparse.layers, plain, strict=True):
+        torch.testing.assert_close(layer.weight.grad, gradient)
 
 
 def test_a_step_that_a_scaler_skips_changes_nothing():

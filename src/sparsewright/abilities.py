@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 
 from .calibration import Calibration
 from .core import Layer, Method, Score
@@ -71,10 +71,11 @@ class Shapes(Protocol):
         in place. `layer.weight` holds the latent weights if there are any. Under LBFGS it is
         called once for every evaluation."""
 
-    def after_step(self, layer: Layer, step: int) -> None:
+    def after_step(self, layer: Layer, step: int) -> Tensor | None:
         """After the optimizer's step: change `layer.weight` in place (absent weights are put to 0
         by others). With latent weights these were saved, and what is left in `layer.weight` is
-        what the model computes with; it is also called before the first step, with step -1."""
+        what the model computes with; it is also called before the first step, with step -1. It
+        may then return the units that are present from now on, as `begin` does."""
 
 
 @runtime_checkable

@@ -24,6 +24,7 @@ from .exchange import exchange_of, units_after
 from .gradients import Withheld, give_back, withhold
 from .initialise import Init, initialise
 from .replicas import Group, Replicas
+from .sampling import is_in
 from .selection import LeftDense
 from .sparse_state import STATE_VERSION, check_version, read_layers, saved_layers
 from .steering import Steering, check_storage, hook_draws, keeps_absent
@@ -241,8 +242,7 @@ class Sparsifier:
         def wrapped() -> Any:
             nonlocal first
             if not first:
-                self._steering[index].after(self._steps[index])
-                self._apply_masks(index)
+                self._after_step(index)
             loss = closure()
             if first:
                 self._before_step(index)
@@ -259,8 +259,7 @@ class Sparsifier:
     def _post_hook(self, index: int) -> Callable[..., None]:
         def hook(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             give_back(self._held.pop(index, []))
-            self._steering[index].after(self._steps[index])
-            self._apply_masks(index)
+            self._after_step(index)
             if not _skipped_by_scaler(optimizer):
                 self._steps[index] += 1
 
@@ -278,6 +277,19 @@ class Sparsifier:
         self._mask_gradients(index)
         if due and self.method.skips_step:
             self._withhold(index)
+
+    def _after_step(self, index: int) -> None:
+        step = self._steps[index]
+        for layer, units in self._steering[index].after(step):
+            count, grown = layer.storage.count(), int((~is_in(units, layer.present_units)).sum())
+            layer.storage.select(units)
+            self._note(step, layer, count - len(units) + grown, grown)
+        self._apply_masks(index)
+
+    def _note(self, step: int, layer: Layer, dropped: int, grown: int) -> None:
+        """Dropped and grown units go into the list of changes."""
+        moved = dropped * layer.unit_size, grown * layer.unit_size
+        self.changes.append(Change(step, layer.name, *moved))
 
     def _mask_gradients(self, index: int) -> None:
         if keeps_absent(self.method):
@@ -302,9 +314,7 @@ class Sparsifier:
             else:
                 layer.storage.move(exchange, self._optimizers[index])
             layer.storage.release()
-            size = layer.unit_size
-            change = Change(self._steps[index], layer.name, lost * size, gained * size)
-            self.changes.append(change)
+            self._note(self._steps[index], layer, lost, gained)
 
     def _wish(self, layer: Layer, step: int) -> Wish | None:
         """What the method wants; a layer without a gradient that it needs stays as it is."""

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .abilities import Gates, Rebudgets, Shapes
-from .core import Layer, Method
+from .core import Layer, Method, as_units
 from .errors import StateError
 from .storage import PackedStorage
 
@@ -56,7 +56,8 @@ class Steering:
     def begin(self) -> None:
         """The first weights that the model computes with; call it once they have their values."""
         self._bare = True
-        self.after(-1)
+        for layer, units in self.after(-1):
+            layer.storage.select(units)
 
     @torch.no_grad()
     def before(self, step: int) -> None:
@@ -70,9 +71,16 @@ class Steering:
             if self.method.keeps_absent and not self._bare:
                 layer.weight.copy_(layer.memory[LATENT])
         self._bare = self.method.keeps_absent
+        scale = getattr(self.optimizer, "grad_scale", None)  # a GradScaler's, of fused optimizers
         for layer in self.layers:
-            if layer.weight.grad is not None:
-                self.method.before_step(layer, step)
+            gradient = layer.weight.grad
+            if gradient is None:
+                continue
+            if scale is not None:
+                gradient.div_(scale)
+            self.method.before_step(layer, step)
+            if scale is not None:
+                gradient.mul_(scale)
 
     @torch.no_grad()
     def budget(self, step: int) -> None:
@@ -81,18 +89,27 @@ class Steering:
             self.method.rebudget(self.layers, step)
 
     @torch.no_grad()
-    def after(self, step: int) -> None:
-        """After the optimizer's step: what the model computes with takes the parameters' place."""
+    def after(self, step: int) -> list[tuple[Layer, Tensor]]:
+        """After the optimizer's step: what the model computes with takes the parameters' place.
+
+        Returns the layers for which the method wants other units, and those, flat and ascending.
+        """
         if not isinstance(self.method, Shapes):
-            return
+            return []
         latent = self.method.keeps_absent
         if latent and not self._bare:  # the optimizer took no step
-            return
+            return []
+        wishes = []
         for layer in self.layers:
             if latent:
                 layer.memory[LATENT] = layer.weight.detach().clone()
-            self.method.after_step(layer, step)
+            wish = self.method.after_step(layer, step)
+            if latent and wish is not None:
+                units = as_units(layer, wish)
+                if not torch.equal(units, layer.present_units):
+                    wishes.append((layer, units))
         self._bare = self._drawn = False
+        return wishes
 
     @torch.no_grad()
     def draw(self, training: bool, step: int) -> None:
