@@ -241,8 +241,7 @@ class Sparsifier:
         def wrapped() -> Any:
             nonlocal first
             if not first:
-                self._steering[index].after(self._steps[index])
-                self._apply_masks(index)
+                self._after_step(index)
             loss = closure()
             if first:
                 self._before_step(index)
@@ -259,8 +258,7 @@ class Sparsifier:
     def _post_hook(self, index: int) -> Callable[..., None]:
         def hook(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             give_back(self._held.pop(index, []))
-            self._steering[index].after(self._steps[index])
-            self._apply_masks(index)
+            self._after_step(index)
             if not _skipped_by_scaler(optimizer):
                 self._steps[index] += 1
 
@@ -279,6 +277,20 @@ class Sparsifier:
         self._mask_gradients(index)
         if due and self.method.skips_step:
             self._withhold(index)
+
+    def _after_step(self, index: int) -> None:
+        """The method forms what the model computes with; a mask that moved by it has moved."""
+        step, layers = self._steps[index], self._layers_of(index)
+        watched = layers if keeps_absent(self.method) else []
+        before = [layer.present_units for layer in watched]
+        self._steering[index].after(step)
+        self._apply_masks(index)
+        for layer, old in zip(watched, before, strict=True):
+            units = layer.present_units
+            if not torch.equal(units, old):
+                stayed = int(is_in(units, old).sum())
+                moved = (len(old) - stayed, len(units) - stayed)
+                self.changes.append(Change(step, layer.name, *(n * layer.unit_size for n in moved)))
 
     def _mask_gradients(self, index: int) -> None:
         if keeps_absent(self.method):

@@ -52,10 +52,11 @@ class Steering:
         self.method, self.layers, self.optimizer = method, list(layers), optimizer
         self._bare = False  # the parameters hold the latent weights
         self._drawn = False  # or a draw of this step
+        self._stepping = False  # a step was prepared, and is not over
 
     def begin(self) -> None:
         """The first weights that the model computes with; call it once they have their values."""
-        self._bare = True
+        self._bare = self._stepping = True
         self.after(-1)
 
     @torch.no_grad()
@@ -66,6 +67,8 @@ class Steering:
             layer.rate = rates.get(id(layer.weight), 0.0)
         if not isinstance(self.method, Shapes):
             return
+        self._stepping = True
+        unscale(self.optimizer)
         for layer in self.layers:
             if self.method.keeps_absent and not self._bare:
                 layer.weight.copy_(layer.memory[LATENT])
@@ -83,16 +86,14 @@ class Steering:
     @torch.no_grad()
     def after(self, step: int) -> None:
         """After the optimizer's step: what the model computes with takes the parameters' place."""
-        if not isinstance(self.method, Shapes):
+        if not isinstance(self.method, Shapes) or not self._stepping:  # no step was taken
             return
         latent = self.method.keeps_absent
-        if latent and not self._bare:  # the optimizer took no step
-            return
         for layer in self.layers:
             if latent:
                 layer.memory[LATENT] = layer.weight.detach().clone()
             self.method.after_step(layer, step)
-        self._bare = self._drawn = False
+        self._bare = self._drawn = self._stepping = False
 
     @torch.no_grad()
     def draw(self, training: bool, step: int) -> None:
@@ -117,6 +118,18 @@ def rates_of(optimizer: Optimizer) -> dict[int, float]:
         for group in optimizer.param_groups
         for parameter in group["params"]
     }
+
+
+def unscale(optimizer: Optimizer) -> None:
+    """Gradients as large as the loss's own: a GradScaler leaves that to fused optimizers."""
+    scale = getattr(optimizer, "grad_scale", None)
+    if scale is None:
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                parameter.grad.div_(scale.to(parameter.grad.device))
+    optimizer.grad_scale = None  # type: ignore[attr-defined]
 
 
 def hook_draws(model: nn.Module, method: Method, draw: Any) -> list[Any]:
