@@ -43,9 +43,8 @@ class Latent(Static):
         layer.memory["seen"][:] = layer.weight.grad
 
     def after_step(self, layer, step):
-        units = self.update(layer, step)
-        layer.storage.select(units)
         layer.weight.mul_(2.0)
+        return self.update(layer, step)
 
     def update(self, layer, step):
         scores = layer.pattern.fold(layer.memory["latent"].abs())
@@ -212,6 +211,55 @@ def test_a_step_that_a_scaler_skips_changes_nothing():
         assert torch.equal(a, b)
     for layer, kept in zip(sparse.layers, latent, strict=True):
         assert torch.equal(layer.memory["latent"], kept)
+
+
+@dataclass(frozen=True)
+class Counts(Penalty):
+    """A pull, and a count of the steps that were taken."""
+
+    def begin(self, layer):
+        layer.memory["steps"] = torch.zeros(())
+        return super().begin(layer)
+
+    def after_step(self, layer, step):
+        layer.memory["steps"] += step >= 0
+
+
+def test_no_step_is_formed_where_a_scaler_skips_one():
+    model, optimizers, sparse = attached(Counts(), "Adam-fused")
+    for skipped in (0.0, 1.0, 0.0):
+        optimizers[0].found_inf = torch.tensor(skipped)
+        train_step(model, optimizers, 0)
+    assert sparse.layers[0].memory["steps"] == 2
+
+
+@pytest.mark.parametrize("optimizer", ["Adam-fused", "Adam"])
+def test_penalties_are_as_large_under_a_scaler(optimizer):
+    """A fused optimizer is handed gradients of the scaled loss, beside which a pull would be 0."""
+    models = []
+    for scaled in (True, False):
+        model, optimizers, _ = attached(Penalty(), optimizer)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, enabled=scaled)
+        for step in range(3):
+            optimizers[0].zero_grad()
+            scaler.scale(loss_of(model, step)).backward()
+            scaler.step(optimizers[0])
+            scaler.update()
+        models.append(model)
+    # scaling by a power of two loses nothing
+    for a, b in zip(*(m.parameters() for m in models), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_masks_that_move_after_a_step_are_told():
+    model, optimizers, sparse = attached(Latent(), "SGD", sparsity=0.5)
+    before = sparse.layers[0].table.clone()
+    for step in range(3):
+        train_step(model, optimizers, step)
+    changes = [change for change in sparse.changes if change.layer == sparse.layers[0].name]
+    assert changes
+    assert not torch.equal(sparse.layers[0].table, before)
+    assert all(change.dropped == change.grown > 0 for change in changes)
 
 
 def test_draws_are_for_training_forwards_alone():

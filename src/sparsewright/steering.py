@@ -52,10 +52,11 @@ class Steering:
         self.method, self.layers, self.optimizer = method, list(layers), optimizer
         self._bare = False  # the parameters hold the latent weights
         self._drawn = False  # or a draw of this step
+        self._stepping = False  # a step was prepared, and is not over
 
     def begin(self) -> None:
         """The first weights that the model computes with; call it once they have their values."""
-        self._bare = True
+        self._bare = self._stepping = True
         for layer, units in self.after(-1):
             layer.storage.select(units)
 
@@ -67,20 +68,15 @@ class Steering:
             layer.rate = rates.get(id(layer.weight), 0.0)
         if not isinstance(self.method, Shapes):
             return
+        self._stepping = True
+        unscale(self.optimizer)
         for layer in self.layers:
             if self.method.keeps_absent and not self._bare:
                 layer.weight.copy_(layer.memory[LATENT])
         self._bare = self.method.keeps_absent
-        scale = getattr(self.optimizer, "grad_scale", None)  # a GradScaler's, of fused optimizers
         for layer in self.layers:
-            gradient = layer.weight.grad
-            if gradient is None:
-                continue
-            if scale is not None:
-                gradient.div_(scale)
-            self.method.before_step(layer, step)
-            if scale is not None:
-                gradient.mul_(scale)
+            if layer.weight.grad is not None:
+                self.method.before_step(layer, step)
 
     @torch.no_grad()
     def budget(self, step: int) -> None:
@@ -94,12 +90,9 @@ class Steering:
 
         Returns the layers for which the method wants other units, and those, flat and ascending.
         """
-        if not isinstance(self.method, Shapes):
+        if not isinstance(self.method, Shapes) or not self._stepping:  # no step was taken
             return []
-        latent = self.method.keeps_absent
-        if latent and not self._bare:  # the optimizer took no step
-            return []
-        wishes = []
+        latent, wishes = self.method.keeps_absent, []
         for layer in self.layers:
             if latent:
                 layer.memory[LATENT] = layer.weight.detach().clone()
@@ -108,7 +101,7 @@ class Steering:
                 units = as_units(layer, wish)
                 if not torch.equal(units, layer.present_units):
                     wishes.append((layer, units))
-        self._bare = self._drawn = False
+        self._bare = self._drawn = self._stepping = False
         return wishes
 
     @torch.no_grad()
@@ -134,6 +127,18 @@ def rates_of(optimizer: Optimizer) -> dict[int, float]:
         for group in optimizer.param_groups
         for parameter in group["params"]
     }
+
+
+def unscale(optimizer: Optimizer) -> None:
+    """Gradients as large as the loss's own: a GradScaler leaves that to fused optimizers."""
+    scale = getattr(optimizer, "grad_scale", None)
+    if scale is None:
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                parameter.grad.div_(scale.to(parameter.grad.device))
+    optimizer.grad_scale = None  # type: ignore[attr-defined]
 
 
 def hook_draws(model: nn.Module, method: Method, draw: Any) -> list[Any]:

@@ -104,4 +104,6 @@ class Gradual:
 
     def _best(self, layer: Layer, keep: int) -> Tensor:
         present = layer.storage.count() // max(1, layer.groups)
-        return best_units(layer, self.score, min(keep, present))
+        if keep >= present:  # also before there is a gradient to score by
+            return layer.present_units
+        return best_units(layer, self.score, keep)
