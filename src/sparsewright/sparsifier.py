@@ -259,10 +259,11 @@ class Sparsifier:
     def _post_hook(self, index: int) -> Callable[..., None]:
         def hook(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             give_back(self._held.pop(index, []))
-            self._steering[index].after(self._steps[index])
+            skipped = _skipped_by_scaler(optimizer)
+            if not skipped:
+                self._steering[index].after(self._steps[index])
             self._apply_masks(index)
-            if not _skipped_by_scaler(optimizer):
-                self._steps[index] += 1
+            self._steps[index] += not skipped
 
         return hook
 
