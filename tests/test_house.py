@@ -171,7 +171,16 @@ FLOORS = {
         3,
     ),
     **dict.fromkeys(
-        ("selection", "summary", "optimizer_state", "sparse_state", "gradients", "steering"), 3
+        (
+            "exploration",
+            "selection",
+            "summary",
+            "optimizer_state",
+            "sparse_state",
+            "gradients",
+            "steering",
+        ),
+        3,
     ),
     **dict.fromkeys(
         (

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..connectivity import dead_outputs
 from ..core import Layer
+from ..exploration import Exploration
 from ..sampling import is_in
 from ..sparsifier import Sparsifier
 
@@ -22,27 +22,23 @@ class MaskDiary:
     def __init__(self, sparse: Sparsifier):
         self.sparse = sparse
         self.first = {layer.name: layer.present_units for layer in sparse.layers}
-        self.ever = dict(self.first)
-        self._seen = self._reported = len(sparse.changes)
+        self.explored = Exploration(sparse)
+        self._reported = len(sparse.changes)
 
     def look(self) -> None:
-        """Add to `ever` what grew since the last look."""
-        if len(self.sparse.changes) == self._seen:
-            return
-        self._seen = len(self.sparse.changes)
-        for layer in self.sparse.layers:
-            both = torch.cat([self.ever[layer.name], layer.present_units])
-            self.ever[layer.name] = both.unique()
+        """Take note of what grew since the last look."""
+        self.explored.look()
 
     def page(self, epoch: int) -> dict[str, Any]:
         """The line of masks.jsonl for an epoch; what moved counts since the last page."""
         moved = self.sparse.changes[self._reported :]
         self._reported = len(self.sparse.changes)
-        layers = {}
+        layers, ever = {}, self.explored.rates()
         for layer in self.sparse.layers:
             changes = [change for change in moved if change.layer == layer.name]
             layers[layer.name] = {
                 **self._state(layer),
+                "ever": ever[layer.name],
                 "dropped": sum(change.dropped for change in changes),
                 "grown": sum(change.grown for change in changes),
             }
@@ -61,22 +57,22 @@ class MaskDiary:
             "sparsity": layer.sparsity,
             "dead_outputs": dead_outputs(layer),
             "overlap_first": overlap(self.first[layer.name], layer.present_units),
-            "ever": len(self.ever[layer.name]) / max(1, layer.groups * layer.units),
         }
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        return {"first": dict(self.first), "ever": dict(self.ever)}
+        return {"first": dict(self.first), "ever": self.explored.state_dict()}
 
     def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
         for name, units in self.first.items():
             self.first[name] = state["first"][name].to(units.device)
-            self.ever[name] = state["ever"][name].to(units.device)
-        self._seen = self._reported = len(self.sparse.changes)
+        self.explored.load_state_dict(state["ever"])
+        self._reported = len(self.sparse.changes)
 
 
 def overlap(a: Tensor, b: Tensor) -> float:
     """Jaccard index of two sets of ascending numbers: those in both over those in either.
 
+    >>> import torch
     >>> overlap(torch.tensor([0, 1]), torch.tensor([1, 2]))
     0.3333333333333333
     """
