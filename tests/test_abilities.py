@@ -30,6 +30,23 @@ class Penalty(Static):
 
 
 @dataclass(frozen=True)
+class Counting(Static):
+    """Adds 1 to what it remembers after every step."""
+
+    keeps_absent: ClassVar[bool] = False
+
+    def begin(self, layer):
+        layer.memory["steps"] = torch.tensor(0)
+        return super().begin(layer)
+
+    def before_step(self, layer, step):
+        pass
+
+    def after_step(self, layer, step):
+        layer.memory["steps"] += step >= 0
+
+
+@dataclass(frozen=True)
 class Latent(Static):
     """The best of the latent weights at every step, doubled."""
 
@@ -169,6 +186,20 @@ def test_a_step_that_a_scaler_skips_changes_nothing():
         assert torch.equal(a, b)
     for layer, kept in zip(sparse.layers, latent, strict=True):
         assert torch.equal(layer.memory["latent"], kept)
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "Adam-fused", "LBFGS"])
+def test_every_step_is_over_once(optimizer):
+    """However often a closure is evaluated; and one that a scaler skips is none."""
+    model, optimizers, sparse = attached(Counting(), optimizer)
+    for step in range(3):
+        train_step(model, optimizers, step)
+    counts = [int(layer.memory["steps"]) for layer in sparse.layers]
+    assert counts == [3, 3]
+    optimizers[0].found_inf = torch.tensor(1.0)
+    if optimizer == "Adam-fused":
+        train_step(model, optimizers, 3)
+    assert [int(layer.memory["steps"]) for layer in sparse.layers] == [3, 3]
 
 
 def test_draws_are_for_training_forwards_alone():

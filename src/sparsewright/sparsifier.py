@@ -241,7 +241,7 @@ class Sparsifier:
         def wrapped() -> Any:
             nonlocal first
             if not first:
-                self._steering[index].after(self._steps[index])
+                self._steering[index].within(self._steps[index])
                 self._apply_masks(index)
             loss = closure()
             if first:

@@ -94,6 +94,12 @@ class Steering:
             self.method.after_step(layer, step)
         self._bare = self._drawn = False
 
+    def within(self, step: int) -> None:
+        """Before an optimizer evaluates its closure again: latent weights form what it computes
+        with. The step is not over, so nothing else is done."""
+        if keeps_absent(self.method):
+            self.after(step)
+
     @torch.no_grad()
     def draw(self, training: bool, step: int) -> None:
         """Before a forward: the step's random weights, or in evaluation those without chance."""
