@@ -30,6 +30,23 @@ class Penalty(Static):
 
 
 @dataclass(frozen=True)
+class Counting(Static):
+    """Adds 1 to what it remembers after every step."""
+
+    keeps_absent: ClassVar[bool] = False
+
+    def begin(self, layer):
+        layer.memory["steps"] = torch.tensor(0)
+        return super().begin(layer)
+
+    def before_step(self, layer, step):
+        pass
+
+    def after_step(self, layer, step):
+        layer.memory["steps"] += step >= 0
+
+
+@dataclass(frozen=True)
 class Latent(Static):
     """The best of the latent weights at every step, doubled."""
 
@@ -213,26 +230,6 @@ def test_a_step_that_a_scaler_skips_changes_nothing():
         assert torch.equal(layer.memory["latent"], kept)
 
 
-@dataclass(frozen=True)
-class Counts(Penalty):
-    """A pull, and a count of the steps that were taken."""
-
-    def begin(self, layer):
-        layer.memory["steps"] = torch.zeros(())
-        return super().begin(layer)
-
-    def after_step(self, layer, step):
-        layer.memory["steps"] += step >= 0
-
-
-def test_no_step_is_formed_where_a_scaler_skips_one():
-    model, optimizers, sparse = attached(Counts(), "Adam-fused")
-    for skipped in (0.0, 1.0, 0.0):
-        optimizers[0].found_inf = torch.tensor(skipped)
-        train_step(model, optimizers, 0)
-    assert sparse.layers[0].memory["steps"] == 2
-
-
 @pytest.mark.parametrize("optimizer", ["Adam-fused", "Adam"])
 def test_penalties_are_as_large_under_a_scaler(optimizer):
     """A fused optimizer is handed gradients of the scaled loss, beside which a pull would be 0."""
@@ -260,6 +257,20 @@ def test_masks_that_move_after_a_step_are_told():
     assert changes
     assert not torch.equal(sparse.layers[0].table, before)
     assert all(change.dropped == change.grown > 0 for change in changes)
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "Adam-fused", "LBFGS"])
+def test_every_step_is_over_once(optimizer):
+    """However often a closure is evaluated; and one that a scaler skips is none."""
+    model, optimizers, sparse = attached(Counting(), optimizer)
+    for step in range(3):
+        train_step(model, optimizers, step)
+    counts = [int(layer.memory["steps"]) for layer in sparse.layers]
+    assert counts == [3, 3]
+    optimizers[0].found_inf = torch.tensor(1.0)
+    if optimizer == "Adam-fused":
+        train_step(model, optimizers, 3)
+    assert [int(layer.memory["steps"]) for layer in sparse.layers] == [3, 3]
 
 
 def test_draws_are_for_training_forwards_alone():

@@ -74,8 +74,9 @@ class Shapes(Protocol):
     def after_step(self, layer: Layer, step: int) -> Tensor | None:
         """After the optimizer's step: change `layer.weight` in place (absent weights are put to 0
         by others). With latent weights these were saved, and what is left in `layer.weight` is
-        what the model computes with; it is also called before the first step, with step -1. It
-        may then return the units that are present from now on, as `begin` does."""
+        what the model computes with; then it is also called before every evaluation of LBFGS. It
+        is called before the first step, too, with step -1. It may return the units that are present
+        from now on, as `begin` does."""
 
 
 @runtime_checkable

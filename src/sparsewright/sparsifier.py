@@ -242,7 +242,9 @@ class Sparsifier:
         def wrapped() -> Any:
             nonlocal first
             if not first:
-                self._after_step(index)
+                if keeps_absent(self.method):
+                    self._after_step(index)
+                self._apply_masks(index)
             loss = closure()
             if first:
                 self._before_step(index)
