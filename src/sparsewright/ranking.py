@@ -56,6 +56,19 @@ def whole_scores(layer: Layer, score: str | Score) -> Tensor:
     return torch.cat([chosen(_view(layer, *tile)) for tile in tiles])
 
 
+def all_scores(layer: Layer, score: str | Score) -> Tensor:
+    """(groups, units) the score of every unit, present or absent; StateError as above."""
+    if layer.numel == 0:
+        return torch.zeros(layer.groups, layer.units, device=layer.weight.device)
+    chosen = as_score(score)
+    if getattr(chosen, "sees", "all") == "nothing":
+        return torch.rand(layer.groups, layer.units, generator=layer.generator).to(
+            layer.weight.device
+        )
+    whole = torch.cat(list(_tile_scores(layer, score, whole=True)))
+    return whole.view(layer.groups, layer.units)
+
+
 def first_units(layer: Layer, score: str | Score) -> Tensor:
     """Of the present units the best `layer.keep` of every group, to begin with. Flat, ascending.
 
@@ -71,15 +84,21 @@ def first_units(layer: Layer, score: str | Score) -> Tensor:
 def best_units(layer: Layer, score: str | Score, keep: int) -> Tensor:
     """Of the present units the best `keep` of every group. Flat, ascending.
 
-    StateError if a group has fewer.
+    Where groups are empty (ablated neurons), the others take their share, as far as they have
+    units. StateError if fewer are present than are to be kept.
     """
     scores = present_scores(layer, score)
-    table = scores.view(layer.groups, -1) if layer.groups else scores.view(0, layer.units)
-    if table.shape[1] < keep:
+    active = _active_groups(layer)
+    table = scores.view(active, len(scores) // active) if active else scores.view(0, layer.units)
+    most, groups = table.shape[1], layer.groups
+    if active * most <= (keep - 1) * groups:
         raise StateError(
             f"layer {layer.name!r}: {keep} units of every group are to be kept, and "
-            f"{table.shape[1]} are present; make the packed weight less sparse, or ask for more"
+            f"{active * most / max(1, groups):g} are present; make the packed weight less sparse, "
+            "or ask for more"
         )
+    if active < groups:
+        keep = min(most, keep * groups // max(1, active))
     best = keep_best(table, keep).reshape(-1)
     return best.nonzero().squeeze(1) if layer.is_full else layer.present_units[best]
 
@@ -144,11 +163,25 @@ def _best_of_each(units: Tensor, scores: Tensor, groups: Tensor, counts: Tensor)
     return units[order[rank < counts[of]]].sort().values
 
 
+def _active_groups(layer: Layer) -> int:
+    """How many groups have a present unit; all have as many."""
+    if layer.groups <= 1 or layer.is_full:
+        return layer.groups
+    return len((layer.present_units // layer.units).unique_consecutive())
+
+
 def _room(layer: Layer, kept: Tensor) -> Tensor:
-    """(groups) units that each group lacks."""
+    """(groups) units that each group lacks; StateError if one has too many."""
     if layer.groups == 1:
         return torch.tensor([layer.keep - len(kept)], device=kept.device)
-    return layer.keep - torch.bincount(kept // layer.units, minlength=layer.groups)
+    room = layer.keep - torch.bincount(kept // layer.units, minlength=layer.groups)
+    if len(room) and int(room.min()) < 0:
+        raise StateError(
+            f"layer {layer.name!r}: every group is to hold {layer.keep} units, and one holds "
+            f"{layer.keep - int(room.min())}: where neurons are ablated, the others hold their "
+            "share; train such a weight with method srigl or static"
+        )
+    return room
 
 
 def _best_of_one_group(

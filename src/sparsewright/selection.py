@@ -197,7 +197,7 @@ def _stays(wish: _Wish, layer: Layer, sparsity: float | None) -> bool:
     """Whether a packed layer keeps as many units as it has, for no sparsity was asked of it."""
     if layer.is_full or sparsity is not None or wish.sparsity is not None:
         return False
-    layer.keep = layer.storage.count() // max(1, layer.groups)
+    layer.keep = -(-layer.storage.count() // max(1, layer.groups))  # of an ablated one, the mean
     return True
 
 

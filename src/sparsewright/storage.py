@@ -212,13 +212,15 @@ class PackedStorage:
         return self.module.shape
 
     def misfit(self) -> str | None:
-        """Why the present weights are not the pattern's: whole units, as many in every group."""
+        """Why the present weights are not the pattern's: whole units, as many in every group that
+        is not empty."""
         units, (groups, each) = self.units(), table_size(self.pattern, self.shape)
         size = math.prod(self.shape) // max(1, groups * each)
         if len(units) * size != self.module.nnz:
             return f"needs whole units; the {self.module.nnz} packed weights are not"
         counts = torch.bincount(units // max(1, each), minlength=groups)
-        if groups and int(counts.min()) != int(counts.max()):
+        counts = counts[counts > 0]
+        if len(counts) and int(counts.min()) != int(counts.max()):
             return (
                 f"needs as many units in every group; the packed weights have from "
                 f"{int(counts.min())} to {int(counts.max())} (sw.pack takes masks, where present "

@@ -58,7 +58,7 @@ def drop_and_grow(
         grown_units = best_candidates(layer, grow, kept, sample)
     anew = grown_units if regrown == "reset" else grown_units[~is_in(grown_units, present)]
     del present
-    values = _starting_values(layer, grown, len(anew))
+    values = starting_values(layer, grown, len(anew))
     return Update(merged(kept, grown_units), anew, values)
 
 
@@ -91,7 +91,7 @@ def drop_only(layer: Layer, fraction: float, drop: str | Score) -> Update:
     return Update(survivors(layer, drop, moved))
 
 
-def _starting_values(layer: Layer, grown: Grown, units: int) -> Tensor | None:
+def starting_values(layer: Layer, grown: Grown, units: int) -> Tensor | None:
     """(units, unit_size), or None for zeros."""
     if grown == "zero":
         return None
