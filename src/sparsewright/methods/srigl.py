@@ -1,5 +1,5 @@
-"""SRigL: RigL whose neurons all keep as many inputs, and that lets neurons go which hold few salient
-weights (Lasby, Golubeva, Evci, Nica, Ioannou, ICLR 2024)."""
+"""SRigL: RigL whose neurons all keep as many inputs, and that lets neurons go which hold few
+salient weights (Lasby, Golubeva, Evci, Nica, Ioannou, ICLR 2024)."""
 
 from __future__ import annotations
 
