@@ -54,13 +54,15 @@ class View:
     """Some weights of a layer, as scores see them: `weight` with its gradient in `.grad`.
 
     weight: absent weights are 0. mask: bool in the weight's shape, True = present. The shape is
-    that of the layer's weight, or for a score that sees single weights any other.
+    that of the layer's weight, or for a score that sees single weights any other. keep: weights
+    that the whole layer is to keep; None where that is not settled yet.
     """
 
     name: str
     weight: Tensor
     mask: Tensor
     generator: torch.Generator
+    keep: int | None = None
 
     @property
     def shape(self) -> Shape:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -48,12 +49,16 @@ def present_scores(layer: Layer, score: str | Score) -> Tensor:
 
 
 def whole_scores(layer: Layer, score: str | Score) -> Tensor:
-    """The score of every weight, present or absent, in the dense weight's shape."""
+    """The score of every weight, present or absent, in the dense weight's shape.
+
+    Allocations rank it before it is settled how many a layer keeps.
+    """
     chosen = as_score(score)
     if getattr(chosen, "sees", "all") == "nothing":
         return torch.rand(layer.shape, generator=layer.generator).to(layer.weight.device)
     tiles = layer.storage.tiles(max(1, layer.shape[0]), chosen.needs_gradient)
-    return torch.cat([chosen(_view(layer, *tile)) for tile in tiles])
+    views = [replace(_view(layer, *tile), keep=None) for tile in tiles]
+    return torch.cat([chosen(view) for view in views])
 
 
 def all_scores(layer: Layer, score: str | Score) -> Tensor:
@@ -246,7 +251,8 @@ def _view(layer: Layer, weight: Tensor, gradient: Tensor | None, mask: Tensor) -
         shown = shown.to(torch.promote_types(shown.dtype, gradient.dtype))
         gradient = gradient.to(shown.dtype)
     shown.grad = gradient
-    return View(layer.name, shown, mask, layer.generator)
+    keep = layer.keep * layer.groups * layer.unit_size
+    return View(layer.name, shown, mask, layer.generator, keep)
 
 
 def _drawn(layer: Layer, counts: Tensor, taken: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
-"""CHTs: links go by chance, small ones first, and come where paths of length three are many, without
-a gradient (Zhang, Zhao, Wu, Cannistraci et al., ICLR 2024 and NeurIPS 2025)."""
+"""CHTs: links go by chance, small ones first, and come where paths of length three are many; no
+gradient is looked at (Zhang, Zhao, Wu, Cannistraci et al., ICLR 2024 and NeurIPS 2025)."""
 
 from __future__ import annotations
 
@@ -65,14 +65,15 @@ class CHTs:
     facts: ClassVar[Facts] = Facts(
         source=(
             "Zhang, Zhao, Wu, Muscoloni, Cannistraci, *Epitopological learning and "
-            "Cannistraci-Hebb network shape intelligence brain-inspired theory for ultra-sparse advantage in deep "
-            "learning*, ICLR 2024 (CHT); Zhang et al., *Brain network science modelling of sparse "
-            "neural networks enables Transformers and LLMs to perform as fully connected*, NeurIPS "
-            "2025 (CHTs, CHTss)"
+            "Cannistraci-Hebb network shape intelligence brain-inspired theory for ultra-sparse "
+            "advantage in deep learning*, ICLR 2024 (CHT); Zhang et al., *Brain network science "
+            "modelling of sparse neural networks enables Transformers and LLMs to perform as "
+            "fully connected*, NeurIPS 2025 (CHTs, CHTss)"
         ),
         when=(
             "Where gradients of absent weights are not to be had or not to be trusted. At an "
-            "update it multiplies dense matrices of links: take SET for layers of very many neurons."
+            "update it multiplies dense matrices of links: take SET for layers of very many "
+            "neurons."
         ),
         memory=(
             "nothing between updates; at an update dense tables of outputs x inputs, outputs x "
@@ -89,9 +90,9 @@ class CHTs:
         departs=(
             "Counts are exact in every group of the pattern. Not certain, and chosen here: that "
             "the survivors are drawn and not the removed, the growth's softness, the fraction's "
-            "default and that it is constant, links scored after the removal, new weights of 0, and the "
-            "sigmoid's scale (k times the fraction of the ramp less a half, stretched so that both "
-            "ends are met). Neurons without inputs or outputs are not taken out."
+            "default and that it is constant, links scored after the removal, new weights of 0, "
+            "and the sigmoid's scale (k times the fraction of the ramp less a half, stretched so "
+            "that both ends are met). Neurons without inputs or outputs are not taken out."
         ),
     )
 
@@ -215,7 +216,7 @@ def sigmoid_ramp(x: float) -> float:
     """From 0 at x = 0 to 1 at x = 1 along a logistic curve.
 
     >>> [round(sigmoid_ramp(x), 4) for x in (0.0, 0.25, 0.5, 1.0)]
-    [0.0, 0.1492, 0.5, 1.0]
+    [0.0, 0.1491, 0.5, 1.0]
     """
     low, now, high = (
         1.0 / (1.0 + math.exp(-STEEPNESS * (at - 0.5))) for at in (0.0, min(x, 1.0), 1.0)
