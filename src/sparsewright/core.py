@@ -72,6 +72,8 @@ class View:
 class Storage(Protocol):
     """Where the weights of a layer are kept: masked or packed (storage.py)."""
 
+    pattern: Pattern
+
     @property
     def weight(self) -> nn.Parameter:
         """What the optimizer steps: the dense weight with its zeros, or the present values."""
@@ -199,7 +201,7 @@ class Layer:
     @property
     def unit_size(self) -> int:
         """Weights in one unit."""
-        return self.numel // max(1, self.groups * self.units)
+        return unit_size(self.pattern, self.shape)
 
     @property
     def present_units(self) -> Tensor:
@@ -213,7 +215,7 @@ class Layer:
 
     @property
     def is_full(self) -> bool:
-        """Whether no weight is absent."""
+        """Whether all units are present: no weight is absent that may be present."""
         return self.storage.count() == self.groups * self.units
 
     @property
@@ -270,6 +272,15 @@ def table_size(pattern: Pattern, shape: Shape) -> tuple[int, int]:
     """(groups, units) of the pattern's table for a weight of this shape."""
     groups, units = pattern.fold(torch.empty(shape, device="meta")).shape
     return groups, units
+
+
+def unit_size(pattern: Pattern, shape: Shape) -> int:
+    """Weights in one unit; all weights are in one, unless the pattern says `unit_size` itself."""
+    own = getattr(pattern, "unit_size", None)
+    if own is not None:
+        return int(own)
+    groups, units = table_size(pattern, shape)
+    return math.prod(shape) // max(1, groups * units)
 
 
 @dataclass(frozen=True)
