@@ -15,7 +15,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from .core import Allocate, Layer, Pattern, Shape
+from .core import Allocate, Layer, Pattern, Shape, unit_size
 from .errors import BudgetError, MisfitError
 
 
@@ -59,8 +59,8 @@ class Budgeted:
         if sparsity is not None:
             _check_sparsity(sparsity, f"layer {name!r}: ")
         groups, units = pattern.fold(torch.empty(shape, device="meta")).shape
-        unit_size = math.prod(shape) // max(1, groups * units)
-        return cls(name, shape, pattern, groups, units, unit_size, sparsity, scores)
+        size = unit_size(pattern, shape)
+        return cls(name, shape, pattern, groups, units, size, sparsity, scores)
 
     @property
     def numel(self) -> int:
@@ -93,11 +93,19 @@ class Budgeted:
         return held[min(max(place, 0), len(held) - 1)]
 
     def unit_scores(self) -> Tensor:
-        """(groups, units) mean score per weight, float32 or wider; BudgetError without scores."""
+        """(groups, units) mean score per weight, float32 or wider; BudgetError without scores.
+
+        Weights that are in no unit, as an outer level left them out, come last as units more.
+        """
         if self.scores is None:
             raise BudgetError(f"layer {self.name!r}: this allocation ranks scores; none was given")
         wide = self.scores.detach().to(torch.promote_types(self.scores.dtype, torch.float32))
-        return self.pattern.fold(wide) / max(1, self.unit_size)
+        scores = self.pattern.fold(wide) / max(1, self.unit_size)
+        outside = self.numel // max(1, self.unit_size) - scores.numel()
+        if outside <= 0:
+            return scores
+        least = scores.min().clamp(max=0.0).expand(outside)
+        return torch.cat([scores.reshape(-1), least]).view(1, -1)
 
 
 def solve_budget(
@@ -282,6 +290,8 @@ def _out_of_reach(
     elif fixed:
         why = f"pattern {', '.join(fixed)} fixes the sparsity of some layers, and the others are "
         why += "at their limits"
+    elif 1 - nearest / total > sparsity:
+        why = "the outer levels of the patterns leave no more"
     else:
         why = "every layer keeps at least one unit in every group"
     return BudgetError(

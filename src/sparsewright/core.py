@@ -54,13 +54,15 @@ class View:
     """Some weights of a layer, as scores see them: `weight` with its gradient in `.grad`.
 
     weight: absent weights are 0. mask: bool in the weight's shape, True = present. The shape is
-    that of the layer's weight, or for a score that sees single weights any other.
+    that of the layer's weight, or for a score that sees single weights any other. keep: weights
+    that the whole layer is to keep; None where that is not settled yet.
     """
 
     name: str
     weight: Tensor
     mask: Tensor
     generator: torch.Generator
+    keep: int | None = None
 
     @property
     def shape(self) -> Shape:
@@ -79,6 +81,8 @@ class Offers(Protocol):
 
 class Storage(Protocol):
     """Where the weights of a layer are kept: masked or packed (storage.py)."""
+
+    pattern: Pattern
 
     @property
     def weight(self) -> nn.Parameter:
@@ -219,7 +223,7 @@ class Layer:
     @property
     def unit_size(self) -> int:
         """Weights in one unit."""
-        return self.numel // max(1, self.groups * self.units)
+        return unit_size(self.pattern, self.shape)
 
     @property
     def present_units(self) -> Tensor:
@@ -233,7 +237,7 @@ class Layer:
 
     @property
     def is_full(self) -> bool:
-        """Whether no weight is absent."""
+        """Whether all units are present: no weight is absent that may be present."""
         return self.storage.count() == self.groups * self.units
 
     @property
@@ -290,6 +294,15 @@ def table_size(pattern: Pattern, shape: Shape) -> tuple[int, int]:
     """(groups, units) of the pattern's table for a weight of this shape."""
     groups, units = pattern.fold(torch.empty(shape, device="meta")).shape
     return groups, units
+
+
+def unit_size(pattern: Pattern, shape: Shape) -> int:
+    """Weights in one unit; all weights are in one, unless the pattern says `unit_size` itself."""
+    own = getattr(pattern, "unit_size", None)
+    if own is not None:
+        return int(own)
+    groups, units = table_size(pattern, shape)
+    return math.prod(shape) // max(1, groups * units)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -52,12 +53,30 @@ def present_scores(layer: Layer, score: str | Score) -> Tensor:
 
 
 def whole_scores(layer: Layer, score: str | Score) -> Tensor:
-    """The score of every weight, present or absent, in the dense weight's shape."""
+    """The score of every weight, present or absent, in the dense weight's shape.
+
+    Allocations rank it before it is settled how many a layer keeps.
+    """
     chosen = as_score(score)
     if getattr(chosen, "sees", "all") == "nothing":
         return torch.rand(layer.shape, generator=layer.generator).to(layer.weight.device)
     tiles = layer.storage.tiles(max(1, layer.shape[0]), chosen.needs_gradient)
-    return torch.cat([chosen(_view(layer, *tile)) for tile in tiles])
+    views = [replace(_view(layer, *tile), keep=None) for tile in tiles]
+    return torch.cat([chosen(view) for view in views])
+
+
+def all_scores(layer: Layer, score: str | Score) -> Tensor:
+    """(groups, units) the score of every unit, present or absent; StateError as above."""
+    if layer.numel == 0:
+        return torch.zeros(layer.groups, layer.units, device=layer.weight.device)
+    chosen = as_score(score)
+    if getattr(chosen, "sees", "all") == "nothing":
+        return torch.rand(layer.groups, layer.units, generator=layer.generator).to(
+            layer.weight.device
+        )
+    whole = torch.cat(list(_tile_scores(layer, score, whole=True)))
+    check_numbers(layer.name, score, whole)
+    return whole.view(layer.groups, layer.units)
 
 
 def first_units(layer: Layer, score: str | Score) -> Tensor:
@@ -75,15 +94,21 @@ def first_units(layer: Layer, score: str | Score) -> Tensor:
 def best_units(layer: Layer, score: str | Score, keep: int) -> Tensor:
     """Of the present units the best `keep` of every group. Flat, ascending.
 
-    StateError if a group has fewer.
+    Where groups are empty (ablated neurons), the others take their share, as far as they have
+    units. StateError if fewer are present than are to be kept.
     """
     scores = present_scores(layer, score)
-    table = scores.view(layer.groups, -1) if layer.groups else scores.view(0, layer.units)
-    if table.shape[1] < keep:
+    active = _active_groups(layer)
+    table = scores.view(active, len(scores) // active) if active else scores.view(0, layer.units)
+    most, groups = table.shape[1], layer.groups
+    if active * most <= (keep - 1) * groups:
         raise StateError(
             f"layer {layer.name!r}: {keep} units of every group are to be kept, and "
-            f"{table.shape[1]} are present; make the packed weight less sparse, or ask for more"
+            f"{active * most / max(1, groups):g} are present; make the packed weight less sparse, "
+            "or ask for more"
         )
+    if active < groups:
+        keep = min(most, keep * groups // max(1, active))
     best = keep_best(table, keep).reshape(-1)
     return best.nonzero().squeeze(1) if layer.is_full else layer.present_units[best]
 
@@ -152,12 +177,27 @@ def _best_of_each(units: Tensor, scores: Tensor, groups: Tensor, counts: Tensor)
     return units[order[rank < counts[of]]].sort().values
 
 
+def _active_groups(layer: Layer) -> int:
+    """How many groups have a present unit; all have as many."""
+    if layer.groups <= 1 or layer.is_full:
+        return layer.groups
+    return len((layer.present_units // layer.units).unique_consecutive())
+
+
 def _room(layer: Layer, leaves: Tensor) -> Tensor:
-    """(groups) units that each group lacks once those that leave are gone."""
+    """(groups) units that each group lacks once those that leave are gone; StateError if one has
+    too many."""
     if layer.groups == 1:
         return (layer.keep - len(leaves) + leaves.count_nonzero()).view(1)
     kept = layer.present_units[~leaves]
-    return layer.keep - torch.bincount(kept // layer.units, minlength=layer.groups)
+    room = layer.keep - torch.bincount(kept // layer.units, minlength=layer.groups)
+    if len(room) and int(room.min()) < 0:
+        raise StateError(
+            f"layer {layer.name!r}: every group is to hold {layer.keep} units, and one holds "
+            f"{layer.keep - int(room.min())}: where neurons are ablated, the others hold their "
+            "share; train such a weight with method srigl or static"
+        )
+    return room
 
 
 def _best_of_one_group(layer: Layer, score: str | Score, leaves: Tensor, last: bool) -> Tensor:
@@ -197,7 +237,8 @@ def _view(layer: Layer, weight: Tensor, gradient: Tensor | None, mask: Tensor) -
         shown = shown.to(torch.promote_types(shown.dtype, gradient.dtype))
         gradient = gradient.to(shown.dtype)
     shown.grad = gradient
-    return View(layer.name, shown, mask, layer.generator)
+    keep = layer.keep * layer.groups * layer.unit_size
+    return View(layer.name, shown, mask, layer.generator, keep)
 
 
 def _drawn(layer: Layer, counts: Tensor, taken: Tensor | Taken) -> Tensor:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .allocate import as_allocation
 from .budget import Budgeted, solve_budget
-from .core import Allocate, Layer, Pattern, Score
+from .core import Allocate, Layer, Pattern, Score, Shape
 from .errors import BudgetError, ConfigError, MisfitError, UnknownNameError
 from .patterns import as_pattern
 from .ranking import whole_scores
@@ -21,7 +21,9 @@ from .storage import misfit, storage_of
 from .weights import Weight, find_weights
 
 Skip = str | type[nn.Module] | Sequence[str | type[nn.Module]]
-Overrides = Mapping[str, Mapping[str, Any]]
+Override = Mapping[str, Any]
+Overrides = Mapping[str, Override] | Callable[[str, Shape], Override | None]
+"""By glob of names, or a function of a weight's name and shape; None or {} overrides nothing."""
 OVERRIDABLE = ("pattern", "sparsity")
 
 
@@ -75,7 +77,7 @@ def select_layers(
         if fitted is None:
             left_dense.append(_left(weight, reason))
         else:
-            wishes.append(fitted)
+            wishes.append(_with_levels(fitted, score, generator))
     layers = [_layer(wish, generator) for wish in wishes]
     asked = [(w, y) for w, y in zip(wishes, layers, strict=True) if not _stays(w, y, sparsity)]
     keeps = {layer.name: layer.keep for layer in layers}  # those packed with a sparsity of theirs
@@ -128,16 +130,23 @@ def _is_a(module: nn.Module, kind: type) -> bool:
 def _override_of(
     weight: Weight, overrides: Overrides | None, weights: list[Weight]
 ) -> Mapping[str, Any]:
+    if callable(overrides):
+        ruled = dict(overrides(weight.name, weight.shape) or {})
+        _check_override(ruled)
+        return ruled
     merged: dict[str, Any] = {}
     for glob, values in (overrides or {}).items():
         if not any(_matches(w, glob) for w in weights):
             raise UnknownNameError("weight to override", glob, [w.name for w in weights])
-        unknown = set(values) - set(OVERRIDABLE)
-        if unknown:
-            raise UnknownNameError("per-layer override", sorted(unknown)[0], OVERRIDABLE)
+        _check_override(values)
         if _matches(weight, glob):
             merged.update(values)
     return merged
+
+
+def _check_override(values: Override) -> None:
+    if unknown := set(values) - set(OVERRIDABLE):
+        raise UnknownNameError("per-layer override", sorted(unknown)[0], OVERRIDABLE)
 
 
 def _wish(weight: Weight, pattern: Pattern, override: Mapping[str, Any]) -> _Wish:
@@ -162,6 +171,18 @@ def _fit(wish: _Wish, on_misfit: str | Pattern) -> tuple[_Wish | None, str]:
     if (again := misfit(wish.weight, other)) is not None:
         raise MisfitError(f"{message}; and on_misfit={str(other)!r} {again}")
     return _Wish(wish.weight, other, wish.sparsity), ""
+
+
+def _with_levels(wish: _Wish, score: Score, generator: torch.Generator) -> _Wish:
+    """The wish with the outer levels of its pattern chosen by score, if it has such."""
+    choose = getattr(wish.pattern, "choose", None)
+    if choose is None:
+        return wish
+    whole = _layer(replace(wish, pattern=as_pattern("unstructured")), generator)
+    chosen = replace(wish, pattern=choose(whole_scores(whole, score)))
+    if (reason := misfit(wish.weight, chosen.pattern)) is not None:
+        raise MisfitError(f"layer {wish.weight.name!r}: pattern {wish.pattern} {reason}")
+    return chosen
 
 
 def _needs_sparsity(wishes: list[_Wish], asked: Pattern) -> None:
@@ -197,7 +218,7 @@ def _stays(wish: _Wish, layer: Layer, sparsity: float | None) -> bool:
     """Whether a packed layer keeps as many units as it has, for no sparsity was asked of it."""
     if layer.is_full or sparsity is not None or wish.sparsity is not None:
         return False
-    layer.keep = layer.storage.count() // max(1, layer.groups)
+    layer.keep = -(-layer.storage.count() // max(1, layer.groups))  # of an ablated one, the mean
     return True
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .core import Layer, as_units
+from .core import Layer, Pattern, as_units
 from .errors import StateError
 
 STATE_VERSION = 1
@@ -30,11 +30,15 @@ def check_version(state: Mapping[str, Any]) -> None:
 
 def saved_layers(layers: Sequence[Layer]) -> dict[str, dict[str, Any]]:
     """Layer name -> its pattern, budget, present units and memory: plain values and tensors."""
-    return {layer.name: _about(layer) | _units(layer) | _memory(layer) for layer in layers}
+    return {
+        layer.name: _about(layer) | _units(layer) | _memory(layer) | _chosen(layer)
+        for layer in layers
+    }
 
 
-Saved = tuple[int, Tensor, dict[str, Tensor]]
-"""A layer's units to keep, its flat present units, and its memory."""
+Saved = tuple[int, Tensor, dict[str, Tensor], Pattern]
+"""A layer's units to keep, its flat present units, its memory, and its pattern, whose outer levels
+may have chosen other places."""
 
 
 def read_layers(
@@ -80,6 +84,12 @@ def _memory(layer: Layer) -> dict[str, Any]:
     return {"memory": {name: kept.cpu() for name, kept in layer.memory.items()}}
 
 
+def _chosen(layer: Layer) -> dict[str, Tensor]:
+    """The places that the outer levels of a pattern chose, if it has such."""
+    chosen = getattr(layer.pattern, "chosen", None)
+    return {} if chosen is None else {"chosen": chosen.cpu()}
+
+
 def _read(layer: Layer, saved: Mapping[str, Any], may_move: bool) -> Saved:
     for key, value in _about(layer).items():
         if saved.get(key) != value and not (key == "keep" and may_move):
@@ -96,7 +106,10 @@ def _read(layer: Layer, saved: Mapping[str, Any], may_move: bool) -> Saved:
     try:
         wish = saved["units"] if "units" in saved else _from_bits(saved["table"], layer)
         kept = {name: tensor.to(device) for name, tensor in memory.items()}
-        return saved["keep"], as_units(layer, wish), kept
+        pattern = layer.pattern
+        if hasattr(pattern, "choosing"):
+            pattern = pattern.choosing(saved["chosen"])
+        return saved["keep"], as_units(layer, wish), kept, pattern
     except ValueError as error:
         raise StateError(f"a damaged sparse state: {error}") from None
 

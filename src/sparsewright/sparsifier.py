@@ -130,7 +130,8 @@ class Sparsifier:
         may_move = isinstance(self.method, Rebudgets)
         saved = read_layers(self.layers, state["layers"], may_move)
         for layer in self.layers:
-            layer.keep, units, layer.memory = saved[layer.name]
+            layer.keep, units, layer.memory, pattern = saved[layer.name]
+            layer.pattern = layer.storage.pattern = pattern
             layer.set_table(units)
         self._steps = [int(step) for step in state["steps"]]
         self.generator.set_state(state["generator"].cpu())

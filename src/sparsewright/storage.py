@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from .core import Exchange, Offers, Pattern, Shape, Storage, table_size
+from .core import Exchange, Offers, Pattern, Shape, Storage, table_size, unit_size
 from .errors import StateError
 from .freed import give_back
 from .gradients import mask_gradient, masked
@@ -49,6 +49,8 @@ def misfit(weight: Weight, pattern: Pattern) -> str | None:
     reason = pattern.misfit(weight.shape)
     if reason is not None or not isinstance(weight.module, PackedModule):
         return reason
+    if hasattr(pattern, "choose"):  # it has no units until it has chosen
+        return None
     return PackedStorage(weight.module, pattern).misfit()
 
 
@@ -234,13 +236,18 @@ class PackedStorage:
         return self.module.shape
 
     def misfit(self) -> str | None:
-        """Why the present weights are not the pattern's: whole units, as many in every group."""
+        """Why the present weights are not the pattern's: whole units, as many in every group that
+        is not empty."""
         units, (groups, each) = self.units(), table_size(self.pattern, self.shape)
-        size = math.prod(self.shape) // max(1, groups * each)
-        if len(units) * size != self.module.nnz:
+        inside = self.module.nnz
+        if hasattr(self.pattern, "chosen"):  # there may be places outside of units
+            of_all = units_of(self.pattern, self.module.topology.places(), self.shape)
+            inside = int((of_all >= 0).sum())
+        if len(units) * unit_size(self.pattern, self.shape) != inside:
             return f"needs whole units; the {self.module.nnz} packed weights are not"
         counts = torch.bincount(units // max(1, each), minlength=groups)
-        if groups and int(counts.min()) != int(counts.max()):
+        counts = counts[counts > 0]
+        if len(counts) and int(counts.min()) != int(counts.max()):
             return (
                 f"needs as many units in every group; the packed weights have from "
                 f"{int(counts.min())} to {int(counts.max())} (sw.pack takes masks, where present "
@@ -251,12 +258,15 @@ class PackedStorage:
     def units(self) -> Tensor:
         places = self.module.topology.places()
         units = units_of(self.pattern, places, self.shape)
-        return units if units is places else units.unique()
+        if units is places:
+            return units
+        units = units.unique()
+        return units[1:] if len(units) and int(units[0]) < 0 else units  # places outside of units
 
     def count(self) -> int:
-        groups, units = table_size(self.pattern, self.shape)
-        size = math.prod(self.shape) // max(1, groups * units)
-        return self.module.topology.nnz // max(1, size)
+        if hasattr(self.pattern, "chosen"):
+            return len(self.units())
+        return self.module.topology.nnz // max(1, unit_size(self.pattern, self.shape))
 
     def mask(self) -> Tensor:
         flat = torch.zeros(math.prod(self.shape), dtype=torch.bool, device=self.weight.device)

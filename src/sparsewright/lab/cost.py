@@ -208,7 +208,7 @@ def _rows(
             held = _sum(held, _state_bytes(parameter, optimizer, parameter.numel()))
             dense = _sum(dense, _state_bytes(parameter, optimizer, whole))
             if layer and storage != "packed":
-                storage = "dense" if layer.is_full else "masked"
+                storage = "dense" if layer.present == layer.numel else "masked"
                 held = _sum(held, Bytes(places=mask_bytes(layer)))
         if isinstance(module, PackedModule):
             held = _sum(held, Bytes(places=module.topology.nbytes))

@@ -57,7 +57,7 @@ def drop_and_grow(
         at = layer.storage.find(comes)
         leaves[at[at >= 0]] = False
         comes = comes[at < 0]
-    return Exchange(leaves, comes, _starting_values(layer, grown, len(comes)))
+    return Exchange(leaves, comes, starting_values(layer, grown, len(comes)))
 
 
 def check_fraction(place: str, fraction: float | Schedule) -> None:
@@ -90,7 +90,7 @@ def drop_only(layer: Layer, fraction: float, drop: str | Score) -> Exchange:
     return Exchange(worst(layer, drop, moved), none)
 
 
-def _starting_values(layer: Layer, grown: Grown, units: int) -> Tensor | None:
+def starting_values(layer: Layer, grown: Grown, units: int) -> Tensor | None:
     """(units, unit_size), or None for zeros."""
     if grown == "zero":
         return None

@@ -69,6 +69,9 @@ class Block:
         matrix = tiles.repeat_interleave(self.rows, 0).repeat_interleave(self.columns, 2)
         return from_matrix(matrix, shape)
 
+    def unit_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (self.rows, self.columns)
+
     def allowed(self, units: int) -> range:
         return range(units + 1)
 

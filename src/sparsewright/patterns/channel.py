@@ -44,6 +44,9 @@ class Channel:
         row = table.reshape(-1, *[1] * (len(shape) - 1))
         return row.expand(shape).clone()
 
+    def unit_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (1, *shape[1:])
+
     def allowed(self, units: int) -> range:
         return range(units + 1)
 
