@@ -11,6 +11,7 @@ from training import assert_masked, through_a_file
 
 import sparsewright as sw
 from sparsewright.core import Layer
+from sparsewright.exchange import exchange_of, units_after
 from sparsewright.methods.srigl import SRigL, surviving
 from sparsewright.patterns import as_pattern
 from sparsewright.storage import MaskedStorage
@@ -24,6 +25,11 @@ def by_hand(weight, gradient, keep):
     parameter.grad = torch.tensor(gradient)
     storage = MaskedStorage(parameter, as_pattern("fan_in"), parameter.detach() != 0)
     return Layer("fc", storage, as_pattern("fan_in"), keep, torch.Generator().manual_seed(0))
+
+
+def units_of(layer, wish):
+    """The units that a wish of a layer leads to."""
+    return units_after(layer, exchange_of(layer, wish)[0])
 
 
 WEIGHT = [
@@ -48,8 +54,8 @@ def test_saliency_ablation_and_growth_by_hand():
     layer = by_hand(WEIGHT, GRADIENT, keep=2)
     method = SRigL(fraction=lambda step: 3 / 8, end=10, saliency=1.0, spared=())
     update = method.update(layer, 1)
-    assert update.units.tolist() == [0, 1, 2, 3, 12, 13, 14, 15]
-    assert update.fresh.tolist() == [2, 3, 14, 15]
+    assert units_of(layer, update).tolist() == [0, 1, 2, 3, 12, 13, 14, 15]
+    assert update.comes.tolist() == [2, 3, 14, 15]
 
 
 def test_a_lower_bound_leaves_a_neuron_more():
@@ -59,19 +65,19 @@ def test_a_lower_bound_leaves_a_neuron_more():
     layer = by_hand(WEIGHT, GRADIENT, keep=2)
     method = SRigL(fraction=lambda step: 3 / 8, end=10, saliency=0.5, spared=())
     update = method.update(layer, 1)
-    assert update.units.tolist() == [0, 1, 8, 9, 12, 13]
-    assert update.fresh.tolist() == [], "place 1 of row 2 was there before, and keeps its value"
+    assert units_of(layer, update).tolist() == [0, 1, 8, 9, 12, 13]
+    assert update.comes.tolist() == [], "place 1 of row 2 was there before, and keeps its value"
     anew = SRigL(
         fraction=lambda step: 3 / 8, end=10, saliency=0.5, spared=(), regrown="reset"
     ).update(layer, 1)
-    assert anew.fresh.tolist() == [9]
+    assert anew.comes.tolist() == [9]
 
 
 def test_gradients_of_all_weights_count_as_in_the_code():
     """The steepest three are then 9, 8 and 8: rows count 2, 0, 2, 2."""
     layer = by_hand(WEIGHT, GRADIENT, keep=2)
     method = SRigL(fraction=lambda step: 3 / 8, end=10, saliency=1.0, spared=(), steep="all")
-    assert method.update(layer, 1).units.tolist() == [0, 1, 8, 9, 12, 13]
+    assert units_of(layer, method.update(layer, 1)).tolist() == [0, 1, 8, 9, 12, 13]
 
 
 def test_rows_above_the_fan_in_keep_their_largest():
@@ -79,7 +85,7 @@ def test_rows_above_the_fan_in_keep_their_largest():
     weight = [[5.0, 4.0, 3.0, 2.0], [1.0, 1.5, 1.2, 1.1], [0.0] * 4, [0.0] * 4]
     layer = by_hand(weight, [[0.0, 0.0, 0.0, 0.0]] * 2 + [[3.0, 1.0, 2.0, 0.0]] * 2, keep=2)
     method = SRigL(fraction=lambda step: 1 / 8, end=10, ablate=False)
-    assert method.update(layer, 1).units.tolist() == [0, 1, 5, 6, 8, 10, 12, 14]
+    assert units_of(layer, method.update(layer, 1)).tolist() == [0, 1, 5, 6, 8, 10, 12, 14]
 
 
 def test_enough_neurons_survive():
@@ -170,7 +176,7 @@ def test_ablated_neurons_may_come_back():
     weight = [[5.0, 4.0, 3.0, 0.2], [0.0] * 4]
     layer = by_hand(weight, [[0.0] * 4, [1.0, 2.0, 3.0, 4.0]], keep=2)
     method = SRigL(fraction=lambda step: 0.5, end=10, spared=())
-    assert method.update(layer, 1).units.tolist() == [0, 1, 6, 7]
+    assert units_of(layer, method.update(layer, 1)).tolist() == [0, 1, 6, 7]
 
 
 @pytest.mark.parametrize("packed", [False, True])
