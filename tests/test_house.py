@@ -157,6 +157,7 @@ FLOORS = {
     **dict.fromkeys(
         (
             "storage",
+            "moving",
             "ranking",
             "methods",
             "pack",
