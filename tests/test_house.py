@@ -160,6 +160,7 @@ FLOORS = {
     **dict.fromkeys(
         (
             "storage",
+            "moving",
             "ranking",
             "methods",
             "pack",

@@ -21,8 +21,9 @@ from .gradients import mask_gradient, masked
 from .kernels import moving
 from .kernels.best import offers
 from .kernels.masking import zero_
+from .moving import move, weights_of
 from .nn import PackedModule
-from .optimizer_state import check_state, move_state, reset_state
+from .optimizer_state import reset_state
 from .patterns import places_of, row_step, units_are_places, units_of
 from .replicas import Replicas
 from .sampling import is_in, positions
@@ -288,7 +289,7 @@ class PackedStorage:
 
     def take(self, places: Tensor) -> tuple[Tensor, Tensor | None]:
         values, gradient = self.weight.detach(), self.weight.grad
-        at = torch.searchsorted(self.module.topology.places(), places)
+        at = moving.find(self.module.topology, places.reshape(-1)).view(places.shape)
         return values[at], None if gradient is None else gradient[at]
 
     def gradient_at(self, places: Tensor) -> Tensor:
@@ -350,8 +351,8 @@ class PackedStorage:
             return
         gone, born = ~is_in(before, places), places[~is_in(places, before)]
         self._check_size(len(places), training=False)
-        self._exchange(gone, born, None, optimizer)
-        self.weight.grad = None
+        move(self.module, gone, born, None, optimizer)
+        self.weight.grad, self._known = None, self.module.topology
 
     def release(self) -> None:
         self.module.topology.release()
@@ -363,43 +364,13 @@ class PackedStorage:
 
     @torch.no_grad()
     def move(self, exchange: Exchange, optimizer: Optimizer) -> None:
-        gone, born, values = self._weights(exchange)
+        plain = units_are_places(self.pattern, self.shape)
+        units = exchange.comes[:0] if plain else self.units()[exchange.leaves]
+        gone, born, values = weights_of(self.module, self.pattern, units, exchange)
         after = self.module.nnz - int(gone.count_nonzero()) + len(born)
         self._check_size(after, training=True)
-        self._exchange(gone, born, values, optimizer)
-
-    def _weights(self, exchange: Exchange) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Which weights leave, (nnz) bool; the places of those that come; and their values."""
-        leaves, comes = exchange.leaves, exchange.comes
-        values = None if exchange.values is None else exchange.values.to(self.weight)
-        if units_are_places(self.pattern, self.shape):
-            return leaves, comes, None if values is None else values.reshape(-1)
-        topology = self.module.topology
-        gone = torch.zeros(topology.nnz, dtype=torch.bool, device=leaves.device)
-        places = places_of(self.pattern, self.units()[leaves], self.shape)
-        gone[moving.find(topology, places.reshape(-1))] = True
-        born = places_of(self.pattern, comes, self.shape).reshape(-1).sort()
-        return gone, born.values, None if values is None else values.reshape(-1)[born.indices]
-
-    def _exchange(
-        self, gone: Tensor, born: Tensor, values: Tensor | None, optimizer: Optimizer | None
-    ) -> None:
-        """Values, gradient and state follow the places; all checks come before the first moves."""
-        weight, gradient = self.weight, self.weight.grad
-        self.module.check_movable()
-        if optimizer is not None:
-            check_state(optimizer, weight)
-        topology, at = moving.exchange(self.module.topology, gone, born)
-
-        def shift(entries: Tensor, fresh: Tensor) -> Tensor:
-            return moving.shift(entries, gone, at, fresh)
-
-        if optimizer is not None:
-            move_state(optimizer, weight, shift)
-        moved = None if gradient is None else shift(gradient, gradient.new_zeros(1))
-        new = shift(weight.detach(), weight.new_zeros(1) if values is None else values)
-        self.module.take_over(topology, new)
-        self.weight.grad, self._known = moved, topology
+        move(self.module, gone, born, values, optimizer)
+        self._known = self.module.topology
 
     def watch(self, wanted: Callable[[], bool], replicas: Replicas) -> Any:
         _refuse_second(self.module.watch.wanted is not None)

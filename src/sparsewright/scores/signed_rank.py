@@ -40,7 +40,8 @@ class SignedRank:
         scores = torch.zeros_like(weight)
         for of_sign in (present & (weight >= 0), present & (weight < 0)):
             places = of_sign.nonzero().squeeze(1)
-            order = weight[places].abs().argsort(stable=True)
+            # Bits of numbers that are 0 or more ascend as they do, and whole numbers sort faster.
+            order = weight[places].abs().view(torch.int32).argsort(stable=True)
             ranks = torch.arange(1, len(places) + 1, device=weight.device) / max(1, len(places))
             scores[places[order]] = ranks
         return scores.reshape(layer.shape)
