@@ -163,6 +163,8 @@ FLOORS = {
             "pack",
             "prune",
             "attach",
+            "tickets",
+            "masks",
             "sparsifier",
             "measure",
         ),
