@@ -166,6 +166,8 @@ FLOORS = {
             "pack",
             "prune",
             "attach",
+            "tickets",
+            "masks",
             "sparsifier",
             "measure",
         ),

@@ -10,6 +10,7 @@ from torch import nn
 from training import assert_masked, small_model, train_step
 
 import sparsewright as sw
+from sparsewright.methods._share import share_by_rank
 from sparsewright.methods._units import unit_norms
 from sparsewright.methods.acdc import ACDC
 from sparsewright.methods.admm import ADMM
@@ -201,6 +202,19 @@ def test_a_global_cut_goes_where_weights_are_large(scope, counts):
         optimizer.step()
     assert [layer.present for layer in sparse.layers] == counts
     assert [layer.keep for layer in sparse.layers] == counts
+
+
+def test_shares_are_those_of_one_plain_threshold():
+    model = small_model()
+    with torch.no_grad():
+        model[2].weight.mul_(1.7)
+    _, sparse = attached(model, L1(), sparsity=0.9)
+    share_by_rank(sparse.layers, "magnitude")
+    sizes = [layer.weight.detach().abs() for layer in sparse.layers]
+    least = torch.cat([size.reshape(-1) for size in sizes]).sort().values[-410]  # of 4096 * 0.1
+    counts = [int((size >= least).sum()) for size in sizes]
+    assert [layer.keep for layer in sparse.layers] == counts
+    assert counts[1] > 1.5 * counts[0]
 
 
 def test_no_layer_is_emptied_by_a_global_cut():

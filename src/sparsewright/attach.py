@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from .abilities import Meets
 from .core import Allocate, Method, Pattern
 from .initialise import Init
+from .masks import Masks
 from .methods import as_method
 from .nn import check_replicas
 from .replicas import Group
@@ -34,6 +35,7 @@ def attach(
     init: Init = None,
     seed: int = 0,
     process_group: Group = None,
+    masks: Masks | None = None,
 ) -> Sparsifier:
     """Make a model sparse and keep it so while any loop trains it with `optimizer`.
 
@@ -47,6 +49,8 @@ def attach(
     seed: of all random choices; the same seed gives the same masks on every replica.
     process_group: of torch.distributed, over which packed weights average the gradients that they
     grow by; None takes that of a DistributedDataParallel model, False averages none.
+    masks: {layer: bool in the weight's shape} fixes the first mask and the budget of those layers,
+    whatever the method; they count in no sparsity asked for, and without one all others stay dense.
 
     Packed weights that are sparse already keep their places where no sparsity is asked of them;
     one that is asked must be at least theirs.
@@ -74,6 +78,7 @@ def attach(
         skip=skip,
         overrides=overrides,
         on_misfit=on_misfit,
+        masks=masks,
     )
     if isinstance(bound, Meets):
         bound = bound.meet(model, layers)

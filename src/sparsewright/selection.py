@@ -15,6 +15,7 @@ from .allocate import as_allocation
 from .budget import Budgeted, solve_budget
 from .core import Allocate, Layer, Pattern, Score, Shape
 from .errors import BudgetError, ConfigError, MisfitError, UnknownNameError
+from .masks import Masks, hold_mask
 from .patterns import as_pattern
 from .ranking import whole_scores
 from .storage import misfit, storage_of
@@ -54,11 +55,14 @@ def select_layers(
     skip: Skip = (),
     overrides: Overrides | None = None,
     on_misfit: str | Pattern = "error",
+    masks: Masks | None = None,
 ) -> tuple[list[Layer], list[LeftDense]]:
     """The layers to make sparse, all weights still present, and what is left dense and why.
 
     The whole-model sparsity counts over the layers returned, less those with a sparsity of their
-    own in `overrides`. Raises MisfitError, BudgetError, UnknownNameError or ConfigError.
+    own in `overrides`, and those with a mask, whose present weights are the mask's. Without a
+    sparsity, but with masks, all others stay dense. Raises MisfitError, BudgetError,
+    UnknownNameError, ConfigError or StateError.
     """
     weights = find_weights(model)
     if not weights:
@@ -79,8 +83,23 @@ def select_layers(
         else:
             wishes.append(_with_levels(fitted, score, generator))
     layers = [_layer(wish, generator) for wish in wishes]
-    asked = [(w, y) for w, y in zip(wishes, layers, strict=True) if not _stays(w, y, sparsity)]
-    keeps = {layer.name: layer.keep for layer in layers}  # those packed with a sparsity of theirs
+    given = _held(wishes, layers, masks or {})
+    pairs = list(zip(wishes, layers, strict=True))
+    if given and sparsity is None:
+        has = [y.name in given or w.sparsity is not None or not y.is_full for w, y in pairs]
+        left_dense += [
+            _left(w.weight, "no mask was given")
+            for (w, _), asks in zip(pairs, has, strict=True)
+            if not asks
+        ]
+        pairs = [pair for pair, asks in zip(pairs, has, strict=True) if asks]
+    wishes, layers = [wish for wish, _ in pairs], [layer for _, layer in pairs]
+    asked = [(w, y) for w, y in pairs if y.name not in given and not _stays(w, y, sparsity)]
+    if given and sparsity is not None and not asked:
+        raise BudgetError(
+            f"sparsity {sparsity} is asked of no layer, as all have masks: leave it out"
+        )
+    keeps = {layer.name: layer.keep for layer in layers}  # those with masks, or packed already
     if asked or not layers:
         wanted = [wish for wish, _ in asked]
         if sparsity is None:
@@ -212,6 +231,22 @@ def _layer(wish: _Wish, generator: torch.Generator) -> Layer:
     )
     layer.keep = layer.units
     return layer
+
+
+def _held(wishes: list[_Wish], layers: list[Layer], masks: Masks) -> set[str]:
+    """The names of the layers that have a mask, which they hold from now on."""
+    found = {layer.name: (wish, layer) for wish, layer in zip(wishes, layers, strict=True)}
+    for name, mask in masks.items():
+        if name not in found:
+            raise UnknownNameError("sparse layer to mask", name, found)
+        wish, layer = found[name]
+        if wish.sparsity is not None:
+            raise ConfigError(
+                f"layer {name!r}: its mask fixes its sparsity; leave out that of overrides, "
+                f"{wish.sparsity}"
+            )
+        hold_mask(layer, mask)
+    return set(masks)
 
 
 def _stays(wish: _Wish, layer: Layer, sparsity: float | None) -> bool:
