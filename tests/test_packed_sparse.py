@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from test_contract import QUICK
+from test_storages import BOTH
 from torch import nn
 from torch.nn import functional as F
 from training import through_a_file
@@ -70,7 +71,7 @@ def pair(make=mlp):
     return masked, sw.pack(copy.deepcopy(masked))
 
 
-@pytest.mark.parametrize("method", METHODS.names())
+@pytest.mark.parametrize("method", BOTH)
 def test_convolutions_and_embeddings_follow_the_same_masks(method):
     runs = []
     for model in pair(Net):
@@ -117,7 +118,7 @@ def test_optimizer_state_moves_with_the_weights(optimizer):
             torch.testing.assert_close(theirs[name][a.mask], ours[name], rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", METHODS.names())
+@pytest.mark.parametrize("method", BOTH)
 def test_a_resumed_run_is_the_same_to_the_bit(method):
     def begun():
         model = sw.pack(mlp())
@@ -421,8 +422,10 @@ def test_a_packed_weight_that_does_not_hold_the_pattern_can_be_left_out():
     assert [layer.name for layer in sparse.layers] == ["2"]
 
 
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("method", METHODS.names())
+@pytest.mark.parametrize(
+    ("method", "packed"),
+    [(method, False) for method in METHODS.names()] + [(method, True) for method in BOTH],
+)
 @pytest.mark.filterwarnings("ignore:Initializing zero-element", "ignore:layer .* no path leads")
 def test_layers_without_weights_are_no_trouble(method, packed):
     with torch.device("meta"):  # torch warns of initial values that are none
