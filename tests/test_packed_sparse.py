@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from test_contract import QUICK
+from test_storages import BOTH
 from torch import nn
 from torch.nn import functional as F
 from training import through_a_file
@@ -14,10 +15,8 @@ from training import through_a_file
 import sparsewright as sw
 from sparsewright.methods import METHODS
 from sparsewright.nn import PackedLinear
-from sparsewright.steering import masked_only
 
 STEPS = 12
-BOTH = [name for name in METHODS.names() if masked_only(METHODS[name]()) is None]
 PLACES = [(name, False) for name in METHODS.names()] + [(name, True) for name in BOTH]
 
 

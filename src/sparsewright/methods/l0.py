@@ -94,8 +94,8 @@ class L0(UntilCut):
     facts: ClassVar[Facts] = Facts(
         source="Louizos, Welling, Kingma, “Learning sparse neural networks through L0 "
         "regularization”, ICLR 2018.",
-        when="To learn which inputs or channels a small network can do without. Large networks "
-        "train badly under its noise; magnitude is the simpler choice there.",
+        when="To learn which inputs or channels a small network can do without, in a long run: "
+        "the gates' noise slows training. Magnitude is the simpler choice elsewhere.",
         memory="The latent weights and, of every gate, log alpha, two numbers of Adam, the last "
         "gate and its slope beside the weights.",
         flops="Training 3 f_D until the cut, 3 f_S after it; inference f_S.",

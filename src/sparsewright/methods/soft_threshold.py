@@ -29,8 +29,8 @@ class STR(UntilCut):
 
     initial: s at first. decay: weight decay of s; while sigmoid(s) is 0, as it is at -3200 in
     float32, it alone moves s. rate: of s, as a factor on the weight's learning rate. momentum: of
-    s. Both defaults of s are of a run of 100 ImageNet epochs; in a short run s hardly moves with
-    them, and initial=-10 or so is the place to begin.
+    s. The first two defaults are of a run of 100 ImageNet epochs; in a short run s hardly moves
+    with them: begin at -10 or so, and with a larger decay.
 
     >>> STR(end=100).due(100), STR().bind(steps=400).end
     (True, 300)
@@ -46,8 +46,8 @@ class STR(UntilCut):
         when="To let training find how sparse each layer should be, in long runs. No sparsity can "
         "be dialled in: weight decay and `initial` decide how much is zero before the cut.",
         memory="The latent weights beside the weights, and one number of each layer.",
-        flops="Training f_D forward, falling with what the threshold zeroes, and as much for each "
-        "of two backwards; f_S each after the cut; inference f_S.",
+        flops="Training 3 f_S(t) a step, by what the threshold leaves at that step (f_D at "
+        "first); 3 f_S after the cut; inference f_S.",
         published="ResNet-50 on ImageNet: 74.31 % top-1 at 90.23 % sparsity (the authors' README).",
         departs="The paper's sparsity is what the threshold leaves; here the largest weights are "
         "kept at `end`, exactly as many as asked. Weights below the threshold that are kept all "

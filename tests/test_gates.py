@@ -1,0 +1,156 @@
+"""Random gates and learned noise: published vectors, and plain autograd beside the chain rules that
+are done by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from latent import Reference, agree, attached, near, one_layer
+from training import batch, train_step
+
+from sparsewright.methods import METHODS
+from sparsewright.methods import l0 as gates
+from sparsewright.methods import variational_dropout as vd
+from sparsewright.methods.l0 import L0
+from sparsewright.methods.variational_dropout import VariationalDropout
+
+# L0
+
+
+def test_hard_concrete_vectors():
+    log_alpha = torch.tensor([0.0, -2.0, -3.0, 2.0])
+    assert pytest.approx(-1.5986, abs=1e-4) == gates.SHIFT
+    assert gates.chance(log_alpha).tolist() == pytest.approx(
+        [0.8318, 0.4010, 0.1976, 0.9734], abs=1e-4
+    )
+    gate, _ = gates.resting_gate(log_alpha)
+    assert gate.tolist() == pytest.approx([0.5, 0.0430, 0.0, 0.9570], abs=1e-4)
+    middle, _ = gates.drawn_gate(log_alpha, torch.full((4,), 0.5))  # log u - log(1 - u) is 0
+    assert middle[0] == pytest.approx(0.5)
+
+
+def test_gates_are_0_as_often_as_their_chance_says():
+    log_alpha = torch.linspace(-3, 3, 5).repeat_interleave(20_000)
+    uniform = torch.rand(len(log_alpha)).clamp(1e-6, 1 - 1e-6)
+    open_ones = (gates.drawn_gate(log_alpha, uniform)[0] > 0).float().view(5, -1).mean(dim=1)
+    # 20,000 draws: a standard deviation of 0.0035 at most, and five of them
+    torch.testing.assert_close(
+        open_ones, gates.chance(torch.linspace(-3, 3, 5)), rtol=0, atol=0.018
+    )
+
+
+def hard_concrete(log_alpha, uniform):
+    share = torch.sigmoid((torch.log(uniform) - torch.log(1 - uniform) + log_alpha) / (2 / 3))
+    return (share * 1.2 - 0.1).clamp(0, 1)
+
+
+@pytest.mark.parametrize("of", ["unit", "input"])
+def test_l0_is_autograd_through_its_gates(of):
+    penalty = 1e-3
+    model, optimizers, sparse = attached(L0(of=of, penalty=penalty, rate=0.5, by="sgd"), steps=50)
+    chance = torch.Generator().manual_seed(0)
+    shapes = [(1, 2048)] * 2 if of == "unit" else [(32,), (64,)]
+    start = [torch.randn(shape, generator=chance) * 0.01 for shape in shapes]
+    draws = {}
+
+    def gated(self, weight, index):
+        gate = hard_concrete(self.learned[index], draws[index])
+        return weight * (gate.view(weight.shape) if of == "unit" else gate)
+
+    def price(self):
+        shift = 2 / 3 * torch.log(torch.tensor(0.1 / 1.1))
+        each = [2048 / one.numel() for one in self.learned]
+        sums = [torch.sigmoid(one - shift).sum() for one in self.learned]
+        return penalty * sum(n * share for n, share in zip(each, sums, strict=True))
+
+    reference = Reference(gated, start, price, rate=0.5)
+    for number in range(5):
+        for index, shape in enumerate(shapes):
+            draws[index] = torch.rand(shape, generator=chance)
+        reference.step(number)
+        train_step(model, optimizers, number)
+    agree(sparse, reference, "log_alpha")
+    for layer, one in zip(sparse.layers, reference.learned, strict=True):
+        gate = (torch.sigmoid(one) * 1.2 - 0.1).clamp(0, 1).detach()
+        shown = layer.memory["latent"] * (gate.view(layer.shape) if of == "unit" else gate)
+        torch.testing.assert_close(layer.weight.detach(), shown, rtol=1e-4, atol=1e-6)
+
+
+def test_gates_of_channels_open_and_close_whole_rows():
+    model, _, sparse = attached(L0(droprate=0.8), pattern="channel")
+    model(batch(0)[0])
+    for layer in sparse.layers:
+        ratio = layer.weight / layer.memory["latent"]
+        torch.testing.assert_close(ratio, layer.memory["gate"].view(-1, 1).expand(layer.shape))
+        assert layer.memory["gate"].shape == (1, layer.shape[0])
+        assert (layer.weight == 0).all(dim=1).any()
+
+
+# Variational dropout
+
+
+def test_the_divergence_is_the_papers_formula():
+    a = torch.linspace(-7.9, 7.9, 50, requires_grad=True)
+    share = torch.sigmoid(1.87320 + 1.48695 * a)
+    expected = -(0.63576 * share - 0.5 * torch.log(1 + 1 / a.exp()) - 0.63576)
+    torch.testing.assert_close(vd.divergence(a), expected)
+    expected.sum().backward()
+    torch.testing.assert_close(vd.slope_of_divergence(a.detach()), a.grad, rtol=1e-4, atol=1e-6)
+    assert float(vd.divergence(torch.tensor(30.0))) == pytest.approx(0, abs=1e-6)
+
+
+def test_variational_dropout_is_autograd_through_its_noise():
+    penalty = 2e-4
+    method = VariationalDropout(penalty=penalty, warmup=2, initial=-5.0, rate=3.0, by="sgd")
+    model, optimizers, sparse = attached(method, steps=50)
+    chance = torch.Generator().manual_seed(0)
+    draws, now = {}, {}
+
+    def noisy(self, weight, index):
+        return weight + (self.learned[index] / 2).exp() * draws[index]
+
+    def price(self):
+        total = 0.0
+        for weight, log_variance in zip(self.weights(), self.learned, strict=True):
+            a = (log_variance - torch.log(weight**2 + 1e-8)).clamp(-8, 8)
+            total = total + vd.divergence(a).sum()
+        return penalty * now["warm"] * total
+
+    start = [torch.full(layer.shape, -5.0) for layer in sparse.layers]
+    reference = Reference(noisy, start, price, rate=3.0)
+    for number in range(4):
+        now["warm"] = min(1.0, number / 2)
+        for index, layer in enumerate(sparse.layers):
+            draws[index] = torch.randn(layer.shape, generator=chance)
+        reference.step(number)
+        train_step(model, optimizers, number)
+    agree(sparse, reference, "log_variance")
+    assert sparse.layers[0].memory["log_variance"].std() > 1e-3
+
+
+def test_weights_that_are_all_noise_are_0_in_evaluation():
+    # log alpha = log variance - log w^2: at -2 and weights 1, 0.2, 0.05 it is -2, 1.2, 4.
+    step, layer = one_layer([1.0, 0.2, 0.05], VariationalDropout(initial=-2.0), lr=0.0)
+    assert layer.weight.detach()[0].tolist() == near(1.0, 0.2, 0.0)
+    assert step([0.0] * 3) == near(1.0, 0.2, 0.0)
+
+
+# what the gated ones share
+
+
+@pytest.mark.parametrize("name", ["l0", "variational_dropout"])
+def test_noise_is_for_training_alone_and_one_draw_serves_a_step(name):
+    model, optimizers, _ = attached(METHODS[name]())
+    x, y = batch(0)
+    model.eval()
+    resting = model(x)
+    model.train()
+    first = model(x)
+    assert not torch.equal(first, resting)
+    assert torch.equal(model(x), first), "accumulated gradients are of one draw"
+    model.eval()
+    assert torch.equal(model(x), resting)
+    model.train()
+    ((model(x) - y) ** 2).mean().backward()
+    optimizers[0].step()
+    assert not torch.equal(model(x), first)
