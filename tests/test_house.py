@@ -169,7 +169,17 @@ FLOORS = {
         3,
     ),
     **dict.fromkeys(
-        ("selection", "summary", "optimizer_state", "sparse_state", "gradients", "steering"), 3
+        (
+            "selection",
+            "stages",
+            "allocations",
+            "summary",
+            "optimizer_state",
+            "sparse_state",
+            "gradients",
+            "steering",
+        ),
+        3,
     ),
     **dict.fromkeys(
         (

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from .allocate import as_allocation
-from .budget import Budgeted, solve_budget
+from .budget import Budgeted
 from .core import Allocate, Layer, Pattern, Score
 from .errors import BudgetError, ConfigError, MisfitError, UnknownNameError
 from .patterns import as_pattern
 from .ranking import whole_scores
+from .stages import part_of_way
 from .storage import misfit, storage_of
 from .weights import Weight, find_weights
 
@@ -41,6 +42,67 @@ class _Wish:
     sparsity: float | None
 
 
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """The layers that may be made sparse, all units still present, and what cannot be and why.
+
+    asked: the pattern of those that no override names. weights: all of the model's, in order.
+    packed: the names of those of which something is absent from the beginning.
+    """
+
+    layers: tuple[Layer, ...]
+    wishes: tuple[_Wish, ...]
+    left_dense: tuple[LeftDense, ...]
+    asked: Pattern
+    weights: tuple[Weight, ...]
+    packed: frozenset[str]
+
+    def share_out(
+        self,
+        sparsity: float | None,
+        allocate: str | Allocate,
+        score: Score,
+        *,
+        part: float = 1.0,
+        present_only: bool = False,
+    ) -> tuple[list[Layer], list[LeftDense]]:
+        """Set `keep` of the layers; those made sparse, and what is left dense and why.
+
+        part: of the way from dense to the sparsity that is gone, in (0, 1] (budget.part_of_way).
+        present_only: no layer is to have more units than it has now. Raises BudgetError.
+        """
+        given = [
+            (w, y)
+            for w, y in zip(self.wishes, self.layers, strict=True)
+            if not self._stays(w, y, sparsity)
+        ]
+        stays = {id(layer) for _, layer in given}
+        keeps = {y.name: y.keep for y in self.layers if id(y) not in stays}  # packed, as they are
+        if given or not self.layers:
+            wanted = [wish for wish, _ in given]
+            if sparsity is None:
+                _needs_sparsity(wanted, self.asked)
+            allocation = as_allocation(allocate)
+            budgeted = _budgeted([y for _, y in given], wanted, allocation, score, present_only)
+            first = self.weights[0].name
+            keeps |= part_of_way(budgeted, sparsity, allocation, part, first=first)
+        for layer in self.layers:
+            layer.keep = keeps.get(layer.name, layer.units)
+        pairs = zip(self.wishes, self.layers, strict=True)
+        dense = [w for w, layer in pairs if layer.name not in keeps]
+        left = [_left(w.weight, "left dense by the allocation") for w in dense]
+        order = {weight.name: place for place, weight in enumerate(self.weights)}
+        all_left = sorted([*self.left_dense, *left], key=lambda one: order[one.name])
+        return [layer for layer in self.layers if layer.name in keeps], all_left
+
+    def _stays(self, wish: _Wish, layer: Layer, sparsity: float | None) -> bool:
+        """Whether a packed layer keeps as many units as it has: no sparsity was asked of it."""
+        if layer.name not in self.packed or sparsity is not None or wish.sparsity is not None:
+            return False
+        layer.keep = layer.storage.count() // max(1, layer.groups)
+        return True
+
+
 def select_layers(
     model: nn.Module,
     *,
@@ -58,6 +120,27 @@ def select_layers(
     The whole-model sparsity counts over the layers returned, less those with a sparsity of their
     own in `overrides`. Raises MisfitError, BudgetError, UnknownNameError or ConfigError.
     """
+    found = candidates(
+        model,
+        pattern=pattern,
+        generator=generator,
+        skip=skip,
+        overrides=overrides,
+        on_misfit=on_misfit,
+    )
+    return found.share_out(sparsity, allocate, score)
+
+
+def candidates(
+    model: nn.Module,
+    *,
+    pattern: str | Pattern,
+    generator: torch.Generator,
+    skip: Skip = (),
+    overrides: Overrides | None = None,
+    on_misfit: str | Pattern = "error",
+) -> Candidates:
+    """The layers of a model that may be made sparse; arguments and errors as `select_layers`."""
     weights = find_weights(model)
     if not weights:
         raise ConfigError(
@@ -76,25 +159,15 @@ def select_layers(
             left_dense.append(_left(weight, reason))
         else:
             wishes.append(fitted)
-    layers = [_layer(wish, generator) for wish in wishes]
-    asked = [(w, y) for w, y in zip(wishes, layers, strict=True) if not _stays(w, y, sparsity)]
-    keeps = {layer.name: layer.keep for layer in layers}  # those packed with a sparsity of theirs
-    if asked or not layers:
-        wanted = [wish for wish, _ in asked]
-        if sparsity is None:
-            _needs_sparsity(wanted, as_pattern(pattern))
-        allocation = as_allocation(allocate)
-        budgeted = _budgeted([layer for _, layer in asked], wanted, allocation, score)
-        for _, layer in asked:
-            del keeps[layer.name]
-        keeps |= solve_budget(budgeted, sparsity, allocation, first=weights[0].name)
-    for layer in layers:
-        layer.keep = keeps.get(layer.name, layer.units)
-    dense = [w for w, layer in zip(wishes, layers, strict=True) if layer.name not in keeps]
-    left_dense += [_left(w.weight, "left dense by the allocation") for w in dense]
-    order = {weight.name: place for place, weight in enumerate(weights)}
-    left_dense.sort(key=lambda left: order[left.name])
-    return [layer for layer in layers if layer.name in keeps], left_dense
+    layers = tuple(_layer(wish, generator) for wish in wishes)
+    return Candidates(
+        layers=layers,
+        wishes=tuple(wishes),
+        left_dense=tuple(left_dense),
+        asked=as_pattern(pattern),
+        weights=tuple(weights),
+        packed=frozenset(layer.name for layer in layers if not layer.is_full),
+    )
 
 
 def _left(weight: Weight, reason: str) -> LeftDense:
@@ -193,19 +266,23 @@ def _layer(wish: _Wish, generator: torch.Generator) -> Layer:
     return layer
 
 
-def _stays(wish: _Wish, layer: Layer, sparsity: float | None) -> bool:
-    """Whether a packed layer keeps as many units as it has, for no sparsity was asked of it."""
-    if layer.is_full or sparsity is not None or wish.sparsity is not None:
-        return False
-    layer.keep = layer.storage.count() // max(1, layer.groups)
-    return True
-
-
 def _budgeted(
-    layers: list[Layer], wishes: list[_Wish], allocation: Allocate, score: Score
+    layers: list[Layer],
+    wishes: list[_Wish],
+    allocation: Allocate,
+    score: Score,
+    present_only: bool,
 ) -> list[Budgeted]:
     def scores(layer: Layer) -> Tensor | None:
         return whole_scores(layer, score) if allocation.needs_scores else None
+
+    def counts(layer: Layer) -> range | None:
+        if not present_only or not layer.numel:
+            return None
+        allowed = layer.pattern.allowed(layer.units)
+        most = layer.storage.count() // max(1, layer.groups)
+        held = range(allowed[0] or allowed.step, min(allowed[-1], most) + 1, allowed.step)
+        return held or range(most, most + 1)
 
     return [
         Budgeted(
@@ -217,6 +294,7 @@ def _budgeted(
             unit_size=layer.unit_size,
             sparsity=wish.sparsity,
             scores=scores(layer),
+            counts=counts(layer),
         )
         for layer, wish in zip(layers, wishes, strict=True)
     ]
