@@ -192,6 +192,18 @@ def _example(batch: Any, i: int) -> Any:
 
 
 @contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; every module's own comes back."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
 def left_as_it_was(model: nn.Module, layers: Sequence[Layer], seed: int = 0) -> Iterator[None]:
     """Measure inside: gradients, buffers (a norm's statistics), modes and torch's random state
     come back whatever happens. Weights of frozen layers have gradients in it.

@@ -130,7 +130,7 @@ class _Asked:
                 allocate = allocate.measured(calibration, score)
             with torch.no_grad():
                 layers, left_dense = chosen.share_out(
-                    self.sparsity, allocate, score, part=k / count, present_only=count > 1
+                    self.sparsity, allocate, score, part=k / count if count > 1 else None
                 )
                 return layers, left_dense, [first_units(layer, score) for layer in layers]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .allocate import as_allocation
-from .budget import Budgeted
+from .budget import Budgeted, solve_budget
 from .core import Allocate, Layer, Pattern, Score
 from .errors import BudgetError, ConfigError, MisfitError, UnknownNameError
 from .patterns import as_pattern
@@ -63,13 +63,13 @@ class Candidates:
         allocate: str | Allocate,
         score: Score,
         *,
-        part: float = 1.0,
-        present_only: bool = False,
+        part: float | None = None,
     ) -> tuple[list[Layer], list[LeftDense]]:
         """Set `keep` of the layers; those made sparse, and what is left dense and why.
 
-        part: of the way from dense to the sparsity that is gone, in (0, 1] (budget.part_of_way).
-        present_only: no layer is to have more units than it has now. Raises BudgetError.
+        part: of the way from dense to the sparsity, in (0, 1], that is gone after one of several
+        rounds (stages.part_of_way), in which no layer gets more units than it has now; None goes
+        all of it at once. Raises BudgetError.
         """
         given = [
             (w, y)
@@ -83,9 +83,13 @@ class Candidates:
             if sparsity is None:
                 _needs_sparsity(wanted, self.asked)
             allocation = as_allocation(allocate)
-            budgeted = _budgeted([y for _, y in given], wanted, allocation, score, present_only)
+            budgeted = _budgeted([y for _, y in given], wanted, allocation, score)
             first = self.weights[0].name
-            keeps |= part_of_way(budgeted, sparsity, allocation, part, first=first)
+            if part is None:
+                keeps |= solve_budget(budgeted, sparsity, allocation, first=first)
+            else:
+                now = {y.name: y.storage.count() // max(1, y.groups) for _, y in given}
+                keeps |= part_of_way(budgeted, now, sparsity, allocation, part, first=first)
         for layer in self.layers:
             layer.keep = keeps.get(layer.name, layer.units)
         pairs = zip(self.wishes, self.layers, strict=True)
@@ -271,18 +275,9 @@ def _budgeted(
     wishes: list[_Wish],
     allocation: Allocate,
     score: Score,
-    present_only: bool,
 ) -> list[Budgeted]:
     def scores(layer: Layer) -> Tensor | None:
         return whole_scores(layer, score) if allocation.needs_scores else None
-
-    def counts(layer: Layer) -> range | None:
-        if not present_only or not layer.numel:
-            return None
-        allowed = layer.pattern.allowed(layer.units)
-        most = layer.storage.count() // max(1, layer.groups)
-        held = range(allowed[0] or allowed.step, min(allowed[-1], most) + 1, allowed.step)
-        return held or range(most, most + 1)
 
     return [
         Budgeted(
@@ -294,7 +289,6 @@ def _budgeted(
             unit_size=layer.unit_size,
             sparsity=wish.sparsity,
             scores=scores(layer),
-            counts=counts(layer),
         )
         for layer, wish in zip(layers, wishes, strict=True)
     ]

@@ -7,6 +7,7 @@ the same fraction of what is there.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from .budget import Budgeted, solve_budget, zeros_of
 from .core import Allocate
@@ -14,6 +15,7 @@ from .core import Allocate
 
 def part_of_way(
     layers: Sequence[Budgeted],
+    now: Mapping[str, int],
     sparsity: float | None,
     allocate: Allocate,
     part: float,
@@ -22,16 +24,19 @@ def part_of_way(
 ) -> dict[str, int]:
     """Layer name -> units kept in every group when `part`, in (0, 1], of the way is gone.
 
-    layers: with `counts` up to what each has now. Other arguments and errors as `solve_budget`,
-    which has the last word: part 1 is its answer. Before, layers whose pattern fixes their count,
-    and those with a sparsity of their own, go their own ways, and the others share theirs.
+    now: the units that every group of a layer has, which are the most that it may keep. Other
+    arguments and errors as `solve_budget`, which has the last word: part 1 is its answer. Before,
+    layers whose pattern fixes their count, and those with a sparsity of their own, go their own
+    ways, and the others share theirs.
 
     >>> from sparsewright.allocate import Uniform
     >>> from sparsewright.patterns import as_pattern
     >>> layers = [Budgeted.of("a", (10, 10), as_pattern("unstructured"))]
-    >>> [part_of_way(layers, 0.99, Uniform(dense_first=False), k / 4)["a"] for k in (1, 2, 3, 4)]
+    >>> every = Uniform(dense_first=False)
+    >>> [part_of_way(layers, {"a": 100}, 0.99, every, k / 4)["a"] for k in (1, 2, 3, 4)]
     [32, 10, 4, 1]
     """
+    layers = [replace(layer, counts=_up_to(layer, now[layer.name])) for layer in layers]
     end = solve_budget(layers, sparsity, allocate, first=first)
     if part == 1:
         return end
@@ -44,8 +49,8 @@ def part_of_way(
             free.append(layer)
             continue
         final = end[layer.name]
-        now = round(layer.units * (final / max(1, layer.units)) ** part)
-        keep[layer.name] = max(final, min(now, _most(layer)))
+        wanted = round(layer.units * (final / max(1, layer.units)) ** part)
+        keep[layer.name] = max(final, min(wanted, now[layer.name]))
     if free:
         target = _weights(free, end)
         if sparsity is not None:  # what is asked, which whole units may miss
@@ -62,7 +67,7 @@ def _shared(
 ) -> dict[str, int]:
     """Units of layers that share a budget on its way to `target` weights."""
     total = sum(layer.numel for layer in free)
-    has = {layer.name: _most(layer) for layer in free}
+    has = {layer.name: layer.held[-1] for layer in free}
     wanted = total * (target / max(1, total)) ** part
     if wanted >= _weights(free, has):
         return has  # a round before took whole units, and these more than it should
@@ -70,8 +75,10 @@ def _shared(
     return found if _weights(free, found) >= target else has
 
 
-def _most(layer: Budgeted) -> int:
-    return layer.held[-1]
+def _up_to(layer: Budgeted, most: int) -> range:
+    """What the layer may keep, no more than `most`; if that is less than it may, just that."""
+    held = layer.held
+    return range(held[0], min(held[-1], most) + 1, held.step) or range(most, most + 1)
 
 
 def _weights(layers: Sequence[Budgeted], keep: Mapping[str, int]) -> int:

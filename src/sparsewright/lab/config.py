@@ -126,7 +126,9 @@ class PruneConfig:
     rounds: int | None = setting(
         None, "prune in so many steps, measuring anew before each; default: the score's own"
     )
-    batches: int = setting(8, "batches of 128 training images for what is measured on data (at most all)")
+    batches: int = setting(
+        8, "batches of 128 training images for what is measured on data (at most all)"
+    )
     seed: int = setting(0, "decides random choices")
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..calibration import Calibration
+from ..calibration import Calibration, evaluating
 from ..errors import ConfigError
 from ..facts import Facts
 from . import SCORES
@@ -25,7 +25,8 @@ class OBD(ToMeasure):
     """h * w^2 / 2 at a minimum of the loss, with h the diagonal of the Hessian.
 
     hessian: "fisher" takes the mean over single examples of their squared gradients (the empirical
-    Fisher: at a minimum the gradient of a whole batch vanishes, and tells nothing); "hutchinson"
+    Fisher: at a minimum the gradient of a whole batch vanishes, and tells nothing), each run by
+    itself in evaluation mode; "hutchinson"
     the mean over `samples` random vectors v of +-1 of v * (H v), which may be negative. Without
     data the fisher form squares the gradient of the one loss.
 
@@ -69,8 +70,9 @@ class OBD(ToMeasure):
         )
 
     def _fisher(self, calibration: Calibration) -> Gradients:
-        each = gradients(calibration, calibration.losses_of_examples(), self)
-        return mean([one.square() for one in found] for found in each)
+        with evaluating(calibration.model):  # an example alone is no batch for a norm
+            each = gradients(calibration, calibration.losses_of_examples(), self)
+            return mean([one.square() for one in found] for found in each)
 
     def _hutchinson(self, calibration: Calibration) -> Gradients:
         refuse_packed(calibration, self)

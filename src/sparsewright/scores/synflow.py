@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase
 
-from ..calibration import Calibration, output_tensor
+from ..calibration import Calibration, evaluating, output_tensor
 from ..errors import ConfigError
 from ..facts import Facts
 from . import SCORES
@@ -70,8 +70,7 @@ class SynFlow(ToMeasure):
         weights = [tensors[owner[id(layer.weight)]] for layer in layers]
         for weight in weights:
             weight.requires_grad_(True)
-        model.eval()
-        with flowing_norms(model):
+        with evaluating(model), flowing_norms(model):
             args, kwargs = ones_like(self._example(calibration))
             output = output_tensor(functional_call(model, tensors, args, kwargs, tie_weights=True))
         found = torch.autograd.grad(output.sum(), weights, allow_unused=True)
