@@ -173,7 +173,7 @@ def test_rankings_need_scores_and_no_nan(allocate):
 
 
 def test_names_and_objects():
-    assert ALLOCATIONS.names() == ["er", "erk", "global", "lamp", "uniform", "uniform_all"]
+    assert {"er", "erk", "global", "lamp", "uniform", "uniform_all"} <= set(ALLOCATIONS.names())
     assert as_allocation("uniform") == Uniform()
     assert as_allocation("uniform_all") == ALL
     assert as_allocation(LAMP()) == LAMP()

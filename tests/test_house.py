@@ -177,6 +177,8 @@ FLOORS = {
         (
             "exploration",
             "selection",
+            "stages",
+            "allocations",
             "summary",
             "optimizer_state",
             "sparse_state",

@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from .calibration import Calibration
-from .core import Layer, Method, Score
+from .core import Allocate, Layer, Method, Pattern, Score, View
 
 
 @runtime_checkable
@@ -29,7 +29,30 @@ class Measured(Protocol):
     def measured(self, calibration: Calibration) -> Score:
         """A score that knows what was found, for views of the calibration's layers by name.
 
-        The model is left as it was: gradients, mode, hooks and values.
+        The model's values and hooks are left as they were. `prune` calls it within
+        `calibration.left_as_it_was`, which gives back gradients, buffers and modes.
+        """
+
+
+@runtime_checkable
+class OfUnits(Protocol):
+    """A score of whole units that is not the sum over their weights: a norm, the square of a sum.
+
+    It is always shown the whole weight; its own call gives the scores of single weights.
+    """
+
+    def of_units(self, layer: View, pattern: Pattern) -> Tensor:
+        """(groups, units) score of every unit of the pattern; higher is better."""
+
+
+@runtime_checkable
+class MeasuredAllocation(Protocol):
+    """An allocation that must look at the model, or at data, before it can share out."""
+
+    def measured(self, calibration: Calibration, score: Score) -> Allocate:
+        """An allocation that knows what was found about the calibration's layers, by name.
+
+        score: what weights are ranked by, measured already. The model is left as for a score.
         """
 
 

@@ -2,7 +2,8 @@
 
 Uniform and ER/ERK look at shapes only (Mocanu et al. 2018; Evci et al. 2020); global and LAMP
 (Lee et al. 2021) put the units of all layers into one ranking. An allocation proposes real
-numbers; `budget.py` rounds them to what the patterns hold.
+numbers; `budget.py` rounds them to what the patterns hold. Those that must measure the model are
+files of their own in allocations/.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from .core import Allocate, Shape
 from .errors import BudgetError
 from .registry import Table
 
-ALLOCATIONS: Table[Allocate] = Table("allocation")
+ALLOCATIONS: Table[Allocate] = Table("allocation", "sparsewright.allocations")
 
 
 def as_allocation(spec: str | Allocate) -> Allocate:
@@ -130,7 +131,8 @@ class LAMP:
     """Layer-adaptive magnitude: score^2 over the sum of those at or above it, ranked globally.
 
     The best unit of every layer scores exactly 1, so no layer empties before the others
-    (Lee, Park, Mo, Ahn, Shin 2021). Units are compared by their mean score per weight.
+    (Lee, Park, Mo, Ahn, Shin 2021). Units are compared by their mean score per weight; those of
+    score -inf, which are absent, come last.
 
     >>> scores = {"a": torch.tensor([[4., 3.]]), "b": torch.tensor([[2., 1.]])}
     >>> LAMP()({"a": (1, 2), "b": (1, 2)}, 0.5, scores)
@@ -148,7 +150,7 @@ class LAMP:
     ) -> dict[str, float]:
         given = _checked(shapes, scores)
         for name, one in given.items():
-            if not ((one >= 0) & torch.isfinite(one)).all():
+            if not ((one >= 0) & torch.isfinite(one) | (one == -torch.inf)).all():
                 raise BudgetError(
                     f"layer {name!r}: LAMP squares scores, which must be finite and 0 or more; "
                     f"got from {float(one.min())} to {float(one.max())}"
@@ -171,12 +173,15 @@ for _name, _allocation in _BY_NAME.items():
 def lamp_scores(scores: Tensor) -> Tensor:
     """Scores of one layer, any shape -> their LAMP scores, flat and ascending, float64.
 
-    The last is exactly 1. scores: finite, 0 or more.
+    The last is exactly 1. scores: finite, 0 or more; or -inf, which stays so.
 
     >>> lamp_scores(torch.tensor([3., 1., 2.]))
     tensor([0.0714, 0.3077, 1.0000], dtype=torch.float64)
     """
     ascending = scores.detach().flatten().double().sort().values
+    absent = int((ascending == -torch.inf).sum())
+    if absent:
+        return torch.cat([ascending[:absent], lamp_scores(ascending[absent:])])
     if len(ascending) == 0:
         return ascending
     # Scaling by the largest changes no ratio, and no square can overflow.

@@ -25,7 +25,8 @@ class Budgeted:
 
     groups, units, unit_size: of the pattern's table. sparsity: the layer's own, in [0, 1), which
     takes it out of the whole-model budget. scores: in the weight's shape, for allocations that
-    rank them.
+    rank them. counts: the units that every group may keep, ascending and none 0, where they are not
+    all that the pattern allows.
 
     >>> from sparsewright.patterns import as_pattern
     >>> layer = Budgeted.of("conv", (8, 4, 3, 3), as_pattern("block:4x4"))
@@ -41,6 +42,7 @@ class Budgeted:
     unit_size: int
     sparsity: float | None = None
     scores: Tensor | None = None
+    counts: range | None = None
 
     @classmethod
     def of(
@@ -74,6 +76,8 @@ class Budgeted:
     @property
     def held(self) -> range:
         """The units that every group may keep, never 0; of an empty weight, all there are."""
+        if self.counts is not None:
+            return self.counts
         counts = self.pattern.allowed(self.units)
         if self.numel == 0:
             return counts[-1:]

@@ -14,6 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from .abilities import OfUnits
 from .core import Layer, Score, View, keep_best
 from .errors import StateError
 from .kernels.best import best_of, marked_scores
@@ -29,7 +30,7 @@ def present_scores(layer: Layer, score: str | Score) -> Tensor:
     StateError if a gradient that it needs is missing, or a score is NaN.
     """
     chosen = as_score(score)
-    sees = getattr(chosen, "sees", "all")
+    sees = "all" if isinstance(chosen, OfUnits) else getattr(chosen, "sees", "all")
     if sees == "nothing":
         drawn = torch.rand(layer.storage.count(), generator=layer.generator)
         return drawn.to(layer.weight.device)
@@ -53,16 +54,22 @@ def present_scores(layer: Layer, score: str | Score) -> Tensor:
 
 
 def whole_scores(layer: Layer, score: str | Score) -> Tensor:
-    """The score of every weight, present or absent, in the dense weight's shape.
+    """The score of every weight in the dense weight's shape, -inf where it is absent.
 
-    Allocations rank it before it is settled how many a layer keeps.
+    Of a score of whole units each weight has its share. Allocations rank it before it is settled
+    how many a layer keeps.
     """
     chosen = as_score(score)
     if getattr(chosen, "sees", "all") == "nothing":
-        return torch.rand(layer.shape, generator=layer.generator).to(layer.weight.device)
-    tiles = layer.storage.tiles(max(1, layer.shape[0]), chosen.needs_gradient)
-    views = [replace(_view(layer, *tile), keep=None) for tile in tiles]
-    return torch.cat([chosen(view) for view in views])
+        found = torch.rand(layer.shape, generator=layer.generator).to(layer.weight.device)
+    elif isinstance(chosen, OfUnits):
+        shares = torch.cat(list(_tile_scores(layer, score, whole=True))) / max(1, layer.unit_size)
+        found = layer.pattern.unfold(shares.view(layer.groups, layer.units), layer.shape)
+    else:
+        tiles = layer.storage.tiles(max(1, layer.shape[0]), chosen.needs_gradient)
+        views = [replace(_view(layer, *tile), keep=None) for tile in tiles]
+        found = torch.cat([chosen(view) for view in views])
+    return found if layer.is_full else found.masked_fill(layer.absent, -torch.inf)
 
 
 def all_scores(layer: Layer, score: str | Score) -> Tensor:
@@ -216,11 +223,18 @@ def _tile_scores(layer: Layer, score: str | Score, whole: bool = False) -> Itera
     """The scores of all units, tile by tile, not yet checked; of absent weights too."""
     chosen = as_score(score)
     _check_gradient(layer, chosen)
-    single = getattr(chosen, "sees", "all") == "single"
+    single = getattr(chosen, "sees", "all") == "single" and not isinstance(chosen, OfUnits)
     rows = tile_rows(layer.pattern, layer.shape) if single and not whole else layer.shape[0]
     for tile in layer.storage.tiles(max(1, rows), chosen.needs_gradient):
-        yield layer.pattern.fold(chosen(_view(layer, *tile))).reshape(-1)
+        yield _of_units(chosen, _view(layer, *tile), layer).reshape(-1)
         del tile  # before there is another
+
+
+def _of_units(chosen: Score, view: View, layer: Layer) -> Tensor:
+    """(groups, units) scores of the units in some whole rows of a layer."""
+    if isinstance(chosen, OfUnits):
+        return chosen.of_units(view, layer.pattern)
+    return layer.pattern.fold(chosen(view))
 
 
 def _check_gradient(layer: Layer, score: Score) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .abilities import Measured
 from .allocate import as_allocation
 from .budget import Budgeted, solve_budget
 from .core import Allocate, Layer, Pattern, Score, Shape
@@ -18,6 +19,7 @@ from .errors import BudgetError, ConfigError, MisfitError, UnknownNameError
 from .masks import Masks, hold_mask
 from .patterns import as_pattern
 from .ranking import whole_scores
+from .stages import part_of_way
 from .storage import misfit, storage_of
 from .weights import Weight, find_weights
 
@@ -25,6 +27,7 @@ Skip = str | type[nn.Module] | Sequence[str | type[nn.Module]]
 Override = Mapping[str, Any]
 Overrides = Mapping[str, Override] | Callable[[str, Shape], Override | None]
 """By glob of names, or a function of a weight's name and shape; None or {} overrides nothing."""
+NO_MASK = "no mask was given"
 OVERRIDABLE = ("pattern", "sparsity")
 
 
@@ -42,6 +45,86 @@ class _Wish:
     weight: Weight
     pattern: Pattern
     sparsity: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """The layers that may be made sparse, all units still present, and what cannot be and why.
+
+    asked: the pattern of those that no override names. weights: all of the model's, in order.
+    packed: the names of those of which something is absent from the beginning. masked: of those
+    whose present weights a mask has given.
+    """
+
+    layers: tuple[Layer, ...]
+    wishes: tuple[_Wish, ...]
+    left_dense: tuple[LeftDense, ...]
+    asked: Pattern
+    weights: tuple[Weight, ...]
+    packed: frozenset[str]
+    masked: frozenset[str] = frozenset()
+
+    def share_out(
+        self,
+        sparsity: float | None,
+        allocate: str | Allocate,
+        score: Score,
+        *,
+        part: float | None = None,
+    ) -> tuple[list[Layer], list[LeftDense]]:
+        """Set `keep` of the layers; those made sparse, and what is left dense and why.
+
+        part: of the way from dense to the sparsity, in (0, 1], that is gone after one of several
+        rounds (stages.part_of_way), in which no layer gets more units than it has now; None goes
+        all of it at once. Raises BudgetError.
+        """
+        pairs = list(zip(self.wishes, self.layers, strict=True))
+        unasked = [y.name for w, y in pairs if self._unasked(w, y, sparsity)]
+        pairs = [pair for pair in pairs if pair[1].name not in unasked]
+        asked = [(w, y) for w, y in pairs if not self._stays(w, y, sparsity)]
+        if self.masked and sparsity is not None and not asked:
+            raise BudgetError(
+                f"sparsity {sparsity} is asked of no layer, as all have masks: leave it out"
+            )
+        names = {layer.name for _, layer in asked}
+        keeps = {y.name: y.keep for _, y in pairs if y.name not in names}  # as they are
+        if asked or not pairs:
+            wanted = [wish for wish, _ in asked]
+            if sparsity is None:
+                _needs_sparsity(wanted, self.asked)
+            allocation = as_allocation(allocate)
+            budgeted = _budgeted([y for _, y in asked], wanted, allocation, score)
+            first = self.weights[0].name
+            if part is None:
+                keeps |= solve_budget(budgeted, sparsity, allocation, first=first)
+            else:
+                now = {y.name: y.storage.count() // max(1, y.groups) for _, y in asked}
+                keeps |= part_of_way(budgeted, now, sparsity, allocation, part, first=first)
+        for layer in self.layers:
+            layer.keep = keeps.get(layer.name, layer.units)
+        left = [
+            _left(w.weight, NO_MASK if y.name in unasked else "left dense by the allocation")
+            for w, y in zip(self.wishes, self.layers, strict=True)
+            if y.name not in keeps
+        ]
+        order = {weight.name: place for place, weight in enumerate(self.weights)}
+        all_left = sorted([*self.left_dense, *left], key=lambda one: order[one.name])
+        return [layer for layer in self.layers if layer.name in keeps], all_left
+
+    def _unasked(self, wish: _Wish, layer: Layer, sparsity: float | None) -> bool:
+        """Whether others have masks, and nothing was asked of this layer."""
+        if not self.masked or sparsity is not None or wish.sparsity is not None:
+            return False
+        return layer.name not in self.masked | self.packed
+
+    def _stays(self, wish: _Wish, layer: Layer, sparsity: float | None) -> bool:
+        """Whether a layer keeps what it has: by a mask, or packed with no sparsity asked of it."""
+        if layer.name in self.masked:
+            return True
+        if layer.name not in self.packed or sparsity is not None or wish.sparsity is not None:
+            return False
+        layer.keep = -(-layer.storage.count() // max(1, layer.groups))  # of ablated ones, the mean
+        return True
 
 
 def select_layers(
@@ -64,6 +147,34 @@ def select_layers(
     sparsity, but with masks, all others stay dense. Raises MisfitError, BudgetError,
     UnknownNameError, ConfigError or StateError.
     """
+    found = candidates(
+        model,
+        pattern=pattern,
+        generator=generator,
+        score=score,
+        skip=skip,
+        overrides=overrides,
+        on_misfit=on_misfit,
+        masks=masks,
+    )
+    return found.share_out(sparsity, allocate, score)
+
+
+def candidates(
+    model: nn.Module,
+    *,
+    pattern: str | Pattern,
+    generator: torch.Generator,
+    score: Score,
+    skip: Skip = (),
+    overrides: Overrides | None = None,
+    on_misfit: str | Pattern = "error",
+    masks: Masks | None = None,
+) -> Candidates:
+    """The layers of a model that may be made sparse; arguments and errors as `select_layers`.
+
+    score: chooses the outer levels of patterns that have some.
+    """
     weights = find_weights(model)
     if not weights:
         raise ConfigError(
@@ -82,40 +193,17 @@ def select_layers(
             left_dense.append(_left(weight, reason))
         else:
             wishes.append(_with_levels(fitted, score, generator))
-    layers = [_layer(wish, generator) for wish in wishes]
-    given = _held(wishes, layers, masks or {})
-    pairs = list(zip(wishes, layers, strict=True))
-    if given and sparsity is None:
-        has = [y.name in given or w.sparsity is not None or not y.is_full for w, y in pairs]
-        left_dense += [
-            _left(w.weight, "no mask was given")
-            for (w, _), asks in zip(pairs, has, strict=True)
-            if not asks
-        ]
-        pairs = [pair for pair, asks in zip(pairs, has, strict=True) if asks]
-    wishes, layers = [wish for wish, _ in pairs], [layer for _, layer in pairs]
-    asked = [(w, y) for w, y in pairs if y.name not in given and not _stays(w, y, sparsity)]
-    if given and sparsity is not None and not asked:
-        raise BudgetError(
-            f"sparsity {sparsity} is asked of no layer, as all have masks: leave it out"
-        )
-    keeps = {layer.name: layer.keep for layer in layers}  # those with masks, or packed already
-    if asked or not layers:
-        wanted = [wish for wish, _ in asked]
-        if sparsity is None:
-            _needs_sparsity(wanted, as_pattern(pattern))
-        allocation = as_allocation(allocate)
-        budgeted = _budgeted([layer for _, layer in asked], wanted, allocation, score)
-        for _, layer in asked:
-            del keeps[layer.name]
-        keeps |= solve_budget(budgeted, sparsity, allocation, first=weights[0].name)
-    for layer in layers:
-        layer.keep = keeps.get(layer.name, layer.units)
-    dense = [w for w, layer in zip(wishes, layers, strict=True) if layer.name not in keeps]
-    left_dense += [_left(w.weight, "left dense by the allocation") for w in dense]
-    order = {weight.name: place for place, weight in enumerate(weights)}
-    left_dense.sort(key=lambda left: order[left.name])
-    return [layer for layer in layers if layer.name in keeps], left_dense
+    layers = tuple(_layer(wish, generator) for wish in wishes)
+    packed = frozenset(layer.name for layer in layers if not layer.is_full)
+    return Candidates(
+        layers=layers,
+        wishes=tuple(wishes),
+        left_dense=tuple(left_dense),
+        asked=as_pattern(pattern),
+        weights=tuple(weights),
+        packed=packed,
+        masked=_held(wishes, layers, masks or {}),
+    )
 
 
 def _left(weight: Weight, reason: str) -> LeftDense:
@@ -197,6 +285,11 @@ def _with_levels(wish: _Wish, score: Score, generator: torch.Generator) -> _Wish
     choose = getattr(wish.pattern, "choose", None)
     if choose is None:
         return wish
+    if isinstance(score, Measured):
+        raise ConfigError(
+            f"layer {wish.weight.name!r}: pattern {wish.pattern} chooses its outer levels before "
+            f"anything is measured, which score {score} asks for: prune level by level"
+        )
     whole = _layer(replace(wish, pattern=as_pattern("unstructured")), generator)
     chosen = replace(wish, pattern=choose(whole_scores(whole, score)))
     if (reason := misfit(wish.weight, chosen.pattern)) is not None:
@@ -233,7 +326,7 @@ def _layer(wish: _Wish, generator: torch.Generator) -> Layer:
     return layer
 
 
-def _held(wishes: list[_Wish], layers: list[Layer], masks: Masks) -> set[str]:
+def _held(wishes: Sequence[_Wish], layers: Sequence[Layer], masks: Masks) -> frozenset[str]:
     """The names of the layers that have a mask, which they hold from now on."""
     found = {layer.name: (wish, layer) for wish, layer in zip(wishes, layers, strict=True)}
     for name, mask in masks.items():
@@ -246,19 +339,14 @@ def _held(wishes: list[_Wish], layers: list[Layer], masks: Masks) -> set[str]:
                 f"{wish.sparsity}"
             )
         hold_mask(layer, mask)
-    return set(masks)
-
-
-def _stays(wish: _Wish, layer: Layer, sparsity: float | None) -> bool:
-    """Whether a packed layer keeps as many units as it has, for no sparsity was asked of it."""
-    if layer.is_full or sparsity is not None or wish.sparsity is not None:
-        return False
-    layer.keep = -(-layer.storage.count() // max(1, layer.groups))  # of an ablated one, the mean
-    return True
+    return frozenset(masks)
 
 
 def _budgeted(
-    layers: list[Layer], wishes: list[_Wish], allocation: Allocate, score: Score
+    layers: list[Layer],
+    wishes: list[_Wish],
+    allocation: Allocate,
+    score: Score,
 ) -> list[Budgeted]:
     def scores(layer: Layer) -> Tensor | None:
         return whole_scores(layer, score) if allocation.needs_scores else None

@@ -87,8 +87,7 @@ class TrainConfig:
     tensorboard: bool = setting(True, "also write TensorBoard curves, if it is installed")
 
     def __post_init__(self) -> None:
-        for name, low, high in BOUNDS:
-            _in_range(name, getattr(self, name), low, high)
+        _check_bounds(self)
         if self.method == DENSE:
             for name, without in SPARSE_ONLY.items():
                 if getattr(self, name) != without:
@@ -124,7 +123,16 @@ class PruneConfig:
         "for weights that do not fit the pattern: error, skip (dense), or another pattern",
     )
     skip: tuple[str, ...] = setting((), "layers to leave dense, by name or glob (repeatable)")
+    rounds: int | None = setting(
+        None, "prune in so many steps, measuring anew before each; default: the score's own"
+    )
+    batches: int = setting(
+        8, "batches of 128 training images for what is measured on data (at most all)"
+    )
     seed: int = setting(0, "decides random choices")
+
+    def __post_init__(self) -> None:
+        _check_bounds(self)
 
 
 Settings = TrainConfig | PruneConfig
@@ -150,7 +158,15 @@ BOUNDS: tuple[tuple[str, float, float], ...] = (
     ("fraction", 0.0, 1.0),
     ("seed", 0, 2**63 - 1),
     ("threads", 0, 4096),
+    ("rounds", 1, math.inf),
+    ("batches", 1, math.inf),
 )
+
+
+def _check_bounds(config: Settings) -> None:
+    for name, low, high in BOUNDS:
+        if hasattr(config, name):
+            _in_range(name, getattr(config, name), low, high)
 
 
 def _in_range(name: str, value: float | None, low: float, high: float) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
+from ..abilities import Measured, MeasuredAllocation
+from ..allocate import as_allocation
 from ..measure.environment import environment, threads
 from ..prune import prune
 from ..scores import as_score
@@ -22,7 +23,7 @@ from .trained import Trained, read_trained
 
 ONE_SHOT = "one-shot"
 """The method that the config of a pruned run names; it is not one that trains."""
-SCORED_IMAGES = 1024  # training images whose loss gives gradients to the scores that need them
+BATCH = 128  # training images in a batch of what is measured
 
 
 def prune_run(run: str | Path, out: str | Path, asked: PruneConfig, *, force: bool = False) -> Path:
@@ -33,8 +34,9 @@ def prune_run(run: str | Path, out: str | Path, asked: PruneConfig, *, force: bo
     seed_all(asked.seed)
     with threads(source.config.threads):
         started = time.perf_counter()
-        loss = scored_loss(source) if as_score(asked.score).needs_gradient else None
-        summary = prune(source.model, **asdict(asked), loss=loss)
+        words = {key: value for key, value in asdict(asked).items() if key != "batches"}
+        data = calibration_batches(source, asked.batches) if measures(asked) else None
+        summary = prune(source.model, **words, data=data)
         train_loss, train_accuracy = evaluate(source.model, source.data.train)
         test_loss, test_accuracy = evaluate(source.model, source.data.test)
         seconds = time.perf_counter() - started
@@ -65,15 +67,18 @@ def prune_run(run: str | Path, out: str | Path, asked: PruneConfig, *, force: bo
     return folder.path
 
 
-def scored_loss(source: Trained) -> Any:
-    """A function of the model: its loss on some training images, in a fixed random order."""
+def measures(asked: PruneConfig) -> bool:
+    """Whether the score or the allocation looks at data."""
+    score, allocate = as_score(asked.score), as_allocation(asked.allocate)
+    measured = isinstance(score, Measured) or isinstance(allocate, MeasuredAllocation)
+    return measured or score.needs_gradient
+
+
+def calibration_batches(source: Trained, count: int) -> list[tuple[Tensor, Tensor]]:
+    """So many batches of training images and labels, in a fixed random order."""
     images, labels = source.data.train
-    chosen = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:SCORED_IMAGES]
-
-    def loss(model: nn.Module) -> Tensor:
-        return F.cross_entropy(model(images[chosen]), labels[chosen])
-
-    return loss
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    return [(images[part], labels[part]) for part in order[: count * BATCH].split(BATCH)]
 
 
 def pruned_config(source: Trained, asked: PruneConfig) -> dict[str, Any]:
