@@ -153,6 +153,7 @@ FLOORS = {
     **dict.fromkeys(
         ("patterns", "scores", "calibration", "abilities", "allocate", "budget", "schedules"), 1
     ),
+    **dict.fromkeys(("moments", "chains", "capture", "solvers"), 1),
     **dict.fromkeys(("layouts", "kernels", "initialise", "connectivity"), 1),
     "nn": 2,
     **dict.fromkeys(
@@ -162,6 +163,7 @@ FLOORS = {
             "methods",
             "pack",
             "prune",
+            "solving",
             "attach",
             "sparsifier",
             "measure",
