@@ -111,9 +111,10 @@ def check_layers(model: nn.Module, weights: Sequence[Weight]) -> None:
         if is_packed(weight.module):
             raise ConfigError(f"layer {name!r} is packed: what is measured is dense (sw.unpack)")
         if not isinstance(weight.module, MEASURED):
+            all_such = [w.name for w in weights if not isinstance(w.module, MEASURED)]
             raise ConfigError(
                 f"layer {name!r}: the inputs of {kind} are not measured, only those of Linear and "
-                f"convolutions; leave it out (skip=[{name!r}])"
+                f"convolutions; leave such layers out (skip={all_such})"
             )
         tied = owners.get(id(weight.parameter), [])
         if len(tied) > 1:
@@ -241,6 +242,8 @@ class _Walk:
             mine = [weight for weight in layers if chain.block_of(weight.module) == i]
             if mine:
                 within = [c for c in chains if c.within(block)]
+                if self.together == "block":
+                    within = [c for c in within if not c.of_layers]
                 feeds = [None if e is None else partial(e.call, block) for e in entries]
                 yield from self.through(feeds, mine, within, in_block=True)
                 del feeds

@@ -20,7 +20,7 @@ from ._inverse import check_damp, inverse_of, least_squares, prepared
 AT_ONCE = 2**25
 """Entries of the factors of all rows that are traced together."""
 SLACK = 1.25
-"""A row is traced so much further than its even share at first; to its end if that is too little."""
+"""A row is traced so much further than its even share; to its end only where that falls short."""
 
 
 @SOLVERS.register("obc")
