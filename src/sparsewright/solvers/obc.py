@@ -176,11 +176,18 @@ def _trace(
         factors[:, k * wide : (k + 1) * wide] = new
         weight -= amount.mT @ new
         new = new.view(count, wide, across, wide)
-        corners -= torch.einsum("sctd,scte->stde", new, new)
+        corners -= _corners(new)
         gone[each, best] = True
         room[each, best // grid.run] -= 1
     rest = gone.to(torch.int64).argsort(dim=1, stable=True)[:, : across - limit]
     return torch.cat([picked, rest], dim=1), costs
+
+
+def _corners(lines: Tensor) -> Tensor:
+    """(s, across, columns, columns): lines^T lines of every tile; lines (s, k, across, columns)."""
+    if lines.shape[3] == 1:
+        return lines.square().sum(dim=1)[..., None]
+    return torch.einsum("sctd,scte->stde", lines, lines)
 
 
 def _costs(tiled: Tensor, corners: Tensor, closed: Tensor) -> Tensor:
