@@ -155,6 +155,7 @@ FLOORS = {
     **dict.fromkeys(
         ("patterns", "scores", "calibration", "abilities", "allocate", "budget", "schedules"), 1
     ),
+    **dict.fromkeys(("moments", "chains", "capture", "solvers"), 1),
     **dict.fromkeys(("layouts", "kernels", "initialise", "connectivity"), 1),
     "nn": 2,
     **dict.fromkeys(
@@ -165,6 +166,7 @@ FLOORS = {
             "methods",
             "pack",
             "prune",
+            "solving",
             "attach",
             "tickets",
             "masks",

@@ -20,6 +20,7 @@ from ..patterns import PATTERNS
 from ..registry import Table
 from ..schedules import SCHEDULES
 from ..scores import SCORES
+from ..solvers import SOLVERS
 from .bench_models import MODELS as BENCH_MODELS
 from .data import DATA, find
 from .models import MODELS
@@ -31,6 +32,7 @@ TABLES: tuple[Table[Any], ...] = (
     METHODS,
     PATTERNS,
     SCORES,
+    SOLVERS,
     ALLOCATIONS,
     SCHEDULES,
     LAYOUTS,

@@ -1,0 +1,617 @@
+"""Solvers: against least squares, brute force and each other; budgets and patterns to the unit."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import sparsewright as sw
+from sparsewright.calibration import Calibration
+from sparsewright.capture import walk
+from sparsewright.core import View, table_size
+from sparsewright.errors import ConfigError, MisfitError, StateError
+from sparsewright.patterns import PATTERNS, as_pattern
+from sparsewright.scores import as_score
+from sparsewright.scores.wanda import Wanda, in_row
+from sparsewright.selection import select_layers
+from sparsewright.solvers import SOLVERS, Problem, Solution, as_solver
+from sparsewright.solvers._grid import Grid, grid_of
+from sparsewright.solvers.obc import OBC, merge
+from sparsewright.solvers.obs import OBS
+from sparsewright.solvers.sparsegpt import SparseGPT
+from sparsewright.solvers.wanda import WandaInOrder
+from sparsewright.solving import solve, solve_layers
+from sparsewright.summary import Summary
+from sparsewright.weights import find_weights
+
+NEAR = {"rtol": 1e-7, "atol": 1e-9}  # float64, condition numbers of a few thousand
+
+
+def problem(
+    rows: int = 4,
+    inputs: int = 8,
+    keep: int | None = None,
+    pattern: str = "unstructured",
+    second: Tensor | None = None,
+    columns: int = 64,
+    seed: int = 0,
+) -> Problem:
+    """A layer with correlated inputs."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(1, rows, inputs, generator=generator, dtype=torch.float64)
+    mix = torch.randn(inputs, inputs, generator=generator, dtype=torch.float64)
+    x = mix @ torch.randn(inputs, columns, generator=generator, dtype=torch.float64)
+    x += torch.randn(1, columns, generator=generator, dtype=torch.float64)
+    chosen, shape = as_pattern(pattern), (rows, inputs)
+    _, units = table_size(chosen, shape)
+    if keep is None:
+        keep = chosen.allowed(units)[len(chosen.allowed(units)) // 2]
+    second = x @ x.T if second is None else second
+    return Problem("fc", weight, second.view(1, inputs, inputs), columns, chosen, shape, keep)
+
+
+def activations(inputs: int, columns: int, seed: int = 0) -> Tensor:
+    """(inputs, columns) as layers see them: a few factors in common, and scales that differ."""
+    generator = torch.Generator().manual_seed(seed)
+    x, z = (torch.randn(n, columns, generator=generator).double() for n in (inputs, 4))
+    x += 2 * torch.randn(inputs, 4, generator=generator).double() @ z
+    return x * (torch.rand(inputs, 1, generator=generator).double() * 2 + 0.2)
+
+
+def best_on(given: Problem, row: int, kept: list[int]) -> tuple[float, Tensor]:
+    """(error, weights) of the least squares on some inputs, from the normal equations."""
+    w, h = given.weight[0, row], given.second[0]
+    found = torch.zeros_like(w)
+    found[kept] = torch.linalg.solve(h[kept][:, kept], (h @ w)[kept])
+    change = found - w
+    return float(change @ h @ change), found
+
+
+def greedy(given: Problem, row: int) -> list[tuple[int, float]]:
+    """All removals of a row, each the one that leaves the least error: by trying all."""
+    kept, before, out = list(range(given.shape[1])), 0.0, []
+    while kept:
+        tried = {q: best_on(given, row, [k for k in kept if k != q])[0] for q in kept}
+        q = min(tried, key=lambda one: tried[one])
+        out.append((q, tried[q] - before))
+        kept.remove(q)
+        before = tried[q]
+    return out
+
+
+def magnitude(given: Problem) -> Tensor:
+    """Mask of the largest, as `prune` has it."""
+    table = sw.keep_best(given.pattern.fold(given.weight[0].abs()), given.keep)
+    return given.pattern.unfold(table, given.shape)[None]
+
+
+def check(given: Problem, found: Solution) -> None:
+    """Absent weights are 0, and the pattern holds to the unit."""
+    assert not found.weight[~found.mask].any()
+    counts = given.pattern.fold(found.mask[0].to(torch.int64).view(given.shape))
+    full = int(counts.max())
+    assert ((counts == 0) | (counts == full)).all()
+    assert ((counts == full).sum(dim=1) == given.keep).all()
+
+
+def test_one_removal_is_least_squares_on_what_is_kept() -> None:
+    given = problem(rows=1, keep=7)
+    found = OBS().solve(given)
+    (gone,) = (~found.mask[0, 0]).nonzero().flatten().tolist()
+    tried = [best_on(given, 0, [k for k in range(8) if k != q]) for q in range(8)]
+    assert gone == min(range(8), key=lambda q: tried[q][0])
+    torch.testing.assert_close(found.weight[0, 0], tried[gone][1], **NEAR)
+    inverse = torch.linalg.inv(2 * given.second[0])  # H = 2 X X^T, and L_q = w_q^2 / 2 [H^-1]_qq
+    loss = given.weight[0, 0, gone] ** 2 / (2 * inverse[gone, gone])
+    assert given.error(found.weight) == pytest.approx(float(loss))
+
+
+@pytest.mark.parametrize("solver", [OBS(), OBC()])
+def test_a_row_goes_as_by_brute_force(solver: Any) -> None:
+    for seed, keep in itertools.product(range(3), (1, 3, 6)):
+        given = problem(rows=1, keep=keep, seed=seed)
+        found = solver.solve(given)
+        gone = {q for q, _ in greedy(given, 0)[: 8 - keep]}
+        assert set((~found.mask[0, 0]).nonzero().flatten().tolist()) == gone
+        wanted = best_on(given, 0, sorted(set(range(8)) - gone))[1]
+        torch.testing.assert_close(found.weight[0, 0], wanted, **NEAR)
+
+
+@pytest.mark.parametrize("solver", [OBS(), OBC()])
+def test_rows_are_merged_by_what_the_next_removal_costs(solver: Any) -> None:
+    for seed in range(3):
+        given = problem(rows=5, inputs=7, keep=14, seed=seed)
+        traces = [greedy(given, row) for row in range(5)]
+        heap = [(trace[0][1], row, 0) for row, trace in enumerate(traces)]
+        heapq.heapify(heap)
+        mask = torch.ones(5, 7, dtype=torch.bool)
+        for _ in range(35 - 14):
+            _, row, place = heapq.heappop(heap)
+            mask[row, traces[row][place][0]] = False
+            if place + 1 < 7:
+                heapq.heappush(heap, (traces[row][place + 1][1], row, place + 1))
+        found = solver.solve(given)
+        assert torch.equal(found.mask[0], mask)
+
+
+def test_merge_is_a_heap() -> None:
+    for seed in range(20):
+        costs = torch.rand(4, 6, generator=torch.Generator().manual_seed(seed))
+        heap = [(float(costs[row, 0]), row, 0) for row in range(4)]
+        heapq.heapify(heap)
+        counts = [0] * 4
+        for total in range(25):
+            assert merge(costs, total).tolist() == counts
+            if total < 24:
+                _, row, place = heapq.heappop(heap)
+                counts[row] += 1
+                if place < 5:
+                    heapq.heappush(heap, (float(costs[row, place + 1]), row, place + 1))
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "3:8", "fan_in", "unstructured"])
+def test_obc_finds_what_obs_finds(pattern: str) -> None:
+    """The same removals, one with factors and row by row, the other with whole inverses."""
+    given = problem(rows=6, inputs=16, pattern=pattern)
+    first, second = OBS().solve(given), OBC().solve(given)
+    check(given, first)
+    assert torch.equal(first.mask, second.mask)
+    torch.testing.assert_close(first.weight, second.weight, **NEAR)
+
+
+def test_rows_of_very_different_worth_are_traced_on() -> None:
+    """One row holds nearly all that can go: its even share of the removals is far too little."""
+    given = problem(rows=8, inputs=16, keep=108)
+    given.weight[0, 3] *= 1e-3
+    first, second = OBS().solve(given), OBC().solve(given)
+    assert int((~first.mask[0, 3]).sum()) > 10
+    assert torch.equal(first.mask, second.mask)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 2), (2, 1), (2, 4), (4, 8)])
+def test_blocks_go_as_one(rows: int, columns: int) -> None:
+    """The first block is the one of least error over all its rows, and so is each one after."""
+    given = problem(rows=4, inputs=8, pattern=f"block:{rows}x{columns}")
+    found = OBC().solve(given)
+    check(given, found)
+    _, units = table_size(given.pattern, given.shape)
+    kept = torch.ones(1, units, dtype=torch.bool)
+
+    def error(table: Tensor) -> float:
+        mask = given.pattern.unfold(table, given.shape)
+        return sum(best_on(given, r, mask[r].nonzero().flatten().tolist())[0] for r in range(4))
+
+    for _ in range(units - given.keep):
+        tried = {}
+        for unit in kept[0].nonzero().flatten().tolist():
+            table = kept.clone()
+            table[0, unit] = False
+            tried[unit] = error(table)
+        kept[0, min(tried, key=lambda one: tried[one])] = False
+    assert torch.equal(found.mask[0], given.pattern.unfold(kept, given.shape))
+    assert given.error(found.weight) == pytest.approx(error(kept))
+
+
+def test_whole_rows_that_matter_least_go() -> None:
+    given = problem(rows=6, pattern="channel", keep=4)
+    found = OBC().solve(given)
+    energy = torch.einsum("ri,ij,rj->r", given.weight[0], given.second[0], given.weight[0])
+    assert found.mask[0].all(dim=1).tolist() == sw.keep_best(energy[None], 4)[0].tolist()
+    assert torch.equal(found.weight[found.mask], given.weight[found.mask])
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4", "3:32", "fan_in"])
+def test_sparsegpt_on_apart_inputs_is_magnitude_block_by_block(pattern: str) -> None:
+    """With H proportional to I nothing can be made up for: no other weight changes."""
+    inputs = 320
+    given = problem(5, inputs, pattern=pattern, second=3.0 * torch.eye(inputs).double())
+    found = SparseGPT().solve(given)
+    check(given, found)
+    assert torch.equal(found.weight[found.mask], given.weight[found.mask])
+    if given.pattern.sparsity is not None:
+        assert torch.equal(found.mask, magnitude(given))
+        return
+    groups, units = table_size(given.pattern, given.shape)
+    zeros = units - given.keep
+    for begin in range(0, inputs, 128):
+        end = min(begin + 128, inputs)
+        share = zeros * end // inputs - zeros * begin // inputs
+        part = given.weight[0, :, begin:end].abs().reshape(groups, -1)
+        wanted = sw.keep_best(part, part.shape[1] - share)
+        assert torch.equal(found.mask[0, :, begin:end].reshape(groups, -1), wanted)
+
+
+def test_sparsegpt_by_hand() -> None:
+    """Two columns: the first goes, and the second takes over what it said of the output."""
+    second = torch.tensor([[4.0, 2.0], [2.0, 4.0]], dtype=torch.float64)
+    given = problem(1, 2, keep=1, second=second, columns=1)
+    given.weight[0, 0] = torch.tensor([0.5, 3.0])
+    found = SparseGPT(damp=0.0).solve(given)
+    assert found.mask.tolist() == [[[False, True]]]
+    torch.testing.assert_close(found.weight, torch.tensor([[[0.0, 3.25]]]).double(), **NEAR)
+
+
+def sweep(given: Problem, mask: Tensor, damp: float) -> Tensor:
+    """SparseGPT's weights for a mask, with the inverse of what is left solved anew per column."""
+    h = given.second[0] / given.count
+    h = h + damp * h.diagonal().mean() * torch.eye(len(h), dtype=h.dtype)
+    out = given.weight[0].clone()
+    for j in range(len(h)):
+        left = torch.linalg.inv(h[j:, j:])
+        error = (out[:, j] - out[:, j] * mask[:, j]) / left[0, 0]
+        out[:, j:] -= error[:, None] * left[0]
+        out[:, j] *= mask[:, j]
+    return out
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "fan_in", "2:4", "3:5"])
+@pytest.mark.parametrize("block", [4, 7, 128])
+def test_sparsegpt_sweeps_as_with_an_inverse_for_each_column(pattern: str, block: int) -> None:
+    given = problem(6, 20, pattern=pattern)
+    found = SparseGPT(damp=0.05, block=block).solve(given)
+    check(given, found)
+    torch.testing.assert_close(found.weight[0], sweep(given, found.mask[0], 0.05), **NEAR)
+
+
+def test_n_of_m_is_chosen_by_weights_as_they_are_by_then() -> None:
+    """The second group's choice differs from that by first weights, and is that by swept ones."""
+    given = problem(32, 8, pattern="2:4")
+    found = SparseGPT(damp=0.0).solve(given)
+    first = found.mask[0].clone()
+    first[:, 4:] = True
+    swept = sweep(given, first, 0.0)[:, 4:]
+    upper = torch.linalg.cholesky(torch.linalg.inv(given.second[0] / 64), upper=True)
+    scale = upper.diagonal()[4:]
+    assert torch.equal(found.mask[0, :, 4:], sw.keep_best((swept / scale).square(), 2))
+    plain = sw.keep_best((given.weight[0, :, 4:] / scale).square(), 2)
+    assert not torch.equal(found.mask[0, :, 4:], plain)
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4", "fan_in"])
+def test_errors_fall_from_magnitude_to_exact(pattern: str) -> None:
+    """Each solver's error on correlated inputs is at most that of the simpler one."""
+    for seed in range(4):
+        x = activations(64, 512, seed)
+        given = problem(32, 64, pattern=pattern, seed=seed, second=x @ x.T, columns=512)
+        plain = given.error(given.weight * magnitude(given))
+        wanda = given.error(WandaInOrder().solve(given).weight)
+        swept = given.error(SparseGPT().solve(given).weight)
+        exact = given.error(OBC().solve(given).weight)
+        assert exact < swept < wanda < plain
+
+
+@pytest.mark.parametrize("name", SOLVERS.names())
+@pytest.mark.parametrize("keep", [1, 101, 102, 2559])
+def test_budgets_are_met_to_the_weight(name: str, keep: int) -> None:
+    given = problem(8, 320, keep=keep) if name != "obs" else problem(8, 32, keep=min(keep, 255))
+    damped = as_solver(name) if name == "wanda" else SOLVERS[name](damp=0.01)  # type: ignore[call-arg]
+    check(given, damped.solve(given))
+
+
+@pytest.mark.parametrize("name", ["obc", "obs", "sparsegpt"])
+def test_dead_inputs_lose_their_weights_first(name: str) -> None:
+    given = problem(4, 8, keep=16)
+    given.second[0, [1, 5]] = 0
+    given.second[0, :, [1, 5]] = 0
+    found = as_solver(name).solve(given)
+    assert not found.mask[0, :, [1, 5]].any()
+    alone = [0, 2, 3, 4, 6, 7]
+    rest = Problem(
+        "fc",
+        given.weight[..., alone],
+        given.second[:, alone][:, :, alone],
+        given.count,
+        given.pattern,
+        (4, 6),
+        16,
+    )
+    torch.testing.assert_close(found.weight[..., alone], as_solver(name).solve(rest).weight, **NEAR)
+    silent = problem(4, 8, keep=16, second=torch.zeros(8, 8).double())
+    assert not as_solver(name).solve(silent).weight.any()
+
+
+@pytest.mark.parametrize("name", ["obc", "obs", "sparsegpt"])
+def test_too_little_data_says_so(name: str) -> None:
+    given = problem(2, 8, columns=3)
+    with pytest.raises(StateError, match=r"layer 'fc': X X\^T of 3 columns .* no inverse for 8"):
+        SOLVERS[name](damp=0.0).solve(given)  # type: ignore[call-arg]
+    check(given, SOLVERS[name](damp=0.01).solve(given))  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("name", ["obc", "obs", "sparsegpt"])
+@pytest.mark.parametrize("damp", [-0.1, math.inf, math.nan])
+def test_options_are_checked(name: str, damp: float) -> None:
+    with pytest.raises(ConfigError, match="damp must be a finite number of 0 or more"):
+        SOLVERS[name](damp=damp)  # type: ignore[call-arg]
+    with pytest.raises(ConfigError, match="block must be 1 or more; got 0"):
+        SparseGPT(block=0)
+    with pytest.raises(ConfigError, match="per must be one of row, layer; got 'all'"):
+        WandaInOrder(per="all")
+
+
+def test_every_pattern_is_served_or_refused_by_name() -> None:
+    for example in [e for _, kind in PATTERNS.items() for e in kind.examples]:
+        pattern, shape = as_pattern(example), (32, 32)
+        for name in SOLVERS.names():
+            reason = as_solver(name).refuses(pattern, shape, 1)
+            assert reason is None or (name in reason and str(pattern) in reason)
+            if reason is None:
+                given = problem(*shape, pattern=example)
+                check(given, as_solver(name).solve(given))
+    for name in ("obs", "sparsegpt"):
+        for example in ("block:4x4", "channel"):
+            assert as_solver(name).refuses(as_pattern(example), (8, 8), 1) is not None
+    assert OBC().refuses(as_pattern("block:4x1"), (8, 2), 4) is not None  # two rows to a group
+    assert OBS().refuses(as_pattern("unstructured"), (1024, 1024), 1) is not None
+
+
+def test_grids() -> None:
+    found = grid_of(as_pattern("block:2x4"), (4, 8, 1, 3))
+    assert isinstance(found, Grid)
+    assert (found.rows, found.columns, found.run, found.shared) == (2, 4, 6, True)
+    assert found.order[:8].tolist() == [0, 3, 6, 9, 12, 15, 18, 21]
+    for example in ("unstructured", "fan_in"):
+        found = grid_of(as_pattern(example), (4, 6))
+        assert isinstance(found, Grid)
+        assert (found.single, found.is_whole) == (True, True)
+        assert found.shared == (example == "unstructured")
+
+
+CONVS = [
+    nn.Conv2d(8, 6, 3, stride=2, padding=1, dilation=1),
+    nn.Conv2d(8, 8, (1, 3), padding=(0, 2), groups=2, dilation=2),
+    nn.Conv1d(8, 8, 5, padding=2, groups=8),
+]
+
+
+@pytest.mark.parametrize("name", SOLVERS.names())
+@pytest.mark.parametrize("conv", CONVS, ids=["plain", "groups", "depthwise"])
+def test_a_convolution_is_a_linear_on_its_patches(name: str, conv: Any) -> None:
+    """Each group by itself, with the budget of the whole where there is one group."""
+    model = nn.Sequential(nn.Identity(), _copied(conv))
+    x = torch.randn(8, 8, 9, 9) if isinstance(conv, nn.Conv2d) else torch.randn(24, 8, 12)
+    pattern = "fan_in"
+    solve(model, 0.5, pattern, name, data=[x], allocate="uniform_all")
+    sparse, dense = model[1].weight.detach(), conv.weight.detach()
+    each, inputs = dense.shape[0] // conv.groups, dense[0].numel()
+    for g, part in enumerate(x.chunk(conv.groups, dim=1)):
+        rows = _unfolded(conv, part)
+        linear = nn.Linear(inputs, each, bias=False)
+        linear.weight.data.copy_(dense[g * each : (g + 1) * each].flatten(1))
+        keep = round(int((sparse != 0).sum()) / conv.out_channels) / inputs
+        solve(linear, 1 - keep, pattern, name, data=[rows], allocate="uniform_all")
+        torch.testing.assert_close(
+            sparse[g * each : (g + 1) * each].flatten(1),
+            linear.weight.detach(),
+            rtol=1e-4,
+            atol=1e-5,
+        )
+
+
+def _copied(conv: Any) -> Any:
+    other = type(conv)(
+        conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding,
+        conv.dilation, conv.groups,
+    )  # fmt: skip
+    other.load_state_dict(conv.state_dict())
+    return other
+
+
+def _unfolded(conv: Any, x: Tensor) -> Tensor:
+    """torch's own unfold; a row of a 1d convolution is an image of one line."""
+    if x.dim() == 3:
+        sizes = [(1, *conv.kernel_size), (1, *conv.dilation), (0, *conv.padding), (1, *conv.stride)]
+        return F.unfold(x[:, :, None], *sizes).transpose(1, 2).reshape(-1, conv.weight[0].numel())
+    found = F.unfold(x, conv.kernel_size, conv.dilation, conv.padding, conv.stride)
+    return found.transpose(1, 2).reshape(-1, conv.weight[0].numel())
+
+
+@pytest.mark.parametrize("name", SOLVERS.names())
+@pytest.mark.parametrize("pattern", ["2:4", "3:8", "unstructured"])
+def test_convolutions_hold_the_pattern(name: str, pattern: str) -> None:
+    model = nn.Sequential(nn.Conv2d(16, 8, 3, groups=2), nn.ReLU(), nn.Conv2d(8, 8, 2))
+    found = solve(
+        model, 0.5 if pattern != "3:8" else None, pattern, name, data=[torch.randn(8, 16, 8, 8)],
+        allocate="uniform_all",
+    )  # fmt: skip
+    assert (
+        int(sum((m.weight != 0).sum() for m in model if isinstance(m, nn.Conv2d))) == found.present
+    )
+    kind = as_pattern(pattern)
+    for weight in (model[0].weight, model[2].weight):
+        if kind.sparsity is not None:
+            assert (kind.fold((weight != 0).long()).sum(dim=1) == int(pattern[0])).all()
+
+
+def mlp(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 8)
+    )
+
+
+def correlated(count: int = 4) -> list[tuple[Tensor, Tensor]]:
+    x = activations(16, 64 * count).float().T
+    return [(part, torch.zeros(64)) for part in x.chunk(count)]
+
+
+def test_outputs_of_a_model_change_less_than_by_magnitude() -> None:
+    data = correlated(16)
+    x, dense = torch.cat([inputs for inputs, _ in data]), mlp()
+    errors = {}
+    for name in ("magnitude", "wanda", "sparsegpt", "obc"):
+        model = mlp()
+        if name == "magnitude":
+            found: Summary = sw.prune(model, 0.6)
+        else:
+            found = solve(model, 0.6, solver=name, data=data)
+        assert found.sparsity == pytest.approx(0.6, abs=1e-3)
+        assert sum(int((m.weight != 0).sum()) for m in (model[2], model[4])) == found.present
+        errors[name] = float((model(x) - dense(x)).detach().square().mean())
+    assert errors["obc"] < errors["sparsegpt"] < errors["wanda"] < errors["magnitude"]
+
+
+def test_later_layers_are_solved_on_inputs_of_the_pruned_model() -> None:
+    data, model = correlated(), mlp()
+    solve(model, 0.6, data=data, allocate="uniform_all")
+    pruned = mlp()
+    solve(pruned, 0.6, data=data, allocate="uniform_all")
+    pruned[4] = mlp()[4]  # its last layer anew, alone
+    last = [w for w in find_weights(pruned) if w.name == "4"]
+    (group,) = walk(pruned, last, data)
+    layers, _ = select_layers(
+        pruned, sparsity=0.6, pattern="unstructured", allocate="uniform_all",
+        score=as_score("magnitude"),
+        generator=torch.Generator(), skip=["0", "2"],
+    )  # fmt: skip
+    second = group["4"].second
+    assert second is not None
+    given = Problem(
+        "4", pruned[4].weight.detach().double()[None], second, group["4"].count,
+        layers[0].pattern, layers[0].shape, int((model[4].weight != 0).sum()),
+    )  # fmt: skip
+    wanted = SparseGPT().solve(given).weight[0].float()
+    torch.testing.assert_close(model[4].weight.detach(), wanted)
+
+
+class Breaks(SparseGPT):
+    """Fails, or breaks the budget, at the second layer."""
+
+    def solve(self, given: Problem) -> Solution:
+        found = super().solve(given)
+        if given.shape == (32, 32):
+            if self.block == 1:
+                raise RuntimeError("midway")
+            scale = torch.nan if self.block == 3 else 1.0
+            mask = torch.ones_like(found.mask) if self.block == 2 else found.mask
+            return Solution(found.weight * scale, mask)
+        return found
+
+
+@pytest.mark.parametrize(
+    ("solver", "error", "message"),
+    [
+        (Breaks(block=1), RuntimeError, "midway"),
+        (Breaks(block=2), StateError, r"layer '2': Breaks must keep 512 whole units"),
+        (Breaks(block=3), StateError, "layer '2': Breaks found weights that are not finite"),
+    ],
+)
+def test_what_fails_midway_leaves_the_model_as_it_was(
+    solver: Any, error: Any, message: str
+) -> None:
+    model = mlp()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    with pytest.raises(error, match=message):
+        solve(model, 0.5, solver=solver, data=correlated(), allocate="uniform_all")
+    assert all(map(torch.equal, model.parameters(), before))
+    assert model.training
+    assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+def test_errors_come_before_any_data_is_run() -> None:
+    def data() -> Any:
+        raise AssertionError("no batch is to be asked for")
+        yield
+
+    for solver, pattern, message in [
+        ("sparsegpt", "block:4x4", "layer '2': sparsegpt removes single weights"),
+        ("obs", "channel", "layer '2': obs removes single weights"),
+    ]:
+        with pytest.raises(MisfitError, match=message):
+            solve(mlp(), 0.5, pattern, solver, data=data())
+    with pytest.raises(sw.UnknownNameError, match="no solver is called 'sparsegtp'; did you mean"):
+        solve(mlp(), 0.5, solver="sparsegtp", data=data())
+    with pytest.raises(ConfigError, match="SparseGPT measures activations: give data"):
+        solve(mlp(), 0.5, data=None)  # type: ignore[arg-type]
+    model = mlp()
+    model[2].weight.data[0, 0] = torch.nan
+    with pytest.raises(StateError, match="layer '2': a weight is not finite"):
+        solve(model, 0.5, data=correlated(), allocate="uniform_all")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32, torch.float64])
+def test_types_of_weights_and_of_sums(dtype: torch.dtype, kind: torch.dtype) -> None:
+    model = mlp().to(kind)
+    found = solve(model, 0.5, data=[x.to(kind) for x, _ in correlated()], dtype=dtype)
+    assert model[2].weight.dtype == kind
+    assert found.sparsity == 0.5
+
+
+def test_a_layer_that_keeps_all_is_not_touched() -> None:
+    model = mlp()
+    before = model[2].weight.detach().clone()
+    found = solve(
+        model, 0.5, data=correlated(), allocate="uniform_all", overrides={"2": {"sparsity": 0.0}}
+    )
+    assert torch.equal(model[2].weight, before)
+    assert [row.sparsity for row in found.rows] == [0.5, 0.0, 0.5]
+    assert solve_layers(model, [], SparseGPT(), correlated()) is None
+
+
+def view(weight: Tensor, name: str = "fc") -> View:
+    return View(name, weight, torch.ones_like(weight, dtype=torch.bool), torch.Generator())
+
+
+class Named(nn.Module):
+    def __init__(self, weight: Tensor):
+        super().__init__()
+        self.fc = nn.Linear(weight.shape[1], weight.shape[0])
+        self.fc.weight.data.copy_(weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x)
+
+
+def wanda(model: nn.Module, data: Any, **options: Any) -> Any:
+    layers, _ = select_layers(
+        model, sparsity=0.5, pattern="unstructured", allocate="uniform_all",
+        score=as_score("magnitude"), generator=torch.Generator(),
+    )  # fmt: skip
+    return Wanda(**options).measured(Calibration(model, layers, data))
+
+
+def test_wanda_by_hand() -> None:
+    """Columns of norm 5, 1, 2: over two batches, of which targets are not looked at."""
+    weight = torch.tensor([[1.0, -4.0, 2.0], [-1.0, 6.0, 0.5]])
+    data = [(torch.tensor([[3.0, 1.0, 0.0]]), 0), (torch.tensor([[-4.0, 0.0, 2.0]]), 0)]
+    model = Named(weight)
+    plain = wanda(model, data, per="layer")(view(weight))
+    torch.testing.assert_close(plain, torch.tensor([[5.0, 4.0, 4.0], [5.0, 6.0, 1.0]]))
+    rows = wanda(model, data)(view(weight))
+    torch.testing.assert_close(rows, torch.tensor([[3.0, 2.0, 1.0], [2.0, 3.0, 1.0]]) / 3)
+    assert not model.fc._forward_pre_hooks
+
+
+def test_wanda_with_equal_norms_is_magnitude_row_by_row() -> None:
+    weight = torch.randn(6, 8)
+    model = Named(weight)
+    scores = wanda(model, [torch.eye(8) * 3])(view(weight))
+    assert torch.equal(in_row(weight.abs()), scores)
+    assert torch.equal(sw.keep_best(scores, 3), sw.keep_best(weight.abs(), 3))
+    kept = sw.keep_best(scores.view(1, -1), 20).view(6, 8)  # three a row, and two to share out
+    assert kept.sum(dim=1).tolist() == [4, 4, 3, 3, 3, 3]
+
+
+def test_wanda_solves_as_it_scores() -> None:
+    model, data = Named(torch.randn(6, 8)), [torch.randn(16, 8)]
+    scores = wanda(model, data)(view(model.fc.weight.detach()))
+    before = model.fc.weight.detach().clone()
+    solve(model, 0.5, solver="wanda", data=data, allocate="uniform_all")
+    kept = sw.keep_best(scores.view(1, -1), 24).view(6, 8)
+    assert torch.equal(model.fc.weight, before * kept)
+
+
+def test_wanda_needs_data() -> None:
+    for asked in (lambda: Wanda()(view(torch.ones(2, 2))), lambda: wanda(mlp(), None)):
+        with pytest.raises(ConfigError, match="score 'wanda' measures activations: give data"):
+            asked()
+    with pytest.raises(StateError, match="layer 'other': its inputs were not measured"):
+        wanda(Named(torch.ones(2, 2)), [torch.ones(1, 2)])(view(torch.ones(2, 2), "other"))
