@@ -18,6 +18,7 @@ QUICK = {
     "rigl": {"every": 2, "end": 8, "fraction": 0.5},
     "set": {"every": 2, "end": 8, "fraction": 0.5},
     "gse": {"every": 2, "end": 8, "fraction": 0.5},
+    "deep_r": {"l1": 5.0},
 }
 
 
