@@ -279,6 +279,13 @@ def test_slimming_cuts_by_one_threshold_on_the_scales():
     assert kept == [[True, True, True, False], [False, True, False, False]]
 
 
+def test_every_layer_keeps_its_part_of_channels_whatever_the_threshold():
+    # Half of four: .5 and .3 of the second layer stay; then .9 and .8 of the first.
+    _, sparse = slimmed(Slimming(least=0.5))
+    kept = [layer.table[0].tolist() for layer in sparse.layers]
+    assert kept == [[True, True, False, False], [False, True, False, True]]
+
+
 def test_slimming_pulls_the_scales_by_their_signs():
     model, sparse = slimmed(Slimming(0.125), run=0)
     optimizer = sparse._optimizers[0]
@@ -532,6 +539,7 @@ def test_gradual_by_a_score_that_needs_gradients():
         (lambda: SoftL1(-1.0), r"method SoftL1: strength must be 0 or more, and finite; got -1.0"),
         (lambda: L1(float("nan")), r"method L1: strength must be 0 or more, and finite; got nan"),
         (lambda: ADMM(rho=-1.0), r"method ADMM: rho must be 0 or more"),
+        (lambda: Slimming(least=2.0), r"method Slimming: least must be in \[0, 1\]; got 2.0"),
         (lambda: ADMM(every=0), r"method ADMM: every .* must be 1 or more; got 0"),
         (lambda: L1().bind(None), r"method L1 must know when to stop: give attach\(steps="),
         (lambda: L1(end=40).bind(40), r"cut must fall within the run, before step 40; got end=40"),

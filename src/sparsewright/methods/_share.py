@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -15,11 +16,14 @@ Scope = Literal["layer", "global"]
 SCOPES: tuple[str, ...] = get_args(Scope)
 
 
-def share_by_rank(layers: Sequence[Layer], score: str | Score, *, per_weight: bool = True) -> None:
+def share_by_rank(
+    layers: Sequence[Layer], score: str | Score, *, per_weight: bool = True, least: float = 0.0
+) -> None:
     """Set `layer.keep` to what one ranking of all present units would keep, the total as it was.
 
-    per_weight: units are compared by their mean score per weight, not by their sum. Layers whose
-    pattern fixes its count keep it, and every group keeps a unit at least.
+    per_weight: units are compared by their mean score per weight, not by their sum. least: part
+    of each layer's units, its best, that stay whatever the others are. Layers whose pattern fixes
+    its count keep it, and every group keeps a unit at least.
     """
     free = [y for y in layers if y.numel and len(y.pattern.allowed(y.units)) > 1]
     if not free:
@@ -27,7 +31,10 @@ def share_by_rank(layers: Sequence[Layer], score: str | Score, *, per_weight: bo
     scores, sizes, which = [], [], []
     for index, layer in enumerate(free):
         found = present_scores(layer, score).double().cpu()
-        scores.append(found / layer.unit_size if per_weight else found)
+        found = found / layer.unit_size if per_weight else found
+        if (safe := math.ceil(least * len(found) - 1e-9)) > 0:
+            found[found.argsort(descending=True, stable=True)[:safe]] = torch.inf
+        scores.append(found)
         sizes.append(torch.full((len(found),), layer.unit_size))
         which.append(torch.full((len(found),), index))
     order = torch.cat(scores).argsort(descending=True, stable=True)

@@ -55,8 +55,9 @@ class Slimming(DenseFirst):
     where the next module with parameters is not a layer's norm. without: a layer that no norm
     follows is judged, and pulled, by the "length" of its rows, as if it had weight normalization,
     and keeps the budget that `allocate` gave it; or it is an "error". scope: "global" puts one
-    threshold over all layers with a norm, "layer" one in each. end: as for SoftL1. The optimizer
-    that steps a layer must step its norm, or come before the one that does. scales: found by
+    threshold over all layers with a norm, "layer" one in each. least: part of its channels that a
+    layer keeps whatever the threshold; the paper's is 0, which can close a layer down to one
+    channel. end: as for SoftL1. The optimizer that steps a layer must step its norm, or come before the one that does. scales: found by
     `attach`.
 
     Of a cut channel the norm's shift stays: it gives a constant, which training goes on to use.
@@ -72,14 +73,15 @@ class Slimming(DenseFirst):
         ),
         when=(
             "For channels of convolutional networks with BatchNorm: it also finds how wide each "
-            "layer should be. Where there are no norms take group_lasso."
+            "layer should be. It takes many steps until the scales tell: in a short run the global "
+            "threshold closes layers. Where there are no norms take group_lasso."
         ),
         memory="Dense until the cut; nothing beside it.",
         flops="3 f_D a step before the cut, 3 f_S after it; inference f_S.",
         published="none verified",
         departs=(
             "The threshold counts weights, not channels, so that the sparsity asked for is met; "
-            "every layer keeps a channel at least; layers without a norm are judged too, unless "
+            "every layer keeps a tenth of its channels at least (least); layers without a norm are judged too, unless "
             "without='error'. The public code takes a strength of 1e-4 for VGG-19 and 1e-5 for "
             "ResNet-164. The scale and shift of a cut channel stay, where that code puts them to 0."
         ),
@@ -87,6 +89,7 @@ class Slimming(DenseFirst):
     strength: float = 1e-4
     norms: Mapping[str, str] = field(default_factory=dict)
     without: Without = "length"
+    least: float = 0.1
     scope: Scope = field(default="global", kw_only=True)
     scales: Mapping[str, nn.Parameter] | None = field(
         default=None, kw_only=True, repr=False, compare=False
@@ -95,6 +98,8 @@ class Slimming(DenseFirst):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_strength("Slimming", "strength", self.strength)
+        if not 0.0 <= self.least <= 1.0:
+            raise ConfigError(f"method Slimming: least must be in [0, 1]; got {self.least}")
         check_option("Slimming", "without", self.without, WITHOUT)
 
     def meet(self, model: nn.Module, layers: Sequence[Layer]) -> Slimming:
@@ -118,7 +123,7 @@ class Slimming(DenseFirst):
         assert self.scales is not None, "meet() comes first"
         if step == self.end and self.scope == "global":
             normed = [layer for layer in layers if layer.name in self.scales]
-            share_by_rank(normed, self.importance, per_weight=False)
+            share_by_rank(normed, self.importance, per_weight=False, least=self.least)
 
     def before_step(self, layer: Layer, step: int) -> None:
         assert self.scales is not None, "meet() comes first"
