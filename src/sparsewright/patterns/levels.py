@@ -38,7 +38,7 @@ class Levels:
 
     outer: tuple[tuple[Pattern, float], ...]
     inner: Pattern
-    examples: ClassVar[tuple[str, ...]] = ("channel:0.5+2:4", "block:4x4:0.5+unstructured")
+    examples: ClassVar[tuple[str, ...]] = ("channel:0.25+2:4", "block:4x4:0.25+unstructured")
 
     def __post_init__(self) -> None:
         for pattern, sparsity in self.outer:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..core import Score, View
 from ..errors import ConfigError
+from ..facts import Facts
 from . import as_score
 from ._network import best_of_rows, evenly, gumbel, in_unit, links_of, scored, size_of
 
@@ -35,6 +36,18 @@ class PCAStart:
     explained: float = 0.9
     others: str | Score = "random"
     needs_gradient: ClassVar[bool] = False
+    facts: ClassVar[Facts] = Facts(
+        source="a construction of this project, on Pearson 1901 and Hotelling 1933",
+        when=(
+            "Where some inputs carry much more of the data than others (pixels at an image's "
+            "edge). Not for inputs that were scaled to the same variance and hardly depend on "
+            "each other."
+        ),
+        memory="dense tables of the layer's weights while the mask is made, nothing after",
+        flops="none in training",
+        published="none verified",
+        departs=("It follows no paper's method."),
+    )
 
     def __post_init__(self) -> None:
         if not 0.0 < self.explained <= 1.0:

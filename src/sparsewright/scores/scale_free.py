@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core import View
+from ..facts import Facts
 from . import SCORES
 from ._network import evenly, gumbel, in_unit, links_of, scored, size_of
 
@@ -25,6 +26,23 @@ class ScaleFree:
     """
 
     needs_gradient: ClassVar[bool] = False
+    facts: ClassVar[Facts] = Facts(
+        source=(
+            "Barabasi, Albert, *Emergence of scaling in random networks*, Science 286, 1999; "
+            "between two layers as a start of sparse training: Zhang et al., NeurIPS 2025"
+        ),
+        when=(
+            "A start with hubs on both sides. Small world or random where every neuron is to have "
+            "its share: some neurons have few links here, or none."
+        ),
+        memory="dense tables of the layer's weights while the mask is made, nothing after",
+        flops="none in training",
+        published="none verified",
+        departs=(
+            "Two sides grow together, and attraction is links plus one; how the paper makes it "
+            "bipartite is not certain here."
+        ),
+    )
 
     def __call__(self, layer: View) -> Tensor:
         """In the weight's shape; ConfigError if it is not settled how many weights are kept."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..core import View
 from ..errors import ConfigError
+from ..facts import Facts
 from . import SCORES
 from ._network import best_of_rows, evenly, links_of, scored, size_of, uniform
 
@@ -27,6 +28,23 @@ class SmallWorld:
 
     rewired: float = 0.1
     needs_gradient: ClassVar[bool] = False
+    facts: ClassVar[Facts] = Facts(
+        source=(
+            "Watts, Strogatz, *Collective dynamics of small-world networks*, Nature 393, 1998; "
+            "between two layers as a start of sparse training: Zhang et al., NeurIPS 2025"
+        ),
+        when=(
+            "A start with short paths and local rows, where inputs have an order (images row by "
+            "row, time, hidden layers that begin so). Random where they have none."
+        ),
+        memory="dense tables of the layer's weights while the mask is made, nothing after",
+        flops="none in training",
+        published="none verified",
+        departs=(
+            "A link that moves may come back to a place that was left; every output has as many "
+            "links, to one, so that counts are exact."
+        ),
+    )
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.rewired <= 1.0:
