@@ -177,7 +177,11 @@ def _tile_scores(layer: Layer, score: str | Score, whole: bool = False) -> Itera
     chosen = as_score(score)
     _check_gradient(layer, chosen)
     single = getattr(chosen, "sees", "all") == "single"
-    rows = tile_rows(layer.pattern, layer.shape) if single and not whole else layer.shape[0]
+    rows = (
+        tile_rows(layer.pattern, layer.shape, layer.present)
+        if single and not whole
+        else layer.shape[0]
+    )
     for tile in layer.storage.tiles(max(1, rows), chosen.needs_gradient):
         yield layer.pattern.fold(chosen(_view(layer, *tile))).reshape(-1)
         del tile  # before there is another
