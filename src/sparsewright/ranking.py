@@ -224,7 +224,9 @@ def _tile_scores(layer: Layer, score: str | Score, whole: bool = False) -> Itera
     chosen = as_score(score)
     _check_gradient(layer, chosen)
     single = getattr(chosen, "sees", "all") == "single" and not isinstance(chosen, OfUnits)
-    rows = tile_rows(layer.pattern, layer.shape) if single and not whole else layer.shape[0]
+    rows = layer.shape[0]
+    if single and not whole:
+        rows = tile_rows(layer.pattern, layer.shape, layer.present)
     for tile in layer.storage.tiles(max(1, rows), chosen.needs_gradient):
         yield _of_units(chosen, _view(layer, *tile), layer).reshape(-1)
         del tile  # before there is another

@@ -29,8 +29,9 @@ from .replicas import Replicas
 from .sampling import is_in, positions
 from .weights import Weight
 
-TILE = 2**17
-"""Weights looked at together when the absent ones are scored."""
+TILE = 2**16, 2**18
+"""Fewest and most weights looked at together when the absent ones are scored: larger tiles are
+looked at faster, and are to be small beside what is present."""
 MANY = 2**16
 """Present weights from which on what was freed goes back to the system around a move."""
 
@@ -55,10 +56,12 @@ def misfit(weight: Weight, pattern: Pattern) -> str | None:
     return PackedStorage(weight.module, pattern).misfit()
 
 
-def tile_rows(pattern: Pattern, shape: Shape) -> int:
-    """Rows of a weight to look at together: about TILE weights, whole units of the pattern."""
-    step = row_step(pattern, shape)
-    return max(step, TILE // max(1, math.prod(shape[1:])) // step * step)
+def tile_rows(pattern: Pattern, shape: Shape, present: int) -> int:
+    """Rows of a weight to look at together: whole units of the pattern, about as many weights as
+    an eighth of those present, within TILE."""
+    step, (least, most) = row_step(pattern, shape), TILE
+    tile = min(max(least, present // 8), most)
+    return max(step, tile // max(1, math.prod(shape[1:])) // step * step)
 
 
 class MaskedStorage:
