@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import pytest
@@ -18,7 +18,6 @@ from sparsewright.measure.flops import (
     TrainingFlops,
     forward_flops,
     step_flops,
-    wants_dense,
 )
 
 
@@ -160,14 +159,31 @@ def test_pruning_costs_the_mean_of_its_densities() -> None:
     assert fraction(method, 0.1, 12) == pytest.approx(sum(kept) / 12)
 
 
-def test_a_method_may_read_gradients_more_seldom_than_it_is_due() -> None:
-    class Seldom(Reads):
-        def reads_gradient(self, step: int) -> bool:
-            return step == 3
+def test_a_method_may_read_fewer_gradients_than_it_could() -> None:
+    """A step in four reads 1000 of the 9000 absent weights: 3 * .1 and a quarter of .1 more."""
 
-    assert [wants_dense(Seldom(1), step) for step in (2, 3)] == [False, True]
-    assert [wants_dense(replace(Reads(1), every=2), step) for step in (0, 1)] == [False, True]
-    assert not wants_dense(sw.SET(every=1), 5)
+    class Some(Reads):
+        def reads_absent(self, layer: sw.core.Layer, step: int) -> int:
+            return 1000 if step % 4 == 3 else 0
+
+    assert fraction(Some(1), 0.1, 8) == pytest.approx(0.1 + 0.1 / 4 / 3)
+
+
+def test_methods_that_say_what_they_read() -> None:
+    """By their own definitions: GSE's sample, Top-KAST's B, nothing after a cut."""
+    assert fraction(sw.GSE(every=4, end=100), 0.1, 8) == pytest.approx(0.1 + 0.1 / 4 / 3)
+    assert fraction("top_kast", 0.1, 3) == pytest.approx((2 * 0.1 + 0.2) / 3)
+    assert fraction("iht", 0.1, 8) == pytest.approx(iht_by_hand(8))
+
+
+def iht_by_hand(steps: int) -> float:
+    """Dense at the first step, then masked; gradients are dense to the end of the run."""
+    return (3 + (steps - 1) * (2 * 0.1 + 1)) / steps / 3
+
+
+def test_learned_thresholds_are_dense_until_their_cut() -> None:
+    """The cut is before step 6 of 8, whose own forward is still dense."""
+    assert fraction("str", 0.1, 8) == pytest.approx((7 + 0.1) / 8)
 
 
 def test_dense_steps_and_what_else_was_executed() -> None:
@@ -186,5 +202,5 @@ def test_products_of_a_plain_forward() -> None:
     with Products() as products:
         torch.ones(2, 3) @ torch.ones(3, 4)
     assert products.total == 2 * 2 * 3 * 4
-    assert step_flops(1.0, 10.0, wants_dense=True) == 12.0
+    assert step_flops(1.0, 10.0) == 12.0
     assert Forward({}, {}, 3.0).sparse({}) == 3.0

@@ -19,7 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from ..core import Method
+from ..abilities import ReadsSome
+from ..core import Layer, Method
 from ..errors import StateError
 from ..sparsifier import Sparsifier
 from ..steering import keeps_absent
@@ -121,63 +122,57 @@ class Products(TorchDispatchMode):
         return self._weights.get(base.data_ptr())
 
 
-def step_flops(sparse: float, dense: float, wants_dense: bool) -> float:
-    """A training step of one example from its forward costs f_S and f_D.
+def step_flops(sparse: float, gradient: float) -> float:
+    """A training step of one example whose forward costs f_S.
 
-    Forward and the gradient of the inputs cost f_S each, the gradient of the weights f_D where that
-    of absent ones is wanted, else f_S.
+    Forward and the gradient of the inputs cost f_S each; gradient: that of the weights, f_S where
+    only present ones have one, f_D where all have, as at RigL's updates.
 
-    >>> step_flops(10.0, 100.0, wants_dense=False), step_flops(10.0, 100.0, wants_dense=True)
+    >>> step_flops(10.0, 10.0), step_flops(10.0, 100.0)
     (30.0, 120.0)
     """
-    return 2 * sparse + (dense if wants_dense else sparse)
+    return 2 * sparse + gradient
 
 
-def wants_dense(method: Method, step: int) -> bool:
-    """Whether a method takes gradients of absent weights at a step.
+def reads_absent(method: Method, layer: Layer, step: int) -> int:
+    """Absent weights of a layer whose gradients a method takes at a step.
 
-    It does where absent weights live on, and where it is due and needs gradients. One that is due
-    more often than it reads them says so by a function of its own, `reads_gradient(step) -> bool`.
+    All of them where absent weights live on, and where it is due and needs gradients; none else. A
+    method that takes fewer says so itself (abilities.ReadsSome).
     """
-    if keeps_absent(method):
-        return True
-    if not method.needs_gradient or not method.due(step):
-        return False
-    reads = getattr(method, "reads_gradient", None)
-    return True if reads is None else bool(reads(step))
+    if isinstance(method, ReadsSome):
+        return method.reads_absent(layer, step)
+    takes = keeps_absent(method) or (method.needs_gradient and method.due(step))
+    return layer.numel - layer.present if takes else 0
 
 
 class TrainingFlops:
     """Adds up the FLOPs of a run, from the masks as they are at every step.
 
-    forward: of the model. total: of all steps so far, and of whatever else was added.
+    forward: of the model. total: of all steps so far, and of whatever else was spent.
     """
 
     def __init__(self, forward: Forward):
         self.forward = forward
         self.total = 0.0
         self._seen: tuple[Sparsifier | None, int] = (None, -1)
+        self._present: dict[str, int] = {}
         self._sparse = forward.dense
 
     def step(self, examples: int, sparse: Sparsifier | None = None) -> None:
-        """Before the backward of a step on so many examples; sparse: what holds the masks, if any.
-
-        For a network whose masks stay, and that no Sparsifier holds, take `add`.
-        """
-        dense = self.forward.dense
+        """Before the backward of a step on so many examples; sparse: what holds the masks."""
         if sparse is None:
-            self.total += examples * step_flops(dense, dense, wants_dense=False)
+            self.total += examples * step_flops(self.forward.dense, self.forward.dense)
             return
         seen = sparse, len(sparse.changes)
         if seen != self._seen:  # counting present weights takes time; masks seldom move
-            present = {layer.name: layer.present for layer in sparse.layers}
-            self._sparse, self._seen = self.forward.sparse(present), seen
-        reads = wants_dense(sparse.method, sparse.step)
-        self.total += examples * step_flops(self._sparse, dense, reads)
-
-    def add(self, flops: float) -> None:
-        """What was spent besides steps, such as measuring scores."""
-        self.total += flops
+            self._present = {layer.name: layer.present for layer in sparse.layers}
+            self._sparse, self._seen = self.forward.sparse(self._present), seen
+        read = {y.name: reads_absent(sparse.method, y, sparse.step) for y in sparse.layers}
+        gradient = self._sparse
+        if any(read.values()):
+            gradient = self.forward.sparse({n: c + read[n] for n, c in self._present.items()})
+        self.total += examples * step_flops(self._sparse, gradient)
 
     @contextmanager
     def executed(self) -> Iterator[None]:
