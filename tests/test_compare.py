@@ -334,7 +334,7 @@ def test_chance_is_named() -> None:
     assert finding.by == pytest.approx(1.0)
     assert finding.is_near
     text = page.finding_text(outcome_of(lines, TINY), finding)
-    assert text.startswith("at 0.8: lottery is better than lottery-redrawn by 1.00 %")
+    assert text.startswith("at 0.8: lottery is better than lottery-redrawn by 1.00 points")
     assert text.endswith("chance may have decided")
 
 
@@ -351,7 +351,7 @@ def test_the_page_is_made_of_the_lines(tmp_path: Path) -> None:
         ["| dense", "| static", "| rigl"],
         key=lambda name: -{f"| {x['recipe']}": x["measure"] for x in results.lines()}[name],
     )
-    assert text.count("**not measured**") == len(claims.CLAIMS)
+    assert text.count("**was not measured**") == len(claims.CLAIMS)
     assert "- failed: set, sparsity 0.9, seed 0: it | broke" in text
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from . import __version__
 from .errors import ConfigError, SparsewrightError, SparsityWarning
 from .lab.bench_cli import add_bench
-from .lab.compare.words import add_compare
+from .lab.compare.words import add_compare, answer
 from .lab.config import (
     PruneConfig,
     Settings,
@@ -193,7 +193,7 @@ def _bench(commands: Any) -> None:
 
 
 def _compare(commands: Any) -> None:
-    add_compare(commands, _command)
+    add_compare(commands, _command, run_compare)
 
 
 def _report(commands: Any) -> None:
@@ -325,6 +325,12 @@ def run_deploy(args: argparse.Namespace) -> None:
     show(deployment_table(args.run, found))
     for batch, measured in found["batches"].items():
         print(kernels_line(batch, measured))
+
+
+def run_compare(args: argparse.Namespace) -> None:
+    from .report import write_comparison
+
+    answer(args, write_comparison)
 
 
 def run_report(args: argparse.Namespace) -> None:

@@ -70,6 +70,16 @@ class Verdict:
     def came_out(self) -> bool | None:
         return all(finding.holds for finding in self.findings) if self.findings else None
 
+    @property
+    def text(self) -> str:
+        """The verdict in words."""
+        if self.came_out is None:
+            return "was not measured"
+        found = "came out" if self.came_out else "did not come out"
+        count = len(self.findings) + len(self.missing)
+        part = f", of which {len(self.findings)} of {count} comparisons were made"
+        return found + (part if self.missing else "")
+
 
 CLAIMS: tuple[Claim, ...] = (
     Claim(

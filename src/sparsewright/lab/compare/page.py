@@ -14,15 +14,14 @@ from .table import LEFT, columns, failures, rows
 
 INTRODUCTION = """# Every method compared
 
-Written by `sparsewright compare page`: make other runs, do not change this page. [The
+Written by `sparsewright compare --page`: make other runs, do not change this page. [The
 lab](lab.md#compare) says how to make them.
 
 All recipes of a suite share its epochs, batches, learning rates, first values of variance 2 over
 present fan-in, and the final epoch's network is tested; no recipe was tuned for itself. What
-differs
-is said in each recipe's name: *trained* names are methods from the first step on; `start-` is
-pruned before training by that score, `tuned-` after half of the epochs; `lottery` trains all epochs
-in every round, and pays for it. Floors are the dense network, `small-dense` of no more parameters
+differs is said in each recipe's name: plain names are methods from the first step on; `start-` is
+pruned before training by that score, `tuned-` after half of the epochs, and `solved-` there by that
+solver; `lottery` trains all epochs in every round, and pays for it. Floors are the dense network, `small-dense` of no more parameters
 than the sparse one, and `static`, a random mask. FLOPs are parts of the dense network's, counted by
 the rules of Evci et al. 2020 from the masks as they were at every step. Masked training computes
 densely whatever the mask: seconds are those of this implementation, FLOPs those of the idea.
@@ -74,12 +73,8 @@ def about(outcome: Outcome) -> str:
 
 def claim_text(outcome: Outcome, verdict: Verdict) -> str:
     """A claim, whether it came out, and the differences that say so."""
-    words = {True: "**came out**", False: "**did not come out**", None: "**not measured**"}
-    parts = [f"- {verdict.claim.text} {words[verdict.came_out]}."]
+    parts = [f"- {verdict.claim.text} It **{verdict.text}**."]
     parts += [f"  - {finding_text(outcome, finding)}" for finding in verdict.findings]
-    if verdict.missing and verdict.findings:
-        names = (f"{p.better} and {p.worse} at {s:g}" for p, s in verdict.missing)
-        parts.append(f"  - not measured: {', '.join(names)}")
     return "\n".join(parts)
 
 
@@ -90,16 +85,17 @@ def finding_text(outcome: Outcome, finding: Finding) -> str:
     >>> from .suites import SUITES
     >>> outcome = Outcome("digits-mlp", SUITES["digits-mlp"], 1, (), ())
     >>> finding_text(outcome, Finding(Pair("rigl", "set"), 0.9, 0.5, 0.1, True))
-    'at 0.9: rigl is better than set by 0.50 % (standard error 0.10)'
+    'at 0.9: rigl is better than set by 0.50 points (standard error 0.10)'
     """
     pair, how = finding.pair, "better" if finding.by >= 0 else "worse"
     known = finding.error == finding.error
     error = f" (standard error {finding.error:.2f})" if known else " (one run each)"
     chance = "; chance may have decided" if known and finding.is_near else ""
     failed = "" if finding.holds else ": does not hold"
+    unit = "points" if outcome.suite.unit == "%" else outcome.suite.unit
     return (
         f"at {finding.sparsity:g}: {pair.better} is {how} than {pair.worse} by "
-        f"{abs(finding.by):.2f} {outcome.suite.unit}{error}{chance}{failed}"
+        f"{abs(finding.by):.2f} {unit}{error}{chance}{failed}"
     )
 
 
