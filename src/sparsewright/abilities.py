@@ -103,6 +103,15 @@ class Shapes(Protocol):
 
 
 @runtime_checkable
+class ReadsSome(Protocol):
+    """A method that reads the gradients of fewer absent weights than it could: for the account of
+    FLOPs alone, since gradients are kept as `needs_gradient`, `due` and `keeps_absent` say."""
+
+    def reads_absent(self, layer: Layer, step: int) -> int:
+        """Absent weights of a layer whose gradients of this step the method's definition takes."""
+
+
+@runtime_checkable
 class Gates(Protocol):
     """A method whose weights are random in training; what rests between steps is not."""
 

@@ -17,6 +17,7 @@ from typing import Any
 from . import __version__
 from .errors import ConfigError, SparsewrightError, SparsityWarning
 from .lab.bench_cli import add_bench
+from .lab.compare.words import add_compare, answer
 from .lab.config import (
     PruneConfig,
     Settings,
@@ -79,7 +80,8 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"sparsewright {__version__}")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_demo, _train, _prune, _deploy, _bench, _report, _data, _methods, _doctor):
+    experiments = (_demo, _train, _prune, _deploy, _bench, _compare, _report)
+    for add in (*experiments, _data, _methods, _doctor):
         add(commands)
     return top
 
@@ -188,6 +190,10 @@ def _deploy(commands: Any) -> None:
 
 def _bench(commands: Any) -> None:
     add_bench(commands, _command)
+
+
+def _compare(commands: Any) -> None:
+    add_compare(commands, _command, run_compare)
 
 
 def _report(commands: Any) -> None:
@@ -319,6 +325,12 @@ def run_deploy(args: argparse.Namespace) -> None:
     show(deployment_table(args.run, found))
     for batch, measured in found["batches"].items():
         print(kernels_line(batch, measured))
+
+
+def run_compare(args: argparse.Namespace) -> None:
+    from .report import write_comparison
+
+    answer(args, write_comparison)
 
 
 def run_report(args: argparse.Namespace) -> None:

@@ -122,6 +122,10 @@ class UntilCut:
         if not is_cut(layer):
             self.form(layer, step + 1)
 
+    def reads_absent(self, layer: Layer, step: int) -> int:
+        """All until the cut, none after it."""
+        return 0 if is_cut(layer) else layer.numel - layer.present
+
     def prepare(self, layer: Layer) -> None:
         """Put what is learned into the layer's memory."""
         raise NotImplementedError

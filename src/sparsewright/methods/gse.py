@@ -7,9 +7,11 @@ of an update, takes more time or memory than the present weights do.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ..core import Layer
 from ..errors import ConfigError
 from ..facts import Facts
 from . import METHODS
@@ -56,6 +58,11 @@ class GSE(RigL):
             raise ConfigError(
                 "method GSE: exclude_dropped must be False: the sample is of all that was not kept"
             )
+
+    def reads_absent(self, layer: Layer, step: int) -> int:
+        """The sample alone, at updates."""
+        sampled = min(math.ceil(self.sample * layer.keep), layer.units - layer.keep)
+        return sampled * layer.groups * layer.unit_size if self.due(step) else 0
 
     @property
     def sampled(self) -> float | None:

@@ -68,6 +68,10 @@ class IHT:
     def update(self, layer: Layer, step: int) -> None:
         """Masks move after steps, not before."""
 
+    def reads_absent(self, layer: Layer, step: int) -> int:
+        """All while units may return: what is absent when that is over stays so."""
+        return layer.numel - layer.present if self.due(step) else 0
+
     def before_step(self, layer: Layer, step: int) -> None:
         """Nothing: the gradient is as it should be."""
 

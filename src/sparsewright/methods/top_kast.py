@@ -96,6 +96,10 @@ class TopKAST:
         layer.memory[BEFORE] = layer.weight.detach().clone()
         return self._renew(layer) if (step + 1) % self.every == 0 else None
 
+    def reads_absent(self, layer: Layer, step: int) -> int:
+        """What is in B and not in A."""
+        return (self.trained(layer) - layer.keep) * layer.groups * layer.unit_size
+
     def trained(self, layer: Layer) -> int:
         """Units of B in every group."""
         more = math.ceil(self.extra * layer.keep - 1e-9)

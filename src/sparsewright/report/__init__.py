@@ -26,7 +26,24 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     try:
         from .page import write_page
     except ImportError as error:
-        raise StateError(
-            f"a report needs {error.name}, which is not installed: pip install 'sparsewright[lab]'"
-        ) from error
+        raise _lacking(error) from error
     return write_page([Path(run) for run in runs], Path(out))
+
+
+def write_comparison(folders: Sequence[Path], out: Path) -> Path:
+    """Write one HTML page about the runs in folders of `sparsewright compare`; returns `out`.
+
+    Raises ConfigError if no run is in them; StateError where the charts' libraries are not
+    installed.
+    """
+    try:
+        from .comparison import write_comparison as write
+    except ImportError as error:
+        raise _lacking(error) from error
+    return write([Path(folder) for folder in folders], Path(out))
+
+
+def _lacking(error: ImportError) -> StateError:
+    return StateError(
+        f"a report needs {error.name}, which is not installed: pip install 'sparsewright[lab]'"
+    )

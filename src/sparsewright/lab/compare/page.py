@@ -1,0 +1,105 @@
+"""The page of a comparison in the docs, written from the lines of its runs and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ...errors import ConfigError
+from ...files import write_text
+from .claims import Finding, Verdict, verdicts
+from .groups import Outcome, outcome_of
+from .runs import Results
+from .table import LEFT, columns, failures, rows
+
+INTRODUCTION = """# Every method compared
+
+Written by `sparsewright compare --page`: make other runs, do not change this page. [The
+lab](lab.md#compare) says how to make them.
+
+All recipes of a suite share its epochs, batches, learning rates, first values of variance 2 over
+present fan-in, and the final epoch's network is tested; no recipe was tuned for itself. What
+differs is said in each recipe's name: plain names are methods from the first step on; `start-` is
+pruned before training by that score, `tuned-` after half of the epochs, and `solved-` there by that
+solver; `lottery` trains all epochs in every round, and pays for it. Floors are the dense network, `small-dense` of no more parameters
+than the sparse one, and `static`, a random mask. FLOPs are parts of the dense network's, counted by
+the rules of Evci et al. 2020 from the masks as they were at every step. Masked training computes
+densely whatever the mask: seconds are those of this implementation, FLOPs those of the idea.
+"""
+
+
+def write_page(folders: Sequence[Path], page: Path) -> Path:
+    """Write the page from folders of runs; ConfigError if there is no run in them."""
+    lines = [line for folder in folders for line in Results(folder).lines()]
+    if not lines:
+        raise ConfigError(f"no runs in {', '.join(map(str, folders))}; make some: compare --suite")
+    suites = dict.fromkeys(line["suite"] for line in lines)
+    parts = [INTRODUCTION, *(suite_text(outcome_of(lines, suite)) for suite in suites)]
+    page.parent.mkdir(parents=True, exist_ok=True)
+    write_text(page, "\n".join(parts))
+    return page
+
+
+def suite_text(outcome: Outcome) -> str:
+    """A suite's claims, its tables by sparsity, and what failed."""
+    parts = [f"## {outcome.name}", "", about(outcome), "", "### Claims", ""]
+    parts += [claim_text(outcome, verdict) for verdict in verdicts(outcome)]
+    for sparsity in outcome.sparsities:
+        parts += ["", f"### {outcome.name} at sparsity {sparsity:g}", ""]
+        parts += table(columns(outcome), rows(outcome, sparsity))
+    broken = failures(outcome)
+    if broken:
+        parts += ["", "### Runs that failed", "", *(f"- {line}" for line in broken)]
+    return "\n".join([*parts, ""])
+
+
+def about(outcome: Outcome) -> str:
+    """The suite, its settings, and what its runs were made on."""
+    config, good = outcome.suite.config, [x for x in outcome.lines if "error" not in x]
+    machines = dict.fromkeys(
+        f"{m['cpu']}, {m['threads']} thread{'s' if m['threads'] > 1 else ''} a run, torch "
+        f"{m['torch']}, commit {m['commit']}"
+        for m in (line["machine"] for line in good)
+    )
+    rate = good[0]["settings"]["lr"] if good else config.lr
+    total = sum(line["seconds"] for line in good)
+    return (
+        f"{outcome.suite.about[0].upper()}{outcome.suite.about[1:]}: {outcome.epochs} epochs, "
+        f"batches of {config.batch}, {config.optimizer}, learning rate {rate:g}. "
+        f"{len(good)} runs, {total / 3600:.1f} hours of training in all. "
+        f"Made on {'; '.join(machines)}."
+    )
+
+
+def claim_text(outcome: Outcome, verdict: Verdict) -> str:
+    """A claim, whether it came out, and the differences that say so."""
+    parts = [f"- {verdict.claim.text} It **{verdict.text}**."]
+    parts += [f"  - {finding_text(outcome, finding)}" for finding in verdict.findings]
+    return "\n".join(parts)
+
+
+def finding_text(outcome: Outcome, finding: Finding) -> str:
+    """
+    >>> from .claims import Pair
+    >>> from .groups import Outcome
+    >>> from .suites import SUITES
+    >>> outcome = Outcome("digits-mlp", SUITES["digits-mlp"], 1, (), ())
+    >>> finding_text(outcome, Finding(Pair("rigl", "set"), 0.9, 0.5, 0.1, True))
+    'at 0.9: rigl is better than set by 0.50 points (standard error 0.10)'
+    """
+    pair, how = finding.pair, "better" if finding.by >= 0 else "worse"
+    known = finding.error == finding.error
+    error = f" (standard error {finding.error:.2f})" if known else " (one run each)"
+    chance = "; chance may have decided" if known and finding.is_near else ""
+    failed = "" if finding.holds else ": does not hold"
+    unit = "points" if outcome.suite.unit == "%" else outcome.suite.unit
+    return (
+        f"at {finding.sparsity:g}: {pair.better} is {how} than {pair.worse} by "
+        f"{abs(finding.by):.2f} {unit}{error}{chance}{failed}"
+    )
+
+
+def table(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
+    """A Markdown table."""
+    ruler = ["---"] * LEFT + ["--:"] * (len(headings) - LEFT)
+    return [f"| {' | '.join(cells)} |" for cells in (headings, ruler, *lines)]

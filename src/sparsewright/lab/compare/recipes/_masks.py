@@ -1,0 +1,82 @@
+"""What recipes that prune have in common: prune and account for it, then train under the masks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ....allocate import as_allocation
+from ....core import View
+from ....methods.static import Static
+from ....prune import prune
+from ....scores import as_score
+from ....summary import Summary
+from ....weights import find_weights
+from ...data import Pair
+from ..trial import Trial, loss
+
+Masks = dict[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """The score by which masks that are known are chosen: 1 where present."""
+
+    masks: Masks
+    needs_gradient: ClassVar[bool] = False
+
+    def __call__(self, layer: View) -> Tensor:
+        return self.masks[layer.name].float()
+
+
+def pruned(trial: Trial, model: nn.Module, score: str, allocate: str, sparsity: float) -> Masks:
+    """Prune in one shot; the masks by the weights' names. What it measures is accounted for."""
+    chosen = as_score(score)
+    wishes: dict[str, Any] = {}
+    if measures(chosen) or measures(as_allocation(allocate)):
+        wishes = {"data": trial.calibration(), "loss": batch_loss}
+    elif chosen.needs_gradient:
+        wishes = {"loss": lambda model: mean_loss(trial, model)}
+    trial.options |= {"score": score, "allocate": allocate}
+    model.train()
+    with trial.pruning():
+        summary = prune(model, sparsity, score=chosen, allocate=allocate, seed=trial.seed, **wishes)
+    return masks_of(model, summary)
+
+
+def measures(part: object) -> bool:
+    """Whether a score or an allocation looks at the model on data before it judges."""
+    return callable(getattr(part, "measured", None))
+
+
+def batch_loss(model: nn.Module, batch: Pair) -> Tensor:
+    return loss(model, *batch)
+
+
+def mean_loss(trial: Trial, model: nn.Module) -> Tensor:
+    """Over the batches that scores look at."""
+    batches = trial.calibration()
+    return torch.stack([loss(model, x, y) for x, y in batches]).mean()
+
+
+def masks_of(model: nn.Module, summary: Summary) -> Masks:
+    """By their zeros, of the weights that were made sparse."""
+    weights = {weight.name: weight.parameter for weight in find_weights(model)}
+    return {row.name: weights[row.name].detach() != 0 for row in summary.rows}
+
+
+def fit_under(trial: Trial, model: nn.Module, masks: Masks, begin: int = 0) -> None:
+    """Train from epoch `begin` to the end under masks that stay."""
+    left_out = [weight.name for weight in find_weights(model) if weight.name not in masks]
+    shares = {name: {"sparsity": int((~mask).sum()) / mask.numel()} for name, mask in masks.items()}
+    optimizer = trial.optimizer(model)
+    method = Static(initial=Given(masks))
+    sparse = trial.attach(
+        model, optimizer, method=method, sparsity=None, overrides=shares, skip=left_out
+    )
+    for layer in sparse.layers:
+        assert torch.equal(layer.mask, masks[layer.name]), layer.name
+    trial.fit(model, optimizer, sparse, begin=begin)

@@ -1,0 +1,33 @@
+"""Pruned before training: by every score, on the first values; then trained under the mask.
+
+Scores compete over the whole network, as SNIP, GraSP and SynFlow have it, and weights keep their
+first values, so that scores differ in the masks alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+
+from torch import nn
+
+from ....scores import SCORES
+from ...tables import describe
+from ..trial import Trial
+from . import KINDS, Recipe
+from ._masks import fit_under, pruned
+
+ALLOCATE = "global"
+
+
+@KINDS.register("pruned at the start")
+def at_start() -> Iterable[Recipe]:
+    for score, part in SCORES.items():
+        yield Recipe(f"start-{score}", describe(part), partial(prune_first, score=score))
+
+
+def prune_first(trial: Trial, score: str) -> nn.Module:
+    model = trial.model()
+    masks = pruned(trial, model, score, ALLOCATE, trial.sparsity)
+    fit_under(trial, model, masks)
+    return model
