@@ -39,11 +39,12 @@ class SignedRank:
         present = layer.mask.flatten()
         scores = torch.zeros_like(weight)
         for of_sign in (present & (weight >= 0), present & (weight < 0)):
-            places = of_sign.nonzero().squeeze(1)
+            size = weight[of_sign].abs()
             # Bits of numbers that are 0 or more ascend as they do, and whole numbers sort faster.
-            order = weight[places].abs().view(torch.int32).argsort(stable=True)
-            ranks = torch.arange(1, len(places) + 1, device=weight.device) / max(1, len(places))
-            scores[places[order]] = ranks
+            order = size.view(torch.int32).argsort(stable=True)
+            ranks = torch.empty_like(size)
+            ranks[order] = torch.arange(1, len(size) + 1, device=size.device) / max(1, len(size))
+            scores[of_sign] = ranks
         return scores.reshape(layer.shape)
 
 
