@@ -82,8 +82,8 @@ class Slimming(DenseFirst):
         departs=(
             "The threshold counts weights, not channels, so that the sparsity asked for is met; "
             "every layer keeps a tenth of its channels at least (least); layers without a norm are "
-            "judged too, unless without='error'. The public code takes a strength of 1e-4 for VGG-19 and 1e-5 for "
-            "ResNet-164. The scale and shift of a cut channel stay, where that code puts them to 0."
+            "judged too, unless without='error'. The public code takes a strength of 1e-4 for "
+            "VGG-19 and 1e-5 for ResNet-164. The scale and shift of a cut channel stay."
         ),
     )
     strength: float = 1e-4
