@@ -48,9 +48,9 @@ class ACDC(Phased):
             "73.14 % at 95 %, 68.48 % at 98 % (authors' results)"
         ),
         departs=(
-            "Weights that return start without momentum, and have no gradient in that one step; "
-            "in the published code only reset_momentum_after_recycling clears it. Every group "
-            "keeps a unit at least."
+            "Weights that return start without momentum, and have no gradient in that step; the "
+            "published code has an option that resets momentum (reset_momentum_after_recycling). "
+            "Every group keeps a unit at least."
         ),
     )
     phases: tuple[float, ...] = RECIPE

@@ -57,8 +57,8 @@ class Slimming(DenseFirst):
     and keeps the budget that `allocate` gave it; or it is an "error". scope: "global" puts one
     threshold over all layers with a norm, "layer" one in each. least: part of its channels that a
     layer keeps whatever the threshold; the paper's is 0, which can close a layer down to one
-    channel. end: as for SoftL1. The optimizer that steps a layer must step its norm, or come before
-    the one that does. scales: found by `attach`.
+    channel. end: as for SoftL1. scales: found by `attach`. The optimizer that steps a layer must
+    step its norm, or come before the one that does.
 
     Of a cut channel the norm's shift stays: it gives a constant, which training goes on to use.
 
@@ -82,8 +82,8 @@ class Slimming(DenseFirst):
         departs=(
             "The threshold counts weights, not channels, so that the sparsity asked for is met; "
             "every layer keeps a tenth of its channels at least (least); layers without a norm are "
-            "judged too, unless without='error'. The public code takes a strength of 1e-4 for VGG-19 and 1e-5 for "
-            "ResNet-164. The scale and shift of a cut channel stay, where that code puts them to 0."
+            "judged too, unless without='error'. The public code takes a strength of 1e-4 for "
+            "VGG-19 and 1e-5 for ResNet-164. The scale and shift of a cut channel stay."
         ),
     )
     strength: float = 1e-4
