@@ -30,10 +30,11 @@ class Levels:
     outer: (pattern, sparsity in (0, 1)) from the outermost on; each must have one group and give
     its units a shape (channel, block). Of u units u - floor(sparsity * u) are kept, one at least.
     inner: the last level. A weight's sparsity counts all levels together. Until `choose` has seen
-    scores its table is that of the inner pattern on the whole weight.
+    scores its table is that of the inner pattern on the whole weight. Rows that a channel level
+    takes from a model's last weight are outputs lost: skip that weight, or override its pattern.
 
     >>> Levels.parse("channel:0.5+block:4x4:0.5+unstructured").kept_shape((8, 8))
-    (8, 4)
+    (4, 4)
     """
 
     outer: tuple[tuple[Pattern, float], ...]
