@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from sparsewright.cli import main
 from sparsewright.errors import ConfigError, StateError, UnknownNameError
 from sparsewright.lab.compare import claims, page
 from sparsewright.lab.compare.command import compare
@@ -30,6 +31,7 @@ from sparsewright.lab.compare.table import results_tables
 from sparsewright.lab.compare.trial import Trial
 from sparsewright.lab.compare.tune import grid_text, tune
 from sparsewright.methods import METHODS
+from sparsewright.report import write_comparison
 from sparsewright.scores import SCORES
 
 TINY = "digits-mlp"
@@ -150,10 +152,8 @@ def line_of(recipe: str, sparsity: float, measure: float, seed: int = 0, **more:
     figures = {"training_flops": 10.0, "inference_flops": 2.0, "seconds": 1.0, "cpu_seconds": 1.0}
     figures |= {"parameters": 9, "epochs_trained": 1, "measure": measure}
     about = {"cpu": "one", "threads": 1, "torch": "2", "commit": None}
-    return {**vars(done), "kind": "trained", "settings": settings, "machine": about} | {
-        **figures,
-        **more,
-    }
+    line = {**vars(done), "kind": "trained", "settings": settings, "machine": about}
+    return {**line, **figures, **more}
 
 
 def test_a_line_that_was_cut_short_is_dropped(tmp_path: Path) -> None:
@@ -353,6 +353,35 @@ def test_the_page_is_made_of_the_lines(tmp_path: Path) -> None:
     )
     assert text.count("**was not measured**") == len(claims.CLAIMS)
     assert "- failed: set, sparsity 0.9, seed 0: it | broke" in text
+
+
+def test_the_html_page_holds_claims_fronts_and_tables(tmp_path: Path) -> None:
+    results = Results(tmp_path / "runs")
+    costs = {"training_flops": 100.0, "inference_flops": 20.0, "seconds": 9.0}
+    results.append(line_of("dense", 0.0, 0.9, **costs, kind="floor"))
+    results.append(line_of("rigl", 0.9, 0.8))
+    results.append(line_of("<set>", 0.9, 0.85))
+    results.append({**line_of("static", 0.9, 0.0), "error": "<broke>"})
+    text = write_comparison([tmp_path / "runs"], tmp_path / "it.html").read_text()
+    assert "On the front, by rising cost: &lt;set&gt; (0.9), dense (0)." in text
+    assert text.count("It was not measured.") == len(claims.CLAIMS)
+    assert "failed: static, sparsity 0.9, seed 0: &lt;broke&gt;" in text
+    assert "<set>" not in text
+    assert "http-equiv" in text
+    assert "src=" not in text.split("<script>")[0]
+    with pytest.raises(ConfigError, match="no runs in"):
+        write_comparison([tmp_path], tmp_path / "it.html")
+
+
+def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare"]) == 2
+    assert "needs --suite, --list, or --page with --from" in capsys.readouterr().err
+    assert main(["compare", "--list"]) == 0
+    assert "rigl (trained): Every `every` steps move" in capsys.readouterr().out
+    Results(tmp_path).append(line_of("rigl", 0.9, 0.8))
+    for name in ("it.html", "it.md"):
+        assert main(["compare", "--from", str(tmp_path), "--page", str(tmp_path / name)]) == 0
+        assert "rigl" in (tmp_path / name).read_text()
 
 
 def test_a_rate_is_tuned_on_what_is_held_out(tmp_path: Path, monkeypatch: Any) -> None:

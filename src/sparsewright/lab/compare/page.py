@@ -1,4 +1,4 @@
-"""The page of a comparison in the docs, written from the lines of its runs and nothing else."""
+"""The page of a comparison for the docs, written from the lines of its runs and nothing else."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ All recipes of a suite share its epochs, batches, learning rates, first values o
 present fan-in, and the final epoch's network is tested; no recipe was tuned for itself. What
 differs is said in each recipe's name: plain names are methods from the first step on; `start-` is
 pruned before training by that score, `tuned-` after half of the epochs, and `solved-` there by that
-solver; `lottery` trains all epochs in every round, and pays for it. Floors are the dense network, `small-dense` of no more parameters
-than the sparse one, and `static`, a random mask. FLOPs are parts of the dense network's, counted by
-the rules of Evci et al. 2020 from the masks as they were at every step. Masked training computes
-densely whatever the mask: seconds are those of this implementation, FLOPs those of the idea.
+solver; `lottery` trains all epochs in every round, and pays for it. Floors are the dense network,
+`small-dense` of no more parameters than the sparse one, and `static`, a random mask. FLOPs are
+parts of the dense network's, counted by the rules of Evci et al. 2020 from the masks as they were
+at every step. Masked training computes densely whatever the mask: seconds are those of this
+implementation, FLOPs those of the idea.
 """
 
 
