@@ -22,6 +22,7 @@ from sparsewright.lab.compare.command import compare
 from sparsewright.lab.compare.groups import outcome_of, pareto
 from sparsewright.lab.compare.pool import make_runs, shared_out
 from sparsewright.lab.compare.recipes import Recipe, recipe_of, recipes
+from sparsewright.lab.compare.recipes._masks import is_start
 from sparsewright.lab.compare.recipes.floors import parameters, smaller_scale, sparse_parameters
 from sparsewright.lab.compare.recipes.trained import scaled_options
 from sparsewright.lab.compare.run import run
@@ -33,6 +34,7 @@ from sparsewright.lab.compare.tune import grid_text, tune
 from sparsewright.methods import METHODS
 from sparsewright.report import write_comparison
 from sparsewright.scores import SCORES
+from sparsewright.solvers import SOLVERS
 
 TINY = "digits-mlp"
 
@@ -52,12 +54,17 @@ def trial(sparsity: float = 0.9, epochs: int = 1) -> Trial:
 def test_every_method_and_score_of_the_tables_is_compared() -> None:
     names = set(recipes())
     assert set(METHODS.names()) <= names
-    assert {f"{how}-{score}" for how in ("start", "tuned") for score in SCORES} <= names
+    assert {f"start-{score}" for score in SCORES} <= names
+    assert {f"tuned-{score}" for score in SCORES if not is_start(score)} <= names
+    assert {f"solved-{solver}" for solver in SOLVERS} <= names
     with pytest.raises(UnknownNameError, match="did you mean 'rigl'"):
         recipe_of("rigel")
 
 
-@pytest.mark.parametrize("name", ["static", "rigl", "gradual", "start-weight_gradient"])
+STARTS = ("start-weight_gradient", "start-snip", "start-small_world")
+
+
+@pytest.mark.parametrize("name", ["static", "rigl", "gradual", "solved-obs", *STARTS])
 @pytest.mark.parametrize("sparsity", [0.8, 0.98])
 def test_sparse_recipes_meet_one_budget(name: str, sparsity: float) -> None:
     line = run(job(name, sparsity))
@@ -82,7 +89,7 @@ def test_training_flops_by_hand() -> None:
 
 def test_scores_that_look_at_data_pay_for_it() -> None:
     blind, sees = run(job("start-magnitude")), run(job("start-weight_gradient"))
-    seen = 8 * SUITES[TINY].config.batch
+    seen = 1024
     # Forward, both gradients; but that of the first layer's inputs nobody makes.
     paid = seen * 2 * (3 * 6464 - 4096)
     assert sees["training_flops"] - blind["training_flops"] == paid
