@@ -15,12 +15,14 @@ from typing import Any
 import pytest
 import torch
 
+from sparsewright.cli import main
 from sparsewright.errors import ConfigError, StateError, UnknownNameError
 from sparsewright.lab.compare import claims, page
 from sparsewright.lab.compare.command import compare
 from sparsewright.lab.compare.groups import outcome_of, pareto
 from sparsewright.lab.compare.pool import make_runs, shared_out
 from sparsewright.lab.compare.recipes import Recipe, recipe_of, recipes
+from sparsewright.lab.compare.recipes._masks import is_start
 from sparsewright.lab.compare.recipes.floors import parameters, smaller_scale, sparse_parameters
 from sparsewright.lab.compare.recipes.trained import scaled_options
 from sparsewright.lab.compare.run import run
@@ -30,7 +32,9 @@ from sparsewright.lab.compare.table import results_tables
 from sparsewright.lab.compare.trial import Trial
 from sparsewright.lab.compare.tune import grid_text, tune
 from sparsewright.methods import METHODS
+from sparsewright.report import write_comparison
 from sparsewright.scores import SCORES
+from sparsewright.solvers import SOLVERS
 
 TINY = "digits-mlp"
 
@@ -50,12 +54,17 @@ def trial(sparsity: float = 0.9, epochs: int = 1) -> Trial:
 def test_every_method_and_score_of_the_tables_is_compared() -> None:
     names = set(recipes())
     assert set(METHODS.names()) <= names
-    assert {f"{how}-{score}" for how in ("start", "tuned") for score in SCORES} <= names
+    assert {f"start-{score}" for score in SCORES} <= names
+    assert {f"tuned-{score}" for score in SCORES if not is_start(score)} <= names
+    assert {f"solved-{solver}" for solver in SOLVERS} <= names
     with pytest.raises(UnknownNameError, match="did you mean 'rigl'"):
         recipe_of("rigel")
 
 
-@pytest.mark.parametrize("name", ["static", "rigl", "gradual", "start-weight_gradient"])
+STARTS = ("start-weight_gradient", "start-snip", "start-small_world")
+
+
+@pytest.mark.parametrize("name", ["static", "rigl", "gradual", "solved-obs", *STARTS])
 @pytest.mark.parametrize("sparsity", [0.8, 0.98])
 def test_sparse_recipes_meet_one_budget(name: str, sparsity: float) -> None:
     line = run(job(name, sparsity))
@@ -80,7 +89,7 @@ def test_training_flops_by_hand() -> None:
 
 def test_scores_that_look_at_data_pay_for_it() -> None:
     blind, sees = run(job("start-magnitude")), run(job("start-weight_gradient"))
-    seen = 8 * SUITES[TINY].config.batch
+    seen = 1024
     # Forward, both gradients; but that of the first layer's inputs nobody makes.
     paid = seen * 2 * (3 * 6464 - 4096)
     assert sees["training_flops"] - blind["training_flops"] == paid
@@ -150,10 +159,8 @@ def line_of(recipe: str, sparsity: float, measure: float, seed: int = 0, **more:
     figures = {"training_flops": 10.0, "inference_flops": 2.0, "seconds": 1.0, "cpu_seconds": 1.0}
     figures |= {"parameters": 9, "epochs_trained": 1, "measure": measure}
     about = {"cpu": "one", "threads": 1, "torch": "2", "commit": None}
-    return {**vars(done), "kind": "trained", "settings": settings, "machine": about} | {
-        **figures,
-        **more,
-    }
+    line = {**vars(done), "kind": "trained", "settings": settings, "machine": about}
+    return {**line, **figures, **more}
 
 
 def test_a_line_that_was_cut_short_is_dropped(tmp_path: Path) -> None:
@@ -353,6 +360,35 @@ def test_the_page_is_made_of_the_lines(tmp_path: Path) -> None:
     )
     assert text.count("**was not measured**") == len(claims.CLAIMS)
     assert "- failed: set, sparsity 0.9, seed 0: it | broke" in text
+
+
+def test_the_html_page_holds_claims_fronts_and_tables(tmp_path: Path) -> None:
+    results = Results(tmp_path / "runs")
+    costs = {"training_flops": 100.0, "inference_flops": 20.0, "seconds": 9.0}
+    results.append(line_of("dense", 0.0, 0.9, **costs, kind="floor"))
+    results.append(line_of("rigl", 0.9, 0.8))
+    results.append(line_of("<set>", 0.9, 0.85))
+    results.append({**line_of("static", 0.9, 0.0), "error": "<broke>"})
+    text = write_comparison([tmp_path / "runs"], tmp_path / "it.html").read_text()
+    assert "On the front, by rising cost: &lt;set&gt; (0.9), dense (0)." in text
+    assert text.count("It was not measured.") == len(claims.CLAIMS)
+    assert "failed: static, sparsity 0.9, seed 0: &lt;broke&gt;" in text
+    assert "<set>" not in text
+    assert "http-equiv" in text
+    assert "src=" not in text.split("<script>")[0]
+    with pytest.raises(ConfigError, match="no runs in"):
+        write_comparison([tmp_path], tmp_path / "it.html")
+
+
+def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare"]) == 2
+    assert "needs --suite, --list, or --page with --from" in capsys.readouterr().err
+    assert main(["compare", "--list"]) == 0
+    assert "rigl (trained): Every `every` steps move" in capsys.readouterr().out
+    Results(tmp_path).append(line_of("rigl", 0.9, 0.8))
+    for name in ("it.html", "it.md"):
+        assert main(["compare", "--from", str(tmp_path), "--page", str(tmp_path / name)]) == 0
+        assert "rigl" in (tmp_path / name).read_text()
 
 
 def test_a_rate_is_tuned_on_what_is_held_out(tmp_path: Path, monkeypatch: Any) -> None:

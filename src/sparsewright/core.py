@@ -330,7 +330,9 @@ class Score(Protocol):
     Higher is better. The pattern sums the scores inside a unit. An attribute `sees` may say what
     it must be shown: "all" (if it says nothing), the whole weight in its shape; "single", any
     weights in any shape, since it compares none or only present ones; "nothing", as all weights
-    are worth the same and chance decides.
+    are worth the same and chance decides. An attribute `of_rows`, True, says that it judges whole
+    output neurons or filters alone; `needs_keep`, True, that it must know how many weights a layer
+    keeps, so that no allocation can rank by it.
     """
 
     @property

@@ -37,6 +37,7 @@ class FPGM:
 
     p: float = 2.0
     needs_gradient: ClassVar[bool] = False
+    of_rows: ClassVar[bool] = True
     sees: ClassVar[str] = "all"
     facts: ClassVar[Facts] = Facts(
         source="He, Liu, Wang, Hu, Yang: Filter Pruning via Geometric Median for Deep "

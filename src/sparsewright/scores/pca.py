@@ -36,6 +36,7 @@ class PCAStart:
     explained: float = 0.9
     others: str | Score = "random"
     needs_gradient: ClassVar[bool] = False
+    needs_keep: ClassVar[bool] = True
     facts: ClassVar[Facts] = Facts(
         source="a construction of this project, on Pearson 1901 and Hotelling 1933",
         when=(

@@ -28,6 +28,7 @@ class ReceptiveField:
 
     spread: float = 0.25
     needs_gradient: ClassVar[bool] = False
+    needs_keep: ClassVar[bool] = True
     facts: ClassVar[Facts] = Facts(
         source=(
             "Zhang et al., *Brain network science modelling of sparse neural networks enables "

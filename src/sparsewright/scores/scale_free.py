@@ -26,6 +26,7 @@ class ScaleFree:
     """
 
     needs_gradient: ClassVar[bool] = False
+    needs_keep: ClassVar[bool] = True
     facts: ClassVar[Facts] = Facts(
         source=(
             "Barabasi, Albert, *Emergence of scaling in random networks*, Science 286, 1999; "

@@ -32,6 +32,7 @@ class Slimming(ToMeasure):
     108
     """
 
+    of_rows: ClassVar[bool] = True
     facts: ClassVar[Facts] = Facts(
         source="Liu, Li, Shen, Huang, Yan, Zhang: Learning Efficient Convolutional Networks "
         "through Network Slimming. ICCV 2017.",

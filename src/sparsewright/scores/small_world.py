@@ -28,6 +28,7 @@ class SmallWorld:
 
     rewired: float = 0.1
     needs_gradient: ClassVar[bool] = False
+    needs_keep: ClassVar[bool] = True
     facts: ClassVar[Facts] = Facts(
         source=(
             "Watts, Strogatz, *Collective dynamics of small-world networks*, Nature 393, 1998; "

@@ -28,6 +28,7 @@ class TaylorActivation(ToMeasure):
     a sequence. Each example's change is made positive before the mean is taken.
     """
 
+    of_rows: ClassVar[bool] = True
     facts: ClassVar[Facts] = Facts(
         source="Molchanov, Tyree, Karras, Aila, Kautz: Pruning Convolutional Neural Networks for "
         "Resource Efficient Inference. ICLR 2017.",

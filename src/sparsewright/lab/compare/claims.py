@@ -77,7 +77,7 @@ class Verdict:
             return "was not measured"
         found = "came out" if self.came_out else "did not come out"
         count = len(self.findings) + len(self.missing)
-        part = f", of which {len(self.findings)} of {count} comparisons were made"
+        part = f" in the {len(self.findings)} of {count} comparisons that were made"
         return found + (part if self.missing else "")
 
 

@@ -1,4 +1,4 @@
-"""The page of a comparison in the docs, written from the lines of its runs and nothing else."""
+"""The page of a comparison for the docs, written from the lines of its runs and nothing else."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from ..recipe import OPTIMIZERS, decay_groups, learning_rate
 from ..train import seed_all
 from .suites import Problem, Suite
 
-CALIBRATION = 8  # batches that measured scores and solvers look at
+CALIBRATION = 1024  # training examples that measured scores and solvers look at
 
 
 class Trial:
@@ -123,8 +124,9 @@ class Trial:
             yield
 
     def calibration(self) -> list[Pair]:
-        """Some batches of training examples."""
-        found = zip(range(CALIBRATION), self.problem.batches(self.seed, 0), strict=False)
+        """Batches of so many training examples."""
+        count = math.ceil(CALIBRATION / self.config.batch)
+        found = zip(range(count), self.problem.batches(self.seed, 0), strict=False)
         return [batch for _, batch in found]
 
     # training

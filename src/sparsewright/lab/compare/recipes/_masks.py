@@ -19,6 +19,8 @@ from ...data import Pair
 from ..trial import Trial, loss
 
 Masks = dict[str, Tensor]
+ROWS = "channel"
+"""The pattern of scores that judge whole neurons or filters."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,10 +43,28 @@ def pruned(trial: Trial, model: nn.Module, score: str, allocate: str, sparsity: 
     elif chosen.needs_gradient:
         wishes = {"loss": lambda model: mean_loss(trial, model)}
     trial.options |= {"score": score, "allocate": allocate}
+    if getattr(chosen, "of_rows", False):
+        wishes |= {"pattern": ROWS, "skip": find_weights(model)[-1].name}
+        sparsity = without_last(model, sparsity)
+        trial.options |= {"pattern": ROWS, "left dense": wishes["skip"]}
     model.train()
     with trial.pruning():
         summary = prune(model, sparsity, score=chosen, allocate=allocate, seed=trial.seed, **wishes)
     return masks_of(model, summary)
+
+
+def is_start(score: str) -> bool:
+    """Whether a score is a way to begin: it must know how many weights a layer keeps."""
+    return bool(getattr(as_score(score), "needs_keep", False))
+
+
+def without_last(model: nn.Module, sparsity: float) -> float:
+    """The sparsity of all weights but the last one's, whose rows are classes, for as many in all.
+
+    It may come to 1 or more, which is then refused.
+    """
+    sizes = [weight.parameter.numel() for weight in find_weights(model)]
+    return sparsity * sum(sizes) / max(1, sum(sizes[:-1]))
 
 
 def measures(part: object) -> bool:

@@ -1,7 +1,8 @@
 """Pruned before training: by every score, on the first values; then trained under the mask.
 
 Scores compete over the whole network, as SNIP, GraSP and SynFlow have it, and weights keep their
-first values, so that scores differ in the masks alone.
+first values, so that scores differ in the masks alone. Starts by a network's shape rank no layers,
+and get ERK's shares.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from ....scores import SCORES
 from ...tables import describe
 from ..trial import Trial
 from . import KINDS, Recipe
-from ._masks import fit_under, pruned
+from ._masks import fit_under, is_start, pruned
 
-ALLOCATE = "global"
+RANKED, SHARED = "global", "erk"
 
 
 @KINDS.register("pruned at the start")
@@ -28,6 +29,7 @@ def at_start() -> Iterable[Recipe]:
 
 def prune_first(trial: Trial, score: str) -> nn.Module:
     model = trial.model()
-    masks = pruned(trial, model, score, ALLOCATE, trial.sparsity)
+    allocate = SHARED if is_start(score) else RANKED
+    masks = pruned(trial, model, score, allocate, trial.sparsity)
     fit_under(trial, model, masks)
     return model

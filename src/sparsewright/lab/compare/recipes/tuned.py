@@ -14,7 +14,7 @@ from ....scores import SCORES
 from ...tables import describe
 from ..trial import Trial
 from . import KINDS, Recipe
-from ._masks import fit_under, pruned
+from ._masks import fit_under, is_start, pruned
 
 ALLOCATE = "erk"
 RANKED = "magnitude"
@@ -24,6 +24,8 @@ RANKED = "magnitude"
 @KINDS.register("pruned in the middle")
 def tuned() -> Iterable[Recipe]:
     for score, part in SCORES.items():
+        if is_start(score):  # by a network's shape alone: trained weights do not matter to it
+            continue
         yield Recipe(f"tuned-{score}", describe(part), partial(prune_midway, score=score))
     for name, allocation in ALLOCATIONS.items():
         if not allocation.dense_first and name != ALLOCATE:

@@ -1,0 +1,56 @@
+"""Solved in the middle: trained dense for half of the epochs, pruned by every solver, which also
+mends the weights that stay, and trained on under the mask for the other half.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from functools import partial
+
+from torch import nn
+
+from ....solvers import SOLVERS, Solver
+from ....solving import solve
+from ....weights import find_weights
+from ...tables import describe
+from ..trial import Trial
+from . import KINDS, Recipe
+from ._masks import fit_under, masks_of
+
+ALLOCATE = "erk"
+DAMP = 0.01  # SparseGPT's own
+
+
+@KINDS.register("solved in the middle")
+def solved() -> Iterable[Recipe]:
+    for solver, part in SOLVERS.items():
+        yield Recipe(f"solved-{solver}", describe(part), partial(solve_midway, solver=solver))
+
+
+def damped(solver: Solver) -> Solver:
+    """With some damping where it has none of its own: few examples determine no inverse."""
+    if not dataclasses.is_dataclass(solver) or getattr(solver, "damp", DAMP) != 0:
+        return solver
+    return dataclasses.replace(solver, damp=DAMP)
+
+
+def solve_midway(trial: Trial, solver: str) -> nn.Module:
+    model = trial.model()
+    half = trial.epochs // 2
+    chosen = damped(SOLVERS[solver]())
+    trial.options |= {"dense_epochs": half, "solver": str(chosen), "allocate": ALLOCATE}
+    trial.fit(model, trial.optimizer(model), end=half)
+    lookups = [weight.name for weight in find_weights(model) if weight.is_lookup]
+    with trial.pruning():
+        summary = solve(
+            model,
+            trial.sparsity,
+            solver=chosen,
+            data=trial.calibration(),
+            allocate=ALLOCATE,
+            skip=lookups,
+            seed=trial.seed,
+        )
+    fit_under(trial, model, masks_of(model, summary), begin=half)
+    return model
