@@ -356,18 +356,28 @@ def test_taylor_below_a_norm_in_training_tells_nothing():
 
 def test_taylor_of_activations_by_hand():
     model = nn.Sequential(nn.Conv1d(1, 2, 1, bias=False))
-    with torch.no_grad():
-        model[0].weight.copy_(torch.tensor([1.0, 2.0]).view(2, 1, 1))
-    # z: (1, 3), (2, 6) of the first example and (-1, 0), (-2, 0) of the second; dC/dz = 1 for the
-    # first channel, 0.5 for the second: |mean| = 2 + 0.5 and 2 + 0.5; over the norm of both
-    x = torch.tensor([[[1.0, 3.0]], [[-1.0, 0.0]]])
-    slope = torch.tensor([1.0, 0.5]).view(1, 2, 1)
+    nn.init.ones_(model[0].weight)
+    # z: (1, 3) in the first example and (-2, 0) in the second, in both channels. Slopes of 1 give
+    # means of 2 and -1, sizes of 3 together; slopes of 0 and 4 give 0 and -4: 3 and 4, over 5
+    x = torch.tensor([[[1.0, 3.0]], [[-2.0, 0.0]]])
+    slope = torch.tensor([[1.0, 0.0], [1.0, 4.0]]).unsqueeze(2)
 
     def loss(model, batch):
         return (model(batch) * slope).sum()
 
-    found = units_scores(SCORES["taylor_activation"], calibration(model, [x], loss, "channel"))["0"]
-    assert found.tolist() == [[pytest.approx(0.5**0.5), pytest.approx(0.5**0.5)]]
+    found = units_scores(SCORES["taylor_activation"], calibration(model, [x], loss, "channel"))
+    assert found["0"].tolist() == [[pytest.approx(0.6), pytest.approx(0.8)]]
+
+
+def test_taylor_of_activations_looks_behind_the_norm():
+    model = nn.Sequential(nn.Linear(1, 2), nn.BatchNorm1d(2))
+    nn.init.constant_(model[1].bias, 1.0)
+    x = torch.randn(6, 1)
+    slope = torch.tensor([3.0, 1.0])
+    seen = calibration(model, [x], lambda m, batch: (m(batch) * slope).sum(), "channel")
+    found = units_scores(SCORES["taylor_activation"], seen)["0"]
+    expected = (model(x).detach() * slope).abs().sum(dim=0)
+    assert torch.allclose(found[0], expected / expected.norm(), rtol=1e-5)  # sums in float32
 
 
 def test_taylor_of_activations_of_sequences_means_over_places():

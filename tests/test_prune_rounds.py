@@ -19,9 +19,11 @@ import sparsewright as sw
 from sparsewright.abilities import Measured
 from sparsewright.budget import Budgeted, solve_budget
 from sparsewright.patterns import as_pattern
+from sparsewright.ranking import whole_scores
 from sparsewright.scores import SCORES
 from sparsewright.scores._measured import Found, dense
 from sparsewright.scores.synflow import SynFlow
+from sparsewright.selection import candidates
 from sparsewright.stages import part_of_way
 
 ALL = sw.Uniform(dense_first=False)
@@ -251,6 +253,18 @@ def test_packed_models_are_measured_too():
         assert torch.equal(packed[i].to_dense() != 0, dense[i].weight != 0)
     with pytest.raises(sw.StateError, match=r"layer '0' is packed, and score GraSP"):
         sw.prune(packed, 0.9, score="grasp", allocate="global", data=x)
+
+
+def test_absent_units_have_no_score_in_a_ranking_of_all_layers():
+    """|g| of an absent weight may be the largest of all, and must not win it a place."""
+    model = small_model()
+    sw.prune(model, 0.5, allocate="uniform_all")
+    (layer, _) = candidates(
+        sw.pack(model), pattern="unstructured", generator=torch.Generator()
+    ).layers
+    scores = whole_scores(layer, "magnitude")
+    assert bool((scores[layer.absent] == -torch.inf).all())
+    assert torch.equal(scores[layer.mask], layer.weight.detach().abs())
 
 
 def small_copy(model):

@@ -239,8 +239,11 @@ def _one_ranking(
     counts = torch.tensor([scores[name].numel() for name in names])
     sizes = torch.tensor([math.prod(shapes[name]) for name in names]) // counts  # weights in a unit
     flat = torch.cat([scores[name].detach().flatten().cpu() for name in names])
-    order = flat.sort(descending=True, stable=True).indices
-    layer = torch.repeat_interleave(torch.arange(len(names)), counts)[order]
+    layer = torch.repeat_interleave(torch.arange(len(names)), counts)
+    there = flat != -torch.inf
+    if int(sizes[layer[there]].sum()) >= budget:  # the absent ones need no order then
+        flat, layer = flat[there], layer[there]
+    layer = layer[flat.sort(descending=True, stable=True).indices]
     best = int(torch.searchsorted(sizes[layer].cumsum(0), budget, right=True))
     kept = torch.bincount(layer[:best], minlength=len(names)).tolist()
     found = dict.fromkeys(shapes, 0.0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from .allocate import Uniform
 from .budget import Budgeted, solve_budget, zeros_of
 from .core import Allocate
 
@@ -37,9 +38,10 @@ def part_of_way(
     [32, 10, 4, 1]
     """
     layers = [replace(layer, counts=_up_to(layer, now[layer.name])) for layer in layers]
-    end = solve_budget(layers, sparsity, allocate, first=first)
     if part == 1:
-        return end
+        return solve_budget(layers, sparsity, allocate, first=first)
+    # Which layers count, and what those keep that go their own ways, asks for no ranking.
+    end = solve_budget(layers, sparsity, Uniform(allocate.dense_first), first=first)
     keep: dict[str, int] = {}
     free = []
     for layer in layers:
@@ -53,7 +55,7 @@ def part_of_way(
         keep[layer.name] = max(final, min(wanted, now[layer.name]))
     if free:
         target = _weights(free, end)
-        if sparsity is not None:  # what is asked, which whole units may miss
+        if sparsity is not None:  # what was asked, which whole units may miss
             counted = [y for y in layers if y.name in end and y.sparsity is None]
             total = sum(y.numel for y in counted)
             fixed = _weights([y for y in counted if y.pattern.sparsity is not None], end)

@@ -28,6 +28,7 @@ class OWL(ToMeasure):
     number ("model.layers.3"), as published; "layer" takes each by itself. The score that ranks
     weights is another matter: any does. Needs data.
 
+    >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 8))
     >>> from sparsewright import prune
     >>> prune(model, 0.5, allocate="owl", data=[torch.randn(32, 8)]).sparsity
@@ -116,6 +117,7 @@ class Ratios:
 def outlier_ratio(scores: Sequence[Tensor], times: float) -> float:
     """100 * the part of all entries that exceed `times` their mean.
 
+    >>> import torch
     >>> outlier_ratio([torch.tensor([1., 1., 1.]), torch.tensor([97.])], 3.0)
     25.0
     """
