@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from .errors import ConfigError
 from .ranking import first_units
 from .scores import as_score
 from .selection import Overrides, Skip, select_layers
+from .solvers import Solver
+from .solving import solve
 from .summary import Summary, summarise
 
 
@@ -27,6 +30,8 @@ def prune(
     overrides: Overrides | None = None,
     on_misfit: str | Pattern = "error",
     loss: Callable[[nn.Module], Tensor] | None = None,
+    solver: str | Solver | None = None,
+    data: Iterable[Any] | None = None,
     seed: int = 0,
 ) -> Summary:
     """Put the weights of least score to zero, in place, and return what was done.
@@ -37,10 +42,33 @@ def prune(
     the first layer dense. Other arguments as for `attach`. To train on under the masks, go on with
     `attach(..., method=sw.Static(initial="magnitude"))`.
 
+    solver: "sparsegpt", "obc", "obs", "wanda" or an object, in a score's place: layer by layer it
+    chooses what goes, and most change what stays, so that the outputs on data change least. It
+    takes data, batches of inputs (see `solving.solve`, which has more to choose).
+
     >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8), nn.Linear(8, 4))
     >>> prune(model, 0.5, "2:4").present
     80
     """
+    if solver is not None:
+        if loss is not None or as_score(score) != as_score("magnitude"):
+            raise ConfigError(
+                f"solver {solver!r} chooses by the outputs on data; leave score and loss out"
+            )
+        return solve(
+            model,
+            sparsity,
+            pattern,
+            solver,
+            data=data,
+            allocate=allocate,
+            skip=skip,
+            overrides=overrides,
+            on_misfit=on_misfit,
+            seed=seed,
+        )
+    if data is not None:
+        raise ConfigError(f"score {score!r} takes no data; name a solver, or leave data out")
     chosen = as_score(score)
     if loss is not None and not chosen.needs_gradient:
         raise ConfigError(f"score {score!r} needs no gradient; leave loss out")
