@@ -529,7 +529,7 @@ def test_errors_come_before_any_data_is_run() -> None:
     with pytest.raises(sw.UnknownNameError, match="no solver is called 'sparsegtp'; did you mean"):
         solve(mlp(), 0.5, solver="sparsegtp", data=data())
     with pytest.raises(ConfigError, match="SparseGPT measures activations: give data"):
-        solve(mlp(), 0.5, data=None)  # type: ignore[arg-type]
+        solve(mlp(), 0.5, data=None)
     model = mlp()
     model[2].weight.data[0, 0] = torch.nan
     with pytest.raises(StateError, match="layer '2': a weight is not finite"):
@@ -615,3 +615,16 @@ def test_wanda_needs_data() -> None:
             asked()
     with pytest.raises(StateError, match="layer 'other': its inputs were not measured"):
         wanda(Named(torch.ones(2, 2)), [torch.ones(1, 2)])(view(torch.ones(2, 2), "other"))
+
+
+def test_prune_takes_a_solver() -> None:
+    data = correlated()
+    for solver in ("obc", OBC()):
+        first, second = mlp(), mlp()
+        done = sw.prune(first, 0.5, "2:4", solver=solver, data=data)
+        assert done.to_dict() == solve(second, 0.5, "2:4", "obc", data=data).to_dict()
+        assert all(map(torch.equal, first.parameters(), second.parameters()))
+    with pytest.raises(ConfigError, match="solver 'obc' chooses by the outputs on data; leave sco"):
+        sw.prune(mlp(), 0.5, score="random", solver="obc", data=data)
+    with pytest.raises(ConfigError, match="SparseGPT measures activations: give data"):
+        sw.prune(mlp(), 0.5, solver="sparsegpt")

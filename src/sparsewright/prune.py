@@ -18,6 +18,8 @@ from .errors import ConfigError
 from .ranking import first_units
 from .scores import as_score
 from .selection import Candidates, LeftDense, Overrides, Skip, candidates
+from .solvers import Solver
+from .solving import solve
 from .summary import Summary, summarise
 
 
@@ -34,6 +36,7 @@ def prune(
     data: Iterable[Any] | None = None,
     loss: Loss | None = None,
     rounds: int | None = None,
+    solver: str | Solver | None = None,
     seed: int = 0,
 ) -> Summary:
     """Put the weights of least score to zero, in place, and return what was done.
@@ -52,10 +55,31 @@ def prune(
     was. To train on under the masks, go on with
     `attach(..., method=sw.Static(initial="magnitude"))`.
 
+    solver: "sparsegpt", "obc", "obs", "wanda" or an object, in a score's place: layer by layer it
+    chooses what goes, and most change what stays, so that the outputs on data change least. It
+    takes data, batches of inputs (see `solving.solve`, which has more to choose).
+
     >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8), nn.Linear(8, 4))
     >>> prune(model, 0.5, "2:4").present
     80
     """
+    if solver is not None:
+        if loss is not None or rounds is not None or as_score(score) != as_score("magnitude"):
+            raise ConfigError(
+                f"solver {solver!r} chooses by outputs on data; leave score, loss and rounds out"
+            )
+        return solve(
+            model,
+            sparsity,
+            pattern,
+            solver,
+            data=data,
+            allocate=allocate,
+            skip=skip,
+            overrides=overrides,
+            on_misfit=on_misfit,
+            seed=seed,
+        )
     asked = _Asked(as_score(score), as_allocation(allocate), sparsity, data, loss, seed)
     count = asked.rounds(rounds)
     chosen = candidates(
