@@ -15,13 +15,15 @@ from ..files import write_text
 from ..methods import METHODS
 from ..registry import Table
 from ..scores import SCORES
+from ..solvers import SOLVERS
 
-PAGED: tuple[Table[Any], ...] = (METHODS, SCORES)
+PAGED: tuple[Table[Any], ...] = (METHODS, SCORES, SOLVERS)
 """The tables whose parts have pages."""
 
 USE = {
     METHODS.kind: "sw.attach(model, optimizer, method={name!r}, sparsity=0.9, steps=steps)",
     SCORES.kind: "sw.prune(model, sparsity=0.9, score={name!r})",
+    SOLVERS.kind: "sw.prune(model, sparsity=0.7, solver={name!r}, data=batches)",
 }
 """The line of code that uses a part of a kind."""
 
