@@ -137,6 +137,7 @@ def best_absent(layer: Layer, score: str | Score, leaves: Tensor, *, last: bool)
         return _drawn_around(layer, leaves, last)
     if layer.groups == 1:
         return _best_of_one_group(layer, score, leaves, last)
+    _room(layer, leaves)  # which no group may exceed
     present, grown, base = layer.present_units, [], 0
     gone, kept = present[leaves], present[~leaves]
     for scores in _tile_scores(layer, score):

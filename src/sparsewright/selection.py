@@ -19,6 +19,7 @@ from .errors import BudgetError, ConfigError, MisfitError, UnknownNameError
 from .masks import Masks, hold_mask
 from .patterns import as_pattern
 from .ranking import whole_scores
+from .scores import as_score
 from .stages import part_of_way
 from .storage import misfit, storage_of
 from .weights import Weight, find_weights
@@ -27,6 +28,7 @@ Skip = str | type[nn.Module] | Sequence[str | type[nn.Module]]
 Override = Mapping[str, Any]
 Overrides = Mapping[str, Override] | Callable[[str, Shape], Override | None]
 """By glob of names, or a function of a weight's name and shape; None or {} overrides nothing."""
+MAGNITUDE = as_score("magnitude")
 NO_MASK = "no mask was given"
 OVERRIDABLE = ("pattern", "sparsity")
 
@@ -165,7 +167,7 @@ def candidates(
     *,
     pattern: str | Pattern,
     generator: torch.Generator,
-    score: Score,
+    score: Score = MAGNITUDE,
     skip: Skip = (),
     overrides: Overrides | None = None,
     on_misfit: str | Pattern = "error",

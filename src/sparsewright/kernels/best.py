@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..core import Offers, keep_best
 from ..topology import Topology
+from .library import why_not_compiled
 from .moving import serves
-from .packed import is_there
 
 FINITE = torch.finfo(torch.float32).max
 LEAST_ROOM = 2**14
@@ -32,7 +32,7 @@ def best_of(scores: Tensor, keep: int) -> Tensor:
     tensor([ True, False,  True, False])
     """
     plain = scores.device.type == "cpu" and scores.dtype == torch.float32
-    if not (plain and 0 <= keep <= len(scores) and is_there()):
+    if not (plain and 0 <= keep <= len(scores) and why_not_compiled("best_of") is None):
         return keep_best(scores.view(1, -1), keep).view(-1)
     best = torch.empty(len(scores), dtype=torch.bool, device="cpu")
     if not _ops().best_of(scores.contiguous(), keep, best):

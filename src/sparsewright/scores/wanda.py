@@ -63,7 +63,10 @@ class Wanda:
         return _Measured(self, input_squares(calibration.model, weights, calibration.batches))
 
     def __call__(self, layer: View) -> Tensor:
-        raise ConfigError("score 'wanda' measures activations: give data, batches of inputs")
+        raise StateError(
+            f"layer {layer.name!r}: score {self} measures the model before it judges weights: let "
+            "sw.prune(..., data=) do so"
+        )
 
 
 @dataclass(frozen=True, eq=False)
