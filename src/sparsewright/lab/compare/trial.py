@@ -88,8 +88,9 @@ class Trial:
         self, model: nn.Module, optimizer: torch.optim.Optimizer, **wishes: Any
     ) -> Sparsifier:
         """`sparsewright.attach` by the trial's seed, for `steps` of the run unless told else."""
+        skip = [*self.config.skip, *wishes.pop("skip", ())]
         given = {"seed": self.seed, "steps": self.steps, "sparsity": self.sparsity, **wishes}
-        return attach(model, optimizer, **given)
+        return attach(model, optimizer, skip=sorted(set(skip)), **given)
 
     # what is spent
 

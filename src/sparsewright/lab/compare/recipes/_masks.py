@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -37,16 +38,17 @@ class Given:
 def pruned(trial: Trial, model: nn.Module, score: str, allocate: str, sparsity: float) -> Masks:
     """Prune in one shot; the masks by the weights' names. What it measures is accounted for."""
     chosen = as_score(score)
-    wishes: dict[str, Any] = {}
+    wishes: dict[str, Any] = {"skip": list(trial.config.skip)}
     if measures(chosen) or measures(as_allocation(allocate)):
-        wishes = {"data": trial.calibration(), "loss": batch_loss}
+        wishes |= {"data": trial.calibration(), "loss": batch_loss}
     elif chosen.needs_gradient:
-        wishes = {"loss": lambda model: mean_loss(trial, model)}
+        wishes |= {"loss": lambda model: mean_loss(trial, model)}
     trial.options |= {"score": score, "allocate": allocate}
     if getattr(chosen, "of_rows", False):
-        wishes |= {"pattern": ROWS, "skip": find_weights(model)[-1].name}
-        sparsity = without_last(model, sparsity)
-        trial.options |= {"pattern": ROWS, "left dense": wishes["skip"]}
+        last = find_weights(model)[-1].name
+        sparsity = without(model, wishes["skip"], last, sparsity)
+        wishes |= {"pattern": ROWS, "skip": [*wishes["skip"], last]}
+        trial.options |= {"pattern": ROWS, "left dense": last}
     model.train()
     with trial.pruning():
         summary = prune(model, sparsity, score=chosen, allocate=allocate, seed=trial.seed, **wishes)
@@ -58,13 +60,14 @@ def is_start(score: str) -> bool:
     return bool(getattr(as_score(score), "needs_keep", False))
 
 
-def without_last(model: nn.Module, sparsity: float) -> float:
-    """The sparsity of all weights but the last one's, whose rows are classes, for as many in all.
+def without(model: nn.Module, skip: Sequence[str], last: str, sparsity: float) -> float:
+    """The sparsity of all weights but the last, whose rows are classes, for as many absent in all.
 
     It may come to 1 or more, which is then refused.
     """
-    sizes = [weight.parameter.numel() for weight in find_weights(model)]
-    return sparsity * sum(sizes) / max(1, sum(sizes[:-1]))
+    sizes = {w.name: w.parameter.numel() for w in find_weights(model) if w.name not in skip}
+    total = sum(sizes.values())
+    return sparsity * total / max(1, total - sizes.get(last, 0))
 
 
 def measures(part: object) -> bool:

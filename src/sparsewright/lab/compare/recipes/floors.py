@@ -56,6 +56,7 @@ def sparse_parameters(trial: Trial) -> int:
         allocate="erk",
         score=as_score("magnitude"),
         generator=torch.Generator(),
+        skip=trial.config.skip,
     )
     absent = sum((layer.units - layer.keep) * layer.groups for layer in layers)
     return parameters(model) - absent

@@ -12,7 +12,6 @@ from torch import nn
 
 from ....solvers import SOLVERS, Solver
 from ....solving import solve
-from ....weights import find_weights
 from ...tables import describe
 from ..trial import Trial
 from . import KINDS, Recipe
@@ -41,7 +40,6 @@ def solve_midway(trial: Trial, solver: str) -> nn.Module:
     chosen = damped(SOLVERS[solver]())
     trial.options |= {"dense_epochs": half, "solver": str(chosen), "allocate": ALLOCATE}
     trial.fit(model, trial.optimizer(model), end=half)
-    lookups = [weight.name for weight in find_weights(model) if weight.is_lookup]
     with trial.pruning():
         summary = solve(
             model,
@@ -49,7 +47,7 @@ def solve_midway(trial: Trial, solver: str) -> nn.Module:
             solver=chosen,
             data=trial.calibration(),
             allocate=ALLOCATE,
-            skip=lookups,
+            skip=trial.config.skip,
             seed=trial.seed,
         )
     fit_under(trial, model, masks_of(model, summary), begin=half)
