@@ -92,6 +92,10 @@ class Storage(Protocol):
     def shape(self) -> Shape:
         """Of the dense weight."""
 
+    @property
+    def holds_absent(self) -> bool:
+        """Whether absent weights have a place of their own in `weight`."""
+
     def check(self, name: str) -> None:
         """StateError if the present units are others than these, changed behind its back."""
 

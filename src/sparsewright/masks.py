@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from .core import Layer
 from .errors import ArtifactError, ConfigError, MisfitError, StateError, UnknownNameError
-from .storage import MaskedStorage
 from .weights import find_weights
 
 Masks = Mapping[str, Tensor]
@@ -119,7 +118,7 @@ def hold_mask(layer: Layer, mask: Tensor) -> None:
             + f" of {layer.units} units; this has {least}"
         )
     units = table.reshape(-1).nonzero().squeeze(1)
-    if isinstance(layer.storage, MaskedStorage):
+    if layer.storage.holds_absent:
         layer.storage.select(units)
     elif not torch.equal(units, layer.present_units):
         raise StateError(

@@ -17,7 +17,6 @@ from torch.optim import Optimizer
 from .abilities import Gates, Rebudgets, Shapes
 from .core import Layer, Method, as_units
 from .errors import StateError
-from .storage import PackedStorage
 
 LATENT = "latent"
 
@@ -37,7 +36,7 @@ def masked_only(method: Method) -> str | None:
 def check_storage(method: Method, layers: Sequence[Layer]) -> None:
     """StateError if what the method needs is not stored of packed weights."""
     reason = masked_only(method)
-    packed = [layer.name for layer in layers if isinstance(layer.storage, PackedStorage)]
+    packed = [layer.name for layer in layers if not layer.storage.holds_absent]
     if packed and reason:
         raise StateError(
             f"layer {packed[0]!r} is packed, and method {type(method).__name__} {reason}: take "

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +66,8 @@ def tile_rows(pattern: Pattern, shape: Shape, present: int) -> int:
 
 class MaskedStorage:
     """A dense weight and a mask of its absent weights, which are put to 0 after every step."""
+
+    holds_absent: ClassVar[bool] = True
 
     def __init__(self, weight: nn.Parameter, pattern: Pattern, table: Tensor | None = None):
         self.weight, self.pattern = weight, pattern
@@ -211,6 +213,8 @@ class MaskedStorage:
 
 class PackedStorage:
     """A packed module: its Parameter holds the present values in order of their places."""
+
+    holds_absent: ClassVar[bool] = False
 
     def __init__(self, module: PackedModule, pattern: Pattern):
         self.module, self.pattern = module, pattern

@@ -26,7 +26,6 @@ from .ranking import best_units
 from .scores import as_score
 from .selection import Overrides, Skip, select_layers
 from .sparsifier import Sparsifier
-from .storage import MaskedStorage
 
 Rewind = int | Literal["init", "lr"]
 FIRST_DENSE = "round 0, which trains dense, "
@@ -191,7 +190,7 @@ class Tickets:
             **self._kinds,
         )
         for layer in layers:
-            if layer.pattern.sparsity is not None or not isinstance(layer.storage, MaskedStorage):
+            if layer.pattern.sparsity is not None or not layer.storage.holds_absent:
                 raise ConfigError(
                     f"layer {layer.name!r}: tickets need masked weights under a pattern that "
                     f"holds many sparsities; got {type(layer.storage).__name__} and {layer.pattern}"
