@@ -36,6 +36,13 @@ def test_the_committed_pages_are_those_of_now():
     assert sorted(set(committed) - set(made)) == [], hint
 
 
+def test_options_made_anew_each_time_show_what_is_made():
+    """An address in memory would make the page another one in every run."""
+    page = part_pages.pages()["method-slimming.md"]
+    assert "`norms={}`" in page
+    assert not [name for name, page in part_pages.pages().items() if " at 0x" in page]
+
+
 def test_pages_are_written_and_those_of_no_part_removed(tmp_path):
     (tmp_path / "method-gone.md").write_text("old")
     assert part_pages.write_pages(tmp_path) == len(PARTS) + 1

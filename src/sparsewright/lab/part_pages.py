@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def page_of(kind: str, name: str, part: Any) -> str:
             *("| | |", "|---|---|"),
             *(f"| memory | {facts.memory} |", f"| FLOPs | {facts.flops} |", ""),
             *("f_D and f_S are a dense and a sparse forward; a backward is two.", ""),
-            *("## Source", "", facts.source + ".", ""),
+            *("## Source", "", _ended(facts.source), ""),
             *(f"**Published.** {_ended(facts.published)}", ""),
         ]
         if facts.departs:
@@ -92,8 +92,14 @@ def _options(part: Any) -> str:
     kind = part if isinstance(part, type) else type(part)
     if not is_dataclass(kind) or not fields(kind):
         return ""
-    made = [f"{f.name}={f.default!r}" for f in fields(kind) if f.init]
+    made = [f"{f.name}={_default(f)!r}" for f in fields(kind) if f.init]
     return "`" + "`, `".join(made) + "`"
+
+
+def _default(option: Field[Any]) -> Any:
+    """What an option is if nobody says."""
+    made = option.default_factory
+    return option.default if made is MISSING else made()
 
 
 def _ended(sentence: str) -> str:
