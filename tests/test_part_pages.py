@@ -4,6 +4,7 @@ pages of the docs are what it says."""
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 import sparsewright as sw
 from sparsewright.cli import main
 from sparsewright.lab import part_pages
+from sparsewright.methods import METHODS, as_method
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "methods"
 PARTS = {f"{kind} {name}": part for kind, name, part in part_pages.parts()}
@@ -34,6 +36,28 @@ def test_the_committed_pages_are_those_of_now():
     hint = "run `sparsewright methods --pages docs/methods`"
     assert stale == [], hint
     assert sorted(set(committed) - set(made)) == [], hint
+
+
+def test_the_guide_lists_every_method_and_which_can_be_packed():
+    guide = (FOLDER.parent / "training.md").read_text(encoding="utf-8")
+    rows = re.findall(
+        r"^\| \[(\w+)\]\(methods/(\S+)\) \|.*\| ([\w, ]+) \| (yes|no) \|$", guide, re.M
+    )
+    assert sorted(name for name, *_ in rows) == METHODS.names()
+    for name, page, training, packed in rows:
+        method = as_method(name)
+        latent = getattr(method, "keeps_absent", False)
+        refused = latent or getattr(method, "masked_only", None) is not None
+        assert page == part_pages.file_of("method", name)
+        assert packed == ("no" if refused else "yes"), name
+        assert ("latent" in training) == latent, name
+
+
+def test_options_made_anew_each_time_show_what_is_made():
+    """An address in memory would make the page another one in every run."""
+    page = part_pages.pages()["method-slimming.md"]
+    assert "`norms={}`" in page
+    assert not [name for name, page in part_pages.pages().items() if " at 0x" in page]
 
 
 def test_pages_are_written_and_those_of_no_part_removed(tmp_path):

@@ -60,7 +60,7 @@ def page_of(kind: str, name: str, part: Any) -> str:
             *("| | |", "|---|---|"),
             *(f"| memory | {facts.memory} |", f"| FLOPs | {facts.flops} |", ""),
             *("f_D and f_S are a dense and a sparse forward; a backward is two.", ""),
-            *("## Source", "", facts.source + ".", ""),
+            *("## Source", "", _ended(facts.source), ""),
             *(f"**Published.** {_ended(facts.published)}", ""),
         ]
         if facts.departs:
@@ -96,10 +96,10 @@ def _options(part: Any) -> str:
     return "`" + "`, `".join(made) + "`"
 
 
-def _default(field: Field[Any]) -> Any:
-    if field.default_factory is not MISSING:
-        return field.default_factory()
-    return field.default
+def _default(option: Field[Any]) -> Any:
+    """What an option is if nobody says."""
+    made = option.default_factory
+    return option.default if made is MISSING else made()
 
 
 def _ended(sentence: str) -> str:
