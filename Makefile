@@ -14,6 +14,7 @@ unexport PIP_USER PIP_TARGET PIP_PREFIX PIP_REQUIRE_VIRTUALENV PIP_CONSTRAINT
 # All paths are relative, so that the clone may lie in a folder with spaces in its name.
 PY := .venv/bin/python
 STAMPS := .venv/stamps
+WORKERS ?= auto
 # -qq: errors only, but those in full.
 INSTALL := $(PY) -m pip --disable-pip-version-check install -qq -c constraints.txt
 
@@ -60,14 +61,11 @@ types: setup
 	$(STEP) "mypy: types of the package"
 	@$(PY) -m mypy --no-error-summary
 
-# The log is kept so that pytest's own last line can close the output.
+# A process for each core. Threads of several processes share the cores: they must not wait busily.
 pytest: setup
-	$(STEP) "pytest: all tests and the examples in docstrings"
-	@mkdir -p build
-	@$(PY) -m coverage run -m pytest -q -rs $(ARGS) 2>&1 | tee build/pytest.log
-	$(STEP) "coverage"
-	@$(PY) -m coverage report
-	@tail -n 1 build/pytest.log
+	$(STEP) "pytest: all tests and the examples in docstrings, and which lines they reach"
+	@OMP_WAIT_POLICY=passive $(PY) -m pytest -q -rs -n $(WORKERS) --dist loadgroup \
+	  --cov --cov-report=term:skip-covered $(ARGS)
 
 # Python itself is not sanitized, so the runtime is loaded before it; libstdc++ too, or it would
 # not find what throws. Python leaks by design. Needs GCC; pytest stops at the first finding.

@@ -31,6 +31,16 @@ settings.register_profile("ci", settings.get_profile("local"), derandomize=True,
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share what a fixture made for their file go to one process, where several run."""
+    for item in items:
+        shared = getattr(item, "_fixtureinfo", None)
+        made = shared.name2fixturedefs.values() if shared else []
+        if any(one.scope == "module" for several in made for one in several):
+            item.add_marker(pytest.mark.xdist_group(item.location[0]))
+
+
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test starts from the same random state and an empty cache, in whatever order."""
