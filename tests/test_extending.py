@@ -16,10 +16,12 @@ from pathlib import Path
 import pytest
 from test_docs import ROOT, Block, blocks
 
+from sparsewright.kernels.library import LIBRARY
+
 PAGE = ROOT / "CONTRIBUTING.md"
 FILES = [block for block in blocks(PAGE, "python") if block.mark == "file"]
 USES = [block for block in blocks(PAGE, "python") if block.mark == "use"]
-CONTRACTS = "test_contract.py", "test_patterns.py", "test_scores.py"
+CONTRACTS = "test_contract.py", "test_patterns.py", "test_scores.py", "test_solvers.py"
 OPTIMIZERS_LEFT_OUT = "ada or asgd or lbfgs or prop or muon"
 """SGD will do here: the contract tests themselves run over all of them."""
 
@@ -39,11 +41,13 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(extended: Path, *words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     # -S: no .pth files, hence no editable installation of the clone.
+    # The copy has no compiled library of its own: it takes the one that is in use here.
+    compiled = {} if LIBRARY.path is None else {"SPARSEWRIGHT_LIBRARY": LIBRARY.path}
     search = [str(extended), str(ROOT / "tests"), sysconfig.get_path("purelib")]
     return subprocess.run(
         [sys.executable, "-S", *words],
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(search)},
+        env={**os.environ, **compiled, "PYTHONPATH": os.pathsep.join(search)},
         capture_output=True,
         text=True,
         timeout=300,
@@ -52,7 +56,7 @@ def run(extended: Path, *words: str, cwd: Path) -> subprocess.CompletedProcess[s
 
 def test_page_adds_one_part_of_every_kind() -> None:
     kinds = [Path(block.note).parts[0] for block in FILES]
-    assert sorted(kinds) == ["kernels", "layouts", "methods", "patterns", "scores"]
+    assert sorted(kinds) == ["kernels", "layouts", "methods", "patterns", "scores", "solvers"]
 
 
 @pytest.mark.parametrize("block", USES, ids=lambda block: block.note)
@@ -76,3 +80,17 @@ def test_added_parts_pass_the_contract_tests(extended: Path, tmp_path: Path) -> 
     )
     assert done.returncode == 0, done.stdout[-3000:]
     assert " passed" in done.stdout
+
+
+def test_added_parts_have_pages(extended: Path, tmp_path: Path) -> None:
+    """Facts and docstring of the page's methods, scores and solvers make pages of their own."""
+    kinds = {"methods": "method", "scores": "score", "solvers": "solver"}
+    added = [
+        (kinds[p.parts[0]], p.stem) for p in (Path(b.note) for b in FILES) if p.parts[0] in kinds
+    ]
+    words = ["-m", "sparsewright", "methods", "--pages", "pages"]
+    done = run(extended, *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for kind, name in added:
+        page = tmp_path / "pages" / f"{kind}-{name.replace('_', '-')}.md"
+        assert "## Source" in page.read_text(encoding="utf-8")

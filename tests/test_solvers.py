@@ -610,9 +610,10 @@ def test_wanda_solves_as_it_scores() -> None:
 
 
 def test_wanda_needs_data() -> None:
-    for asked in (lambda: Wanda()(view(torch.ones(2, 2))), lambda: wanda(mlp(), None)):
-        with pytest.raises(ConfigError, match="score 'wanda' measures activations: give data"):
-            asked()
+    with pytest.raises(ConfigError, match="score 'wanda' measures activations: give data"):
+        wanda(mlp(), None)
+    with pytest.raises(StateError, match="measures the model before it judges weights"):
+        Wanda()(view(torch.ones(2, 2)))  # as attach would call it, which takes no data
     with pytest.raises(StateError, match="layer 'other': its inputs were not measured"):
         wanda(Named(torch.ones(2, 2)), [torch.ones(1, 2)])(view(torch.ones(2, 2), "other"))
 
@@ -624,7 +625,7 @@ def test_prune_takes_a_solver() -> None:
         done = sw.prune(first, 0.5, "2:4", solver=solver, data=data)
         assert done.to_dict() == solve(second, 0.5, "2:4", "obc", data=data).to_dict()
         assert all(map(torch.equal, first.parameters(), second.parameters()))
-    with pytest.raises(ConfigError, match="solver 'obc' chooses by the outputs on data; leave sco"):
+    with pytest.raises(ConfigError, match="solver 'obc' chooses by outputs on data; leave score"):
         sw.prune(mlp(), 0.5, score="random", solver="obc", data=data)
     with pytest.raises(ConfigError, match="SparseGPT measures activations: give data"):
         sw.prune(mlp(), 0.5, solver="sparsegpt")

@@ -17,13 +17,14 @@ from ..errors import ConfigError, StateError
 from ..facts import Facts
 from ..weights import find_weights
 from . import SCORES
+from ._measured import ToMeasure
 from ._wide import wide
 
 PER = ("row", "layer")
 
 
 @dataclass(frozen=True)
-class Wanda:
+class Wanda(ToMeasure):
     """|w| * ||x||, the norm of the weight's input over all data; no weight that stays is changed.
 
     per: "row" gives the weight's place among those of its row, from 1 for the best down to 1 / in,
@@ -36,8 +37,6 @@ class Wanda:
     """
 
     per: str = "row"
-    rounds: ClassVar[int] = 1
-    needs_gradient: ClassVar[bool] = False
     facts: ClassVar[Facts] = Facts(
         source="Sun, Liu, Bair, Kolter: A Simple and Effective Pruning Approach for Large Language "
         "Models, ICLR 2024",
@@ -61,12 +60,6 @@ class Wanda:
         names = {layer.name for layer in calibration.layers}
         weights = [w for w in find_weights(calibration.model) if w.name in names]
         return _Measured(self, input_squares(calibration.model, weights, calibration.batches))
-
-    def __call__(self, layer: View) -> Tensor:
-        raise StateError(
-            f"layer {layer.name!r}: score {self} measures the model before it judges weights: let "
-            "sw.prune(..., data=) do so"
-        )
 
 
 @dataclass(frozen=True, eq=False)
