@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from .abilities import Rebudgets
+from .abilities import Blind, Rebudgets
 from .connectivity import problems
 from .core import Layer, Method, Wish, as_units
 from .errors import SparsityWarning, StateError
@@ -290,9 +290,10 @@ class Sparsifier:
         self._apply_masks(index)
 
     def _note(self, step: int, layer: Layer, dropped: int, grown: int) -> None:
-        """Dropped and grown units go into the list of changes."""
-        moved = dropped * layer.unit_size, grown * layer.unit_size
-        self.changes.append(Change(step, layer.name, *moved))
+        """Dropped and grown units go into the list of changes, if there are any."""
+        if dropped or grown:
+            moved = dropped * layer.unit_size, grown * layer.unit_size
+            self.changes.append(Change(step, layer.name, *moved))
 
     def _mask_gradients(self, index: int) -> None:
         if keeps_absent(self.method):
@@ -320,10 +321,12 @@ class Sparsifier:
             self._note(self._steps[index], layer, lost, gained)
 
     def _wish(self, layer: Layer, step: int) -> Wish | None:
-        """What the method wants; a layer without a gradient that it needs stays as it is."""
+        """What the method wants; a layer without a gradient that it needs stays as it is, unless
+        the method says otherwise."""
         layer.storage.check(layer.name)
         if self.method.needs_gradient and not layer.storage.has_gradient():
-            return None
+            blind = isinstance(self.method, Blind)
+            return self.method.without_gradient(layer, step) if blind else None
         return self.method.update(layer, step)
 
     def _draw(self, training: bool) -> None:
