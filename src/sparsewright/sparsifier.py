@@ -325,8 +325,8 @@ class Sparsifier:
         the method says otherwise."""
         layer.storage.check(layer.name)
         if self.method.needs_gradient and not layer.storage.has_gradient():
-            blind = isinstance(self.method, Blind)
-            return self.method.without_gradient(layer, step) if blind else None
+            blind = self.method if isinstance(self.method, Blind) else None
+            return None if blind is None else blind.without_gradient(layer, step)
         return self.method.update(layer, step)
 
     def _draw(self, training: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +92,12 @@ def _options(part: Any) -> str:
     kind = part if isinstance(part, type) else type(part)
     if not is_dataclass(kind) or not fields(kind):
         return ""
-    made = [f"{f.name}={f.default!r}" for f in fields(kind) if f.init]
+    made = [f"{f.name}={_default(f)!r}" for f in fields(kind) if f.init]
     return "`" + "`, `".join(made) + "`"
+
+
+def _default(field: Field[Any]) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 def _ended(sentence: str) -> str:

@@ -78,7 +78,7 @@ class VariationalDropout(UntilCut):
         memory="The latent weights and, of every weight, log sigma^2, two numbers of Adam and the "
         "last noise beside the weights.",
         flops="Training 3 f_D until the cut, 3 f_S after it; inference f_S.",
-        published="None verified.",
+        published="none verified",
         departs="One draw of every weight serves all samples of a step: the paper draws a layer's "
         "outputs instead (local reparameterisation), which has less variance and needs the layers' "
         "own forward. The paper's sparsity is what the threshold leaves; here the weights of the "
