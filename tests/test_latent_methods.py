@@ -64,8 +64,8 @@ def test_absent_weights_of_sr_ste_return_once_they_are_larger():
     assert layer.memory["latent"].tolist() == [[3.0, 3.5]]
 
 
-def test_the_first_step_of_sr_ste_has_all_weights():
-    step, layer = one_layer([3.0, 2.0], SRSTE(0.0), None, "1:2")
+def test_the_first_steps_of_sr_ste_may_have_all_weights():
+    step, layer = one_layer([3.0, 2.0], SRSTE(0.0, start=1), None, "1:2")
     assert layer.is_full
     assert step([0.0, 0.0]) == [3.0, 0.0]
     assert not layer.is_full

@@ -139,7 +139,7 @@ def test_set_removes_without_adding_at_the_end_if_asked():
     assert [t for t in range(7) if method.due(t)] == [2, 4, 5]
     assert table_of(layer, after(layer, method.update(layer, 5))) == [[X, O, O, X, X, X, X, X]]
     with pytest.raises(sw.ConfigError, match=r"layer 'fc': removing without adding .* 2:4"):
-        method.update(layer_of([[1.0, 2.0, 0, 0] * 2], [[O, O, X, X]] * 2, "2:4"), 5)
+        method.begin(layer_of([[1.0, 2.0, 0, 0] * 2], [[O, O, X, X]] * 2, "2:4"))
 
 
 def test_normal_start_of_grown_weights():

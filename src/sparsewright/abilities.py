@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from .calibration import Calibration
-from .core import Allocate, Layer, Method, Pattern, Score, View
+from .core import Allocate, Layer, Method, Pattern, Score, View, Wish
 
 
 @runtime_checkable
@@ -70,10 +70,19 @@ class Rebudgets(Protocol):
 
     def rebudget(self, layers: Sequence[Layer], step: int) -> None:
         """Set `layer.keep` of all layers of one optimizer, at every step that is due, before they
-        are updated; the weights kept in all must be as many as before (budget.share_again).
+        are updated; the weights kept in all must be as many as before (budget.share_again), and
+        layers without `may_share` keep what they have.
 
         Gradients are there as for `update`.
         """
+
+
+@runtime_checkable
+class Blind(Protocol):
+    """A method that needs gradients, and must meet a budget in layers that have none, too."""
+
+    def without_gradient(self, layer: Layer, step: int) -> Wish | None:
+        """In place of `update`, for a layer that is frozen or took no part in the step."""
 
 
 @runtime_checkable

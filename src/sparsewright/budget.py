@@ -153,13 +153,14 @@ def solve_budget(
 def share_again(layers: Sequence[Layer], wanted: Mapping[str, float]) -> None:
     """Set `layer.keep` of layers whose budget moves, as near to `wanted` as their patterns hold.
 
-    wanted: layer name -> weights to keep, at least one of each layer. As many weights as were kept
-    by all layers together are kept again, to the finest step of any layer's pattern; for that
-    `wanted` is scaled if its sum is another.
+    wanted: layer name -> weights to keep, at least one of each layer; layers without `may_share`
+    keep what they have. As many weights as were kept by all layers together are kept again, to the
+    finest step of any layer's pattern; for that `wanted` is scaled if its sum is another.
     """
     budgeted = [Budgeted.of(layer.name, layer.shape, layer.pattern) for layer in layers]
     total = sum(layer.keep * layer.groups * layer.unit_size for layer in layers)
-    free = [one for one in budgeted if len(one.held) > 1]
+    pairs = zip(budgeted, layers, strict=True)
+    free = [one for one, layer in pairs if layer.may_share and len(one.held) > 1]
     fixed = total - sum(
         one.weights * layer.keep for one, layer in zip(budgeted, layers, strict=True) if one in free
     )

@@ -182,6 +182,7 @@ class Layer:
     keep: units present in every group once the method has done its work.
     generator: the CPU random source that all random choices of a run draw from.
     is_lookup: the weight's rows are inputs (an embedding), not output neurons.
+    is_own: its sparsity was asked of it alone (overrides, masks), so no budget moves to or from it.
     memory: what the method keeps of this layer between steps, by name, made in `begin`; it is part
     of a checkpoint. rate: the learning rate of the optimizer's coming step for this weight.
     """
@@ -193,6 +194,7 @@ class Layer:
     generator: torch.Generator
     aliases: tuple[str, ...] = ()
     is_lookup: bool = False
+    is_own: bool = False
     memory: dict[str, Tensor] = field(default_factory=dict)
     rate: float = 0.0
 
@@ -248,6 +250,11 @@ class Layer:
     def sparsity(self) -> float:
         """Fraction of weights absent now."""
         return 1.0 - self.present / max(1, self.numel)
+
+    @property
+    def may_share(self) -> bool:
+        """Whether budget may move between this layer and others."""
+        return not self.is_own and self.numel > 0 and len(self.pattern.allowed(self.units)) > 1
 
     @property
     def mask(self) -> Tensor:

@@ -102,6 +102,8 @@ class Candidates:
             else:
                 now = {y.name: y.storage.count() // max(1, y.groups) for _, y in asked}
                 keeps |= part_of_way(budgeted, now, sparsity, allocation, part, first=first)
+        for wish, layer in pairs:
+            layer.is_own = wish.sparsity is not None or layer.name in self.masked
         for layer in self.layers:
             layer.keep = keeps.get(layer.name, layer.units)
         left = [

@@ -92,7 +92,7 @@ def _chosen(layer: Layer) -> dict[str, Tensor]:
 
 def _read(layer: Layer, saved: Mapping[str, Any], may_move: bool) -> Saved:
     for key, value in _about(layer).items():
-        if saved.get(key) != value and not (key == "keep" and may_move):
+        if saved.get(key) != value and not (key == "keep" and may_move and not layer.is_own):
             raise StateError(
                 f"layer {layer.name!r}: the sparse state has {key} {saved.get(key)}; this "
                 f"attachment has {value}"

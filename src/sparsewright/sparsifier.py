@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from .abilities import Rebudgets
+from .abilities import Blind, Rebudgets
 from .connectivity import problems
 from .core import Layer, Method, Wish, as_units
 from .errors import SparsityWarning, StateError
@@ -292,9 +292,10 @@ class Sparsifier:
         self._apply_masks(index)
 
     def _note(self, step: int, layer: Layer, dropped: int, grown: int) -> None:
-        """Dropped and grown units go into the list of changes."""
-        moved = dropped * layer.unit_size, grown * layer.unit_size
-        self.changes.append(Change(step, layer.name, *moved))
+        """Dropped and grown units go into the list of changes, if there are any."""
+        if dropped or grown:
+            moved = dropped * layer.unit_size, grown * layer.unit_size
+            self.changes.append(Change(step, layer.name, *moved))
 
     def _mask_gradients(self, index: int) -> None:
         if keeps_absent(self.method):
@@ -324,10 +325,12 @@ class Sparsifier:
             forget_history(self._optimizers[index])
 
     def _wish(self, layer: Layer, step: int) -> Wish | None:
-        """What the method wants; a layer without a gradient that it needs stays as it is."""
+        """What the method wants; a layer without a gradient that it needs stays as it is, unless
+        the method says otherwise."""
         layer.storage.check(layer.name)
         if self.method.needs_gradient and not layer.storage.has_gradient():
-            return None
+            blind = self.method if isinstance(self.method, Blind) else None
+            return None if blind is None else blind.without_gradient(layer, step)
         return self.method.update(layer, step)
 
     def _draw(self, training: bool) -> None:

@@ -35,7 +35,8 @@ def drop_and_grow(
     regrown: Regrown = "keep",
     grown: Grown = "zero",
 ) -> Exchange | None:
-    """Move floor(fraction * present units) of a layer; None if that is no unit at all.
+    """Move floor(fraction * present units) of a layer; None if that is no unit at all, where the
+    budget holds all units, and for a frozen weight: what it grew would be 0 for ever.
 
     drop: units with the lowest score go. grow: the highest among those not kept come, the just
     dropped ones too unless exclude_dropped (they still come where a group has no other left).
@@ -45,8 +46,7 @@ def drop_and_grow(
     """
     check_fraction(f"layer {layer.name!r}", fraction)
     moved = math.floor(fraction * layer.storage.count() + 1e-9)
-    full = layer.keep == layer.units and regrown == "keep"  # all that goes comes back
-    if moved == 0 or full:
+    if moved == 0 or layer.keep == layer.units or not layer.weight.requires_grad:
         return None
     leaves = worst(layer, drop, moved)
     if sample is None:
@@ -78,16 +78,20 @@ def check_option(method: str, name: str, value: str, options: tuple[str, ...]) -
 def drop_only(layer: Layer, fraction: float, drop: str | Score) -> Exchange:
     """Remove floor(fraction * present units) and add none: the last update of SET's paper.
 
-    Raises ConfigError for a pattern whose groups must stay full.
+    Groups may become unequal: see `check_one_group`.
     """
+    moved = math.floor(fraction * layer.storage.count() + 1e-9)
+    none = torch.empty(0, dtype=torch.int64, device=layer.weight.device)
+    return Exchange(worst(layer, drop, moved), none)
+
+
+def check_one_group(layer: Layer) -> None:
+    """Raise ConfigError for a layer whose groups `drop_only` could leave unequal."""
     if layer.groups > 1:
         raise ConfigError(
             f"layer {layer.name!r}: removing without adding would leave the groups of pattern "
             f"{layer.pattern} unequal; use last='regrow'"
         )
-    moved = math.floor(fraction * layer.storage.count() + 1e-9)
-    none = torch.empty(0, dtype=torch.int64, device=layer.weight.device)
-    return Exchange(worst(layer, drop, moved), none)
 
 
 def starting_values(layer: Layer, grown: Grown, units: int) -> Tensor | None:

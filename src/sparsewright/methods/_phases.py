@@ -57,7 +57,13 @@ class Phased:
         return False
 
     def bind(self, steps: int | None) -> Self:
+        """Raises ConfigError if the run ends before the last turn."""
         if self.turns is not None:
+            if steps is not None and self.turns and self.turns[-1] >= steps:
+                raise ConfigError(
+                    f"method {type(self).__name__}: the last turn must fall within the run, before "
+                    f"step {steps}; got turns={self.turns}"
+                )
             return self
         if steps is None:
             raise ConfigError(

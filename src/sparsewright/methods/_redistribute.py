@@ -46,10 +46,10 @@ def redistribute(
 ) -> None:
     """Set `layer.keep` of every layer to the weights that it kept and its share of those freed.
 
-    kept: layer name -> weights left of it. A layer whose pattern holds one count alone (N:M) takes
-    no part. The total stays what it was.
+    kept: layer name -> weights left of it. A layer whose pattern holds one count alone (N:M), or
+    that has a sparsity of its own, takes no part. The total stays what it was.
     """
-    free = [layer for layer in layers if len(layer.pattern.allowed(layer.units)) > 1]
+    free = [layer for layer in layers if layer.may_share]
     freed = sum(_budget(layer) - kept[layer.name] for layer in free)
     got = shared_out(
         freed,

@@ -29,8 +29,14 @@ def refill(
     """Drop the `dropped` units of least score over the whole table, and where a group still has
     more than `keep` the rest of its least; then grow every group to `keep`. None if nothing moves.
 
-    exclude_dropped, regrown: as for `drop_and_grow`. Grown weights start at 0.
+    A layer that is full, and whose budget is all units, stays as it is. Grown weights start at 0,
+    so a frozen weight grows none: it only falls to `keep`. exclude_dropped, regrown: as for
+    `drop_and_grow`.
     """
+    if layer.is_full and layer.keep == layer.units:
+        return None
+    if not layer.weight.requires_grad:
+        dropped, keep = 0, min(keep, layer.storage.count() // max(1, layer.groups))
     leaves = _leaving(layer, dropped, keep, drop)
     lost = int(leaves.count_nonzero())
     if len(leaves) - lost == keep * layer.groups:

@@ -23,9 +23,9 @@ def share_by_rank(
 
     per_weight: units are compared by their mean score per weight, not by their sum. least: part
     of each layer's units, its best, that stay whatever the others are. Layers whose pattern fixes
-    its count keep it, and every group keeps a unit at least.
+    its count, or that have a sparsity of their own, keep it; every group keeps a unit at least.
     """
-    free = [y for y in layers if y.numel and len(y.pattern.allowed(y.units)) > 1]
+    free = [layer for layer in layers if layer.may_share]
     if not free:
         return
     scores, sizes, which = [], [], []

@@ -43,8 +43,9 @@ def unfolded(layer: Layer, table: Tensor) -> Tensor:
 
 
 def unit_norms(layer: Layer) -> Tensor:
-    """The L2 norm of the unit that each weight lies in, in the shape of `layer.weight`."""
-    weight = layer.weight.detach()
+    """The L2 norm of the unit that each weight lies in, in the shape of `layer.weight`, float32 or
+    wider: squares of half-precision weights would vanish."""
+    weight = wide(layer.weight)
     if layer.unit_size == 1:
         return weight.abs()
     return unfolded(layer, folded(layer, weight.square()).sqrt())

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..core import Layer, keep_best
 from ..facts import Facts
+from ..scores._wide import wide
 from . import METHODS
 from ._dense_first import DenseFirst, add_to_gradient, check_strength
 from ._timing import check_timing
@@ -93,6 +94,6 @@ class ADMM(DenseFirst):
 def projection(layer: Layer, values: Tensor) -> Tensor:
     """Values in the shape of `layer.weight`, 0 outside of the `layer.keep` longest units of each
     group: the nearest point that holds the budget, in L2."""
-    lengths = folded(layer, values.square())
+    lengths = folded(layer, wide(values).square())
     best = keep_best(lengths, min(layer.keep, lengths.shape[1]))
     return values.masked_fill(~unfolded(layer, best), 0.0)

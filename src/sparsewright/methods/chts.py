@@ -10,13 +10,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..core import Layer, Score, Update, keep_best
+from ..core import Exchange, Layer, Score, Update, keep_best
 from ..errors import ConfigError
 from ..facts import Facts
 from ..patterns import places_of
 from ..ranking import first_units
 from . import METHODS
 from ._drop_grow import check_fraction, check_option
+from ._refill import refill
 from ._timing import check_timing, end_of, is_due
 from ._topology import LINKS
 
@@ -149,11 +150,13 @@ class CHTs:
             1.0, step / max(1, self.end)
         )
 
-    def update(self, layer: Layer, step: int) -> Update | None:
+    def update(self, layer: Layer, step: int) -> Update | Exchange | None:
         ends = self.initial_sparsity is not None and step == self.end
         if not (ends or self._moves(step)):
             return None
         here, keep = layer.table, self.kept(layer, step)
+        if not layer.weight.requires_grad:  # what it grew would be 0 for ever
+            return refill(layer, 0, keep, drop="magnitude", grow="random")
         moved = math.floor(self.fraction * int(here.sum()) + 1e-9)
         if (moved == 0 and not ends) or keep == layer.units:
             return None

@@ -20,6 +20,7 @@ from ..facts import Facts
 from ..patterns import places_of
 from ..ranking import best_absent, first_units
 from ..sampling import is_in, merged
+from ..scores._wide import wide
 from . import METHODS
 from ._drop_grow import check_option
 
@@ -129,7 +130,7 @@ class DeepR:
         sign, born = self._of(layer, "sign"), self._of(layer, "born")
         noise = torch.randn(values.shape, generator=layer.generator).to(values.device)
         pull = noise * self.noise_of(layer.rate) - layer.rate * self.l1
-        theta = sign * values.float() + pull.masked_fill(born[:, None], 0.0)
+        theta = sign * wide(values) + pull.masked_fill(born[:, None], 0.0)
         moved = sign * theta.clamp(min=0.0)
         born.zero_()
         order = places.reshape(-1).argsort()

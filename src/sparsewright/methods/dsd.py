@@ -58,6 +58,11 @@ class DSD(Phased):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_option("DSD", "scope", self.scope, SCOPES)
+        if self.turns is not None and len(self.turns) != len(self.parts):
+            raise ConfigError(
+                f"method DSD: turns must be {len(self.parts)} steps, one for each of sparse, dense "
+                f"and last, if that is not None; got {self.turns}"
+            )
         if self.middle is not None and not 0.0 <= self.middle < 1.0:
             raise ConfigError(f"method DSD: middle must be in [0, 1); got {self.middle}")
 

@@ -66,9 +66,11 @@ class DSR:
             "al. 2020"
         ),
         departs=(
-            "fraction is of the present weights; the paper gives a number of weights. A layer "
-            "never loses its last unit. Layers whose pattern holds one count alone (N:M) drop and "
-            "grow among themselves."
+            "fraction is of the present weights; the paper gives a number of weights. The defaults "
+            "of fraction, threshold and tolerance are this library's, and updates come every 100 "
+            "steps unless told. A layer never loses its last unit. Layers whose pattern holds one "
+            "count alone (N:M), or with a sparsity of their own, drop and grow among themselves. "
+            "Frozen weights stay."
         ),
     )
     every: int | None = None
@@ -104,17 +106,18 @@ class DSR:
         return is_due(step, self.every, self.every, self.end)
 
     def rebudget(self, layers: Sequence[Layer], step: int) -> None:
-        threshold = float(layers[0].memory["threshold"]) if layers else 0.0
+        trained = [layer for layer in layers if layer.weight.requires_grad]
+        threshold = float(trained[0].memory["threshold"]) if trained else 0.0
         kept, below, present = {}, 0, 0
-        for layer in layers:
+        for layer in trained:
             scores = present_scores(layer, "magnitude") / max(1, layer.unit_size)
             dropped = min(int((scores < threshold).sum()), max(0, len(scores) - 1))
             layer.memory["dropped"] = torch.tensor(dropped)
             kept[layer.name] = (len(scores) - dropped) * layer.unit_size
             below += dropped * layer.unit_size
             present += len(scores) * layer.unit_size
-        redistribute(layers, kept, {name: float(count) for name, count in kept.items()})
-        for layer in layers:
+        redistribute(trained, kept, {name: float(count) for name, count in kept.items()})
+        for layer in trained:
             layer.memory["threshold"] = torch.tensor(
                 self.adapted(threshold, below, self.fraction * present), dtype=torch.float64
             )

@@ -94,6 +94,10 @@ class Gradual:
     def update(self, layer: Layer, step: int) -> Tensor:
         return self._best(layer, self.kept(layer.units, layer.keep, step))
 
+    def without_gradient(self, layer: Layer, step: int) -> Tensor | None:
+        """Nothing on the ramp; at its end StateError, as the budget would be missed."""
+        return self.update(layer, step) if step == self.end else None
+
     def kept(self, units: int, keep: int, step: int) -> int:
         """Units present in every group of `units` at a step, on the way down to `keep`."""
         assert self.end is not None, "bind() comes first"

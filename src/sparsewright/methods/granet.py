@@ -134,9 +134,17 @@ class GraNet:
         assert self.stop is not None, "bind() comes first"
         return Cosine(self.fraction, self.final_fraction, end=max(1, self.stop))(step)
 
+    def without_gradient(self, layer: Layer, step: int) -> Exchange | None:
+        """Down the ramp, and nothing grows."""
+        return refill(layer, 0, self._left(layer, step), drop=self.drop, grow=self.grow)
+
+    def _left(self, layer: Layer, step: int) -> int:
+        """Units that an update leaves in every group: those of the ramp, or fewer if it has."""
+        count = layer.storage.count() // max(1, layer.groups)
+        return min(self.kept(layer.units, layer.keep, step), count)
+
     def update(self, layer: Layer, step: int) -> Exchange | None:
-        count = layer.storage.count()
-        keep = min(self.kept(layer.units, layer.keep, step), count // max(1, layer.groups))
+        count, keep = layer.storage.count(), self._left(layer, step)
         left = keep * layer.groups
         regenerated = math.floor(self.fraction_at(step) * left + 1e-9)
         return refill(

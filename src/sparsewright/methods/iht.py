@@ -10,9 +10,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..core import Layer, keep_best
+from ..core import Layer
 from ..facts import Facts
+from ..scores._wide import wide
 from . import METHODS
+from ._latent import best_of, fold
 from ._timing import check_timing
 
 
@@ -78,8 +80,7 @@ class IHT:
     def after_step(self, layer: Layer, step: int) -> Tensor:
         best = layer.table
         if step >= 0 and self.due(step):
-            lengths = layer.pattern.fold(layer.weight.detach().square())
-            best = keep_best(lengths, layer.keep)
+            best = best_of(layer, fold(layer, wide(layer.weight).square()), layer.keep)
         absent = ~layer.pattern.unfold(best, layer.shape)
         layer.memory["latent"].masked_fill_(absent, 0.0)
         return best

@@ -106,7 +106,7 @@ class L0(UntilCut):
         "left. Until then the mask reports all weights as present. One draw of the gates serves "
         "all samples of a step, as by default in the public code. The paper's L2 term is left to "
         "the optimizer's weight decay. Gates are of the pattern's units unless of='input' (the "
-        "public code's).",
+        "public code's). `penalty`, `rate` and `by` have defaults of our own.",
     )
 
     def __post_init__(self) -> None:

@@ -22,6 +22,7 @@ from ._drop_grow import (
     Grown,
     Regrown,
     check_fraction,
+    check_one_group,
     check_option,
     drop_and_grow,
     drop_only,
@@ -119,6 +120,8 @@ class SET:
         return replace(self, end=max(self._start, steps - 1))
 
     def begin(self, layer: Layer) -> Tensor:
+        if self.last == "remove":
+            check_one_group(layer)
         return first_units(layer, self.initial)
 
     def due(self, step: int) -> bool:

@@ -131,7 +131,7 @@ class Slimming(DenseFirst):
             return
         scale = self.scales.get(layer.name)
         if scale is None:
-            weight = layer.weight.detach()
+            weight = wide(layer.weight)
             lengths = _row_lengths(layer, weight)
             add_to_gradient(layer, self.strength * weight / lengths.masked_fill(lengths == 0, 1.0))
         elif scale.grad is not None:

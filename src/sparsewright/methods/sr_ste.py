@@ -25,14 +25,14 @@ class SRSTE:
 
     penalty: lambda, of absent weights; 0 is the plain straight-through estimator (STE). It is added
     to the gradient, so the optimizer's momentum sees it. start: steps with all weights, before the
-    first mask. Any pattern will do.
+    first mask; the paper has none. Any pattern will do.
 
     >>> SRSTE().due(0)
     True
     """
 
     penalty: float = 2e-4
-    start: int = 1
+    start: int = 0
     needs_gradient: ClassVar[bool] = False
     skips_step: ClassVar[bool] = False
     keeps_absent: ClassVar[bool] = True
@@ -46,10 +46,8 @@ class SRSTE:
         flops="Training 2 f_S + f_D a step (the weights' gradient is dense); inference f_S.",
         published="ResNet-50 on ImageNet, top-1: 77.0 % at 2:4, 76.4 % at 2:8 (the authors' "
         "README).",
-        departs="The first mask is chosen after the first step, which has all weights; start=0 "
-        "masks that step too, as the paper does. The paper has N:M alone; here any pattern takes "
-        "part. The public code's sparse Linear forgets its bias; no layer's forward is touched "
-        "here.",
+        departs="The paper has N:M alone; here any pattern takes part. The public code's sparse "
+        "Linear forgets its bias; no layer's forward is touched here.",
     )
 
     def __post_init__(self) -> None:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from ..core import Layer
 from ..facts import Facts
+from ..scores._wide import wide
 from . import METHODS
 from ._latent import UntilCut, check_not_below, fold, gradient_of, is_cut
 from ._learned import By, check_learning, descend, learn, recall
@@ -77,7 +78,7 @@ class VariationalDropout(UntilCut):
         memory="The latent weights and, of every weight, log sigma^2, two numbers of Adam and the "
         "last noise beside the weights.",
         flops="Training 3 f_D until the cut, 3 f_S after it; inference f_S.",
-        published="None verified.",
+        published="none verified",
         departs="One draw of every weight serves all samples of a step: the paper draws a layer's "
         "outputs instead (local reparameterisation), which has less variance and needs the layers' "
         "own forward. The paper's sparsity is what the threshold leaves; here the weights of the "
@@ -118,7 +119,7 @@ class VariationalDropout(UntilCut):
         layer.weight.masked_fill_(self._alpha(layer) >= self.threshold, 0.0)
 
     def chain(self, layer: Layer, step: int) -> None:
-        gradient, weight = gradient_of(layer), layer.weight.detach()
+        gradient, weight = gradient_of(layer), wide(layer.weight)  # a half holds no TINY
         pull = self.penalty_at(step) * slope_of_divergence(self._alpha(layer))
         deviation = (recall(layer, LOG_VARIANCE) / 2).exp()
         slope = gradient * recall(layer, NOISE) * deviation / 2 + pull
