@@ -20,7 +20,7 @@ from sparsewright.abilities import Measured
 from sparsewright.budget import Budgeted, solve_budget
 from sparsewright.patterns import as_pattern
 from sparsewright.ranking import whole_scores
-from sparsewright.scores import SCORES
+from sparsewright.scores import SCORES, as_score
 from sparsewright.scores._measured import Found, dense
 from sparsewright.scores.synflow import SynFlow
 from sparsewright.selection import candidates
@@ -260,7 +260,10 @@ def test_absent_units_have_no_score_in_a_ranking_of_all_layers():
     model = small_model()
     sw.prune(model, 0.5, allocate="uniform_all")
     (layer, _) = candidates(
-        sw.pack(model), pattern="unstructured", generator=torch.Generator()
+        sw.pack(model),
+        pattern="unstructured",
+        generator=torch.Generator(),
+        score=as_score("magnitude"),
     ).layers
     scores = whole_scores(layer, "magnitude")
     assert bool((scores[layer.absent] == -torch.inf).all())
