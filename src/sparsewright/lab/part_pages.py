@@ -20,6 +20,8 @@ from ..solvers import SOLVERS
 PAGED: tuple[Table[Any], ...] = (METHODS, SCORES, SOLVERS)
 """The tables whose parts have pages."""
 
+OURS = "[The comparison](../comparison.md) has it beside all others, where it was run."
+
 USE = {
     METHODS.kind: "sw.attach(model, optimizer, method={name!r}, sparsity=0.9, steps=steps)",
     SCORES.kind: "sw.prune(model, sparsity=0.9, score={name!r})",
@@ -62,6 +64,7 @@ def page_of(kind: str, name: str, part: Any) -> str:
             *("f_D and f_S are a dense and a sparse forward; a backward is two.", ""),
             *("## Source", "", _ended(facts.source), ""),
             *(f"**Published.** {_ended(facts.published)}", ""),
+            *(f"**Ours.** {OURS}", ""),
         ]
         if facts.departs:
             lines += [f"**Where this differs.** {facts.departs}", ""]
