@@ -610,9 +610,10 @@ def test_wanda_solves_as_it_scores() -> None:
 
 
 def test_wanda_needs_data() -> None:
-    for asked in (lambda: Wanda()(view(torch.ones(2, 2))), lambda: wanda(mlp(), None)):
-        with pytest.raises(ConfigError, match="score 'wanda' measures activations: give data"):
-            asked()
+    with pytest.raises(StateError, match=r"let sw\.prune"):
+        Wanda()(view(torch.ones(2, 2)))
+    with pytest.raises(ConfigError, match="score 'wanda' measures activations: give data"):
+        wanda(mlp(), None)
     with pytest.raises(StateError, match="layer 'other': its inputs were not measured"):
         wanda(Named(torch.ones(2, 2)), [torch.ones(1, 2)])(view(torch.ones(2, 2), "other"))
 

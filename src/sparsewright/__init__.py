@@ -36,6 +36,7 @@ from .errors import (
     StateError,
     UnknownNameError,
 )
+from .masks import load_masks, masks_of, save_masks
 from .methods.gradual import Gradual
 from .methods.gse import GSE
 from .methods.rigl import RigL
@@ -51,6 +52,7 @@ from .plan import LayerPlan, Plan
 from .prune import prune
 from .sparsifier import Change, Sparsifier
 from .summary import Summary
+from .tickets import Tickets
 from .weights import find_weights
 
 __version__ = "0.1.0"
@@ -93,6 +95,7 @@ __all__ = [
     "StateError",
     "Static",
     "Summary",
+    "Tickets",
     "Uniform",
     "UnknownNameError",
     "Unstructured",
@@ -102,10 +105,13 @@ __all__ = [
     "find_weights",
     "keep_best",
     "load",
+    "load_masks",
+    "masks_of",
     "nn",
     "pack",
     "prune",
     "save",
+    "save_masks",
     "schedules",
     "unpack",
 ]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from ..abilities import Measured
 from ..errors import UnknownNameError
 from ..facts import Facts
 from ..files import write_text
@@ -22,10 +23,17 @@ PAGED: tuple[Table[Any], ...] = (METHODS, SCORES, SOLVERS)
 
 USE = {
     METHODS.kind: "sw.attach(model, optimizer, method={name!r}, sparsity=0.9, steps=steps)",
-    SCORES.kind: "sw.prune(model, sparsity=0.9, score={name!r})",
+    SCORES.kind: "sw.prune(model, sparsity=0.9, score={name!r}{takes})",
     SOLVERS.kind: "sw.prune(model, sparsity=0.7, solver={name!r}, data=batches)",
 }
 """The line of code that uses a part of a kind."""
+
+
+def _takes(part: Any) -> str:
+    """What a score must be given besides its name."""
+    pattern = ", pattern='channel'" if getattr(part, "of_rows", False) else ""
+    looks = isinstance(part, Measured) or getattr(part, "needs_gradient", False)
+    return pattern + (", data=batches" if looks else "")
 
 
 def parts() -> Iterator[tuple[str, str, Any]]:
@@ -47,7 +55,8 @@ def page_of(kind: str, name: str, part: Any) -> str:
     about, example = split_docstring(inspect.getdoc(part) or "")
     lines = [f"# {name}: a {kind}", "", about, ""]
     if kind in USE:
-        lines += ["Used as `" + USE[kind].format(name=name).replace("'", '"') + "`.", ""]
+        use = USE[kind].format(name=name, takes=_takes(part)).replace("'", '"')
+        lines += [f"Used as `{use}`.", ""]
     if facts is not None:
         lines += [f"**When.** {facts.when}", ""]
     if options := _options(part):
@@ -60,7 +69,7 @@ def page_of(kind: str, name: str, part: Any) -> str:
             *("| | |", "|---|---|"),
             *(f"| memory | {facts.memory} |", f"| FLOPs | {facts.flops} |", ""),
             *("f_D and f_S are a dense and a sparse forward; a backward is two.", ""),
-            *("## Source", "", facts.source + ".", ""),
+            *("## Source", "", _ended(facts.source), ""),
             *(f"**Published.** {_ended(facts.published)}", ""),
         ]
         if facts.departs:
@@ -92,8 +101,14 @@ def _options(part: Any) -> str:
     kind = part if isinstance(part, type) else type(part)
     if not is_dataclass(kind) or not fields(kind):
         return ""
-    made = [f"{f.name}={f.default!r}" for f in fields(kind) if f.init]
+    made = [f"{f.name}={_default(f)!r}" for f in fields(kind) if f.init]
     return "`" + "`, `".join(made) + "`"
+
+
+def _default(field: Field[Any]) -> Any:
+    if field.default_factory is not MISSING:
+        return field.default_factory()
+    return field.default
 
 
 def _ended(sentence: str) -> str:

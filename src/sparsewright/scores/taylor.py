@@ -45,7 +45,7 @@ class Taylor(ToMeasure):
         published="none verified",
         departs="Scores are taken on batches in one go, while the paper averages them over the "
         "steps of training between prunings; gates after a norm are what taylor_activation "
-        "stands for.",
+        "stands for. A global ranking compares units by their score over their weights.",
     )
 
     def __post_init__(self) -> None:
