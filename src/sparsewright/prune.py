@@ -49,8 +49,9 @@ def prune(
     batches as a training loop has them, pairs (inputs, targets) or mappings of keyword arguments; a
     list or a DataLoader, as some go through it more than once. The model is measured in the mode
     (train or eval) that it is in; Wanda, OBD, SynFlow, OWL and solvers take eval. loss: a function
-    (model, batch) -> scalar, without data (model) -> scalar; by default cross-entropy, or the output's own `loss`. "gradient" and
-    "weight_gradient" take the model's own gradients if neither is given: call backward first.
+    (model, batch) -> scalar, without data (model) -> scalar; by default cross-entropy, or the
+    output's own `loss`. "gradient" and "weight_gradient" take the model's own gradients if neither
+    is given: call backward first.
     rounds: prune in so many steps, with a density of density^(k / rounds) after step k, and measure
     anew before each, absent weights left out; None takes the score's own, mostly 1. allocate:
     "uniform" leaves the first layer dense. Other arguments as for `attach`. Weights that are 0
