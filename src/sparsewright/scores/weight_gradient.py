@@ -34,7 +34,7 @@ class WeightGradient:
         flops="One backward.",
         published=(
             "ResNet-50 on ImageNet, pruned at initialisation: 72.0 % at 80 %, 67.2 % at 90 % "
-            "(Evci et al. 2020, table 2)"
+            "(as run by Evci et al. 2020 for RigL)"
         ),
     )
     needs_gradient: ClassVar[bool] = True
