@@ -45,6 +45,7 @@ TRAINED = TrainConfig(data="fashion-mnist", model="mlp", widths="784-300-100-10"
 SOLVERS: Mapping[str, Solver | None] = {
     "magnitude": None,
     "wanda": WandaInOrder(),
+    "wanda, layer": WandaInOrder("layer"),
     "sparsegpt": SparseGPT(),
     "obc": OBC(damp=0.01),
 }

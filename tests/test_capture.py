@@ -10,15 +10,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-import sparsewright as sw
 from sparsewright import capture
 from sparsewright.calibration import run
 from sparsewright.capture import at_rest, input_squares, walk
 from sparsewright.chains import find_chains
-from sparsewright.errors import ConfigError, StateError
-from sparsewright.moments import Moments, patches
+from sparsewright.moments import Moments
 from sparsewright.weights import find_weights
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}  # float64 sums of a few hundred terms in another order
@@ -249,49 +246,6 @@ def test_the_forward_stops_behind_the_last_call() -> None:
         assert ran == []
 
 
-@pytest.mark.parametrize(
-    "conv",
-    [
-        nn.Conv1d(4, 6, 3, stride=2, padding=1),
-        nn.Conv2d(4, 6, (3, 2), stride=(1, 2), padding=(2, 1), dilation=(2, 1)),
-        nn.Conv2d(4, 6, 3, padding="same", groups=2),
-        nn.Conv2d(4, 6, 2, padding="same", dilation=3),
-        nn.Conv2d(4, 4, 3, padding=1, groups=4, padding_mode="circular"),
-        nn.Conv2d(4, 6, 3, padding="valid"),
-        nn.Conv3d(4, 2, 2, padding=1, padding_mode="replicate"),
-    ],
-)
-@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-def test_patches_times_filters_are_the_convolution(conv: Any) -> None:
-    x = torch.randn(2, 4, *[9, 8, 7][: len(conv.kernel_size)])
-    rows = patches(conv, x)
-    filters = conv.weight.flatten(1).view(conv.groups, -1, rows.shape[2])
-    found = (rows @ filters.mT).permute(0, 2, 1).reshape(conv.out_channels, -1)
-    known = F.conv1d if x.dim() == 3 else F.conv2d if x.dim() == 4 else F.conv3d
-    assert known is not None
-    wanted = (
-        (conv(x) - conv.bias.view(-1, *[1] * (x.dim() - 2)))
-        .transpose(0, 1)
-        .reshape(conv.out_channels, -1)
-    )
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
-
-
-def test_parts_of_a_large_input_are_summed(monkeypatch: pytest.MonkeyPatch) -> None:
-    conv, x = nn.Conv2d(2, 3, 3, padding=1), torch.randn(5, 2, 6, 6)
-    whole, parts, one = Moments(conv), Moments(conv), Moments(conv)
-    whole.add(x)
-    monkeypatch.setattr("sparsewright.moments.AT_ONCE", 1)
-    parts.add(x)
-    for image in x:
-        one.add(image)  # without a batch
-    assert whole.second is not None
-    for other in (parts, one):
-        assert other.second is not None
-        assert other.count == whole.count == 5 * 36
-        torch.testing.assert_close(other.second, whole.second, **EXACT)
-
-
 def test_norms_of_all_layers_in_one_pass() -> None:
     model, data = Blocks(2), batches()
     found = input_squares(model, find_weights(model), data)
@@ -350,53 +304,6 @@ def test_moments_of_one_group_alone_are_alive(monkeypatch: pytest.MonkeyPatch) -
 
     solve(model, 0.5, data=batches())
     assert most == 1
-
-
-class Tied(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
-        self.second.weight = self.first.weight
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.second(self.first(x))
-
-
-class Unused(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.used, self.never = nn.Linear(4, 4), nn.Linear(4, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.used(x)
-
-
-@pytest.mark.parametrize(
-    ("model", "data", "message"),
-    [
-        (Tied(), batches(1), "layer 'first': its weight is tied, 'first' and 'second' share it"),
-        (Unused(), batches(1), r"layer 'never' is never called on the data.*skip=\['never'\]"),
-        (nn.Sequential(nn.Embedding(4, 2)), batches(1), "layer '0': the inputs of Embedding"),
-        (nn.MultiheadAttention(4, 2), batches(1), "layer 'in_proj_weight': the inputs of Multi"),
-        (nn.Linear(4, 2), [], "data holds no batch"),
-        (sw.pack(nn.Sequential(nn.Linear(4, 2))), batches(1), "layer '0' is packed"),
-    ],
-)
-def test_what_cannot_be_measured_says_so(model: nn.Module, data: Any, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        next(walk(model, find_weights(model), data))
-    with pytest.raises(ConfigError, match=message):
-        input_squares(model, find_weights(model), data)
-
-
-def test_other_errors() -> None:
-    model = nn.Linear(4, 2)
-    with pytest.raises(sw.UnknownNameError, match="way to measure together is called 'modell'"):
-        next(walk(model, find_weights(model), batches(1), together="modell"))  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=r"torch\.float64 or float32; got torch\.float16"):
-        next(walk(model, find_weights(model), batches(1), dtype=torch.float16))
-    with pytest.raises(StateError, match="layer 'weight': its inputs on the data are not finite"):
-        next(walk(model, find_weights(model), [torch.full((1, 4), torch.inf)]))
 
 
 def test_models_of_transformers() -> None:

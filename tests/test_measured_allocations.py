@@ -8,11 +8,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import sparsewright as sw
-from sparsewright.allocations._inputs import input_squares
 from sparsewright.allocations.owl import OWL, Ratios, outlier_ratio
 from sparsewright.allocations.sensitivity import Curves, Sensitivity, sparsest
 from sparsewright.calibration import Calibration
 from sparsewright.scores import SCORES
+from sparsewright.scores.wanda import products, squares_of
 from sparsewright.selection import candidates
 
 
@@ -37,8 +37,8 @@ def test_input_squares_are_those_of_what_each_weight_sees(conv):
     """The output is linear in each weight: what a weight of 1 alone lets through is its input."""
     places = {nn.Linear: (5, 4)}.get(type(conv), (4, *[5] * (conv.weight.dim() - 2)))
     x = torch.randn(3, *places)
-    found = input_squares(calibration(nn.Sequential(conv), [x[:2], (x[2:], None)]))["0"]
-    found = torch.as_tensor(found).expand(conv.weight.shape)
+    found = squares_of(calibration(nn.Sequential(conv), [x[:2], (x[2:], None)]), "OWL")["0"]
+    found = products(torch.ones_like(conv.weight), found).square()
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
     for place in [0, 3, conv.weight.numel() - 1]:

@@ -132,7 +132,7 @@ def test_a_score_without_its_gradient_says_so_and_changes_nothing():
     with pytest.raises(sw.UnknownNameError):
         sw.prune(model, 0.5, score="gradient", loss=lambda m: loss_of(m, 0), skip=["none"])
     assert torch.equal(model[0].bias.grad, torch.ones(64)), "gradients come back after an error"
-    with pytest.raises(sw.ConfigError, match="needs no gradient; leave loss out"):
+    with pytest.raises(sw.ConfigError, match="measure nothing on data; leave loss out"):
         sw.prune(model, 0.5, loss=lambda m: loss_of(m, 0))
 
 

@@ -181,6 +181,12 @@ def test_any_score_meets_the_sparsity_and_stays_with_it(
         pattern = "channel"
     if pattern == "channel" and allocate == "global":
         allocate = "uniform_all"  # what whole filters of all layers add up to is another count
+    if getattr(SCORES[name], "needs_keep", False) and allocate == "global":
+        allocate = "erk"  # starts cannot rank before counts are settled
+    if name == "wanda":
+        pattern = "unstructured"  # it compares within rows
+    if name == "taylor" and pattern == "channel":
+        mode = False  # below a norm in training filters cancel, which is an error
     model = conv_net().train(mode)
     data = images() if looks(SCORES[name]) else None
     before = {key: t.clone() for key, t in model.state_dict().items()}
@@ -358,7 +364,7 @@ def test_attention_is_differentiated_twice():
 
 def test_what_is_asked_of_data_and_rounds():
     model, data = small_model(), [(torch.randn(2, 32), torch.randint(32, (2,)))]
-    with pytest.raises(sw.ConfigError, match=r"score Magnitude\(\) needs no.*leave data out"):
+    with pytest.raises(sw.ConfigError, match=r"score Magnitude\(\) and .*leave data out"):
         sw.prune(model, 0.5, data=data)
     with pytest.raises(sw.ConfigError, match="rounds must be 1 or more; got 0"):
         sw.prune(model, 0.5, rounds=0)

@@ -39,7 +39,7 @@ from .errors import (
     UnknownNameError,
 )
 from .exploration import Exploration
-from .masks import load_masks, save_masks
+from .masks import load_masks, masks_of, save_masks
 from .methods.acdc import ACDC
 from .methods.admm import ADMM
 from .methods.autosparse import AutoSparse
@@ -199,6 +199,7 @@ __all__ = [
     "keep_best",
     "load",
     "load_masks",
+    "masks_of",
     "nn",
     "pack",
     "prune",

@@ -38,6 +38,9 @@ class Calibration:
     batches: Iterable[Any] | None = None
     loss: Loss | None = None
 
+    def __post_init__(self) -> None:
+        check_batches(self.batches)
+
     def losses(self, model: nn.Module | None = None) -> Iterator[Tensor]:
         """The loss on each batch, one at a time; ConfigError if there is neither data nor loss.
 
@@ -114,6 +117,24 @@ class Calibration:
             )
 
 
+def check_batches(data: Any) -> None:
+    """ConfigError for one batch where several are expected: its rows are no batches.
+
+    >>> check_batches([torch.ones(2, 3)])
+    >>> check_batches(torch.ones(2, 3))
+    Traceback (most recent call last):
+    ...
+    sparsewright.errors.ConfigError: data must be batches, such as a list ...
+    """
+    pair = isinstance(data, tuple) and len(data) == 2 and all(isinstance(x, Tensor) for x in data)
+    inputs_and_targets = pair and (data[0].dim(), data[0].dtype) != (data[1].dim(), data[1].dtype)
+    if isinstance(data, Tensor | Mapping | str) or inputs_and_targets:
+        raise ConfigError(
+            "data must be batches, such as a list or a DataLoader; got one batch, a "
+            f"{type(data).__name__}: give [batch]"
+        )
+
+
 def run(model: nn.Module, batch: Any) -> Any:
     """The model's output on a batch; of a pair the first is the input.
 
@@ -145,7 +166,11 @@ def output_tensor(output: Any) -> Tensor:
 
 
 def usual_loss(model: nn.Module, batch: Any) -> Tensor:
-    """Cross-entropy to class numbers, or the loss that a model of language has of its own."""
+    """Cross-entropy to class numbers, or the loss that a model of language has of its own.
+
+    ConfigError for batches that have neither; targets that are no whole numbers, as those of a
+    regression, take a loss of their own.
+    """
     if isinstance(batch, Mapping):
         found = getattr(model(**batch), "loss", None)
         if found is None:
@@ -159,7 +184,15 @@ def usual_loss(model: nn.Module, batch: Any) -> Tensor:
             "a loss needs batches that are pairs (inputs, targets) or mappings with labels, or a "
             f"function (model, batch) -> scalar as loss; got a batch of type {type(batch).__name__}"
         )
-    return F.cross_entropy(model(batch[0]), batch[1])
+    targets = batch[1]
+    if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.is_complex():
+        found = targets.dtype if isinstance(targets, Tensor) else type(targets).__name__
+        raise ConfigError(
+            "without a loss the targets of a batch are class numbers, a tensor of integers; got "
+            f"{found}. Give loss, a function (model, batch) -> scalar (and for a Dataset, which "
+            "gives single examples, a DataLoader)"
+        )
+    return F.cross_entropy(output_tensor(model(batch[0])), targets)
 
 
 def examples_of(batch: Any) -> Iterator[Any]:

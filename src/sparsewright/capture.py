@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .calibration import run
+from .calibration import check_batches, run
 from .chains import Chain, Feed, Stop, advance, enter, find_chains, holds, until_stop, version
 from .errors import ConfigError, StateError, UnknownNameError
 from .moments import MEASURED, Moments, way
@@ -92,7 +92,8 @@ def input_squares(
 
 
 def feeds_of(model: nn.Module, batches: Iterable[Any]) -> list[Feed]:
-    """One run of the model for each batch; ConfigError if there is none."""
+    """One run of the model for each batch; ConfigError if there is none, or no list of them."""
+    check_batches(batches)
     feeds: list[Feed] = [partial(run, model, batch) for batch in batches]
     if not feeds:
         raise ConfigError("data holds no batch; a generator lasts for one pass, a list for many")

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from .core import Layer
 from .errors import ArtifactError, ConfigError, MisfitError, StateError, UnknownNameError
-from .weights import find_weights
+from .weights import find_weights, is_packed
 
 Masks = Mapping[str, Tensor]
 """Layer name -> bool in the dense weight's shape, True = present."""
@@ -79,6 +79,32 @@ def load_masks(path: str | os.PathLike[str], model: nn.Module | None = None) -> 
     if model is not None:
         check_masks(model, masks)
     return masks
+
+
+def masks_of(model: nn.Module) -> dict[str, Tensor]:
+    """Layer name -> where its weight is not 0, of every weight that has a 0: what pruning has left.
+
+    For `sw.attach(model, optimizer, method="static", masks=sw.masks_of(model))`, with the pattern
+    that the model was pruned to, and for `save_masks`. A weight that is present and happens to be
+    0 counts as absent.
+
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    >>> with torch.no_grad(): _ = model[0].weight.copy_(torch.tensor([[1., 0.], [0., 2.]]))
+    >>> masks_of(model)
+    {'0': tensor([[ True, False],
+            [False,  True]])}
+    """
+    found = {}
+    for weight in find_weights(model):
+        if is_packed(weight.module):
+            raise StateError(
+                f"layer {weight.name!r} is packed, and needs no mask: its topology says what is "
+                "present (sw.unpack)"
+            )
+        mask = weight.parameter.detach() != 0
+        if not bool(mask.all()):
+            found[weight.name] = mask
+    return found
 
 
 def check_masks(model: nn.Module, masks: Masks) -> None:

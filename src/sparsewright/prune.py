@@ -41,23 +41,29 @@ def prune(
 ) -> Summary:
     """Put the weights of least score to zero, in place, and return what was done.
 
-    sparsity: over the layers made sparse, in [0, 1), met exactly; None takes the pattern's own.
+    sparsity: over the layers made sparse, in [0, 1), met to the weight where units are single
+    weights, else as nearly as whole units allow; None takes the pattern's own. In several rounds of
+    whole units it may lie farther off, by a part of a unit of each layer: what a round has taken
+    does not come back.
     score: a name of `sparsewright methods`, or an object. Those that measure the model take data:
     batches as a training loop has them, pairs (inputs, targets) or mappings of keyword arguments; a
     list or a DataLoader, as some go through it more than once. The model is measured in the mode
-    (train or eval) that it is in. loss: a function (model, batch) -> scalar, without data
-    (model) -> scalar; by default cross-entropy, or the output's own `loss`. "gradient" and
-    "weight_gradient" take the model's own gradients if neither is given: call backward first.
+    (train or eval) that it is in; Wanda, OBD, SynFlow, OWL and solvers take eval. loss: a function
+    (model, batch) -> scalar, without data (model) -> scalar; by default cross-entropy, or the
+    output's own `loss`. "gradient" and "weight_gradient" take the model's own gradients if neither
+    is given: call backward first.
     rounds: prune in so many steps, with a density of density^(k / rounds) after step k, and measure
     anew before each, absent weights left out; None takes the score's own, mostly 1. allocate:
     "uniform" leaves the first layer dense. Other arguments as for `attach`. Weights that are 0
     already, a unit at a time, are the first to go. Whatever goes wrong, the model is left as it
-    was. To train on under the masks, go on with
-    `attach(..., method=sw.Static(initial="magnitude"))`.
+    was. To train on under its masks: `attach(model, optimizer, method="static",
+    masks=sw.masks_of(model))`.
 
     solver: "sparsegpt", "obc", "obs", "wanda" or an object, in a score's place: layer by layer it
     chooses what goes, and most change what stays, so that the outputs on data change least. It
-    takes data, batches of inputs (see `solving.solve`, which has more to choose).
+    takes data, batches of inputs (see `solving.solve`, which has more to choose). "wanda" is a
+    score and a solver: the score measures the unpruned model once, the solver each layer behind
+    those that are pruned by then.
 
     >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8), nn.Linear(8, 4))
     >>> prune(model, 0.5, "2:4").present
@@ -127,7 +133,10 @@ class _Asked:
         """How many; ConfigError for a number that makes no sense, or data that nothing looks at."""
         for name, value in (("data", self.data), ("loss", self.loss)):
             if value is not None and not self.measures:
-                raise ConfigError(f"score {self.score} needs no gradient; leave {name} out")
+                raise ConfigError(
+                    f"score {self.score} and allocation {self.allocate} measure nothing on data; "
+                    f"leave {name} out"
+                )
         own = self.score.rounds if isinstance(self.score, Measured) else 1
         count = own if given is None else given
         if count < 1:
@@ -143,7 +152,8 @@ class _Asked:
         self, model: nn.Module, chosen: Candidates, k: int, count: int
     ) -> tuple[list[Layer], list[LeftDense], list[Tensor]]:
         """The layers made sparse, what is left dense, and the units that stay after round k."""
-        calibration = Calibration(model, chosen.layers, self.data, self.loss)
+        loss = None if self.loss is None else _Seen(self.loss)
+        calibration = Calibration(model, chosen.layers, self.data, loss)
         with left_as_it_was(model, chosen.layers, self.seed):
             score, allocate = self.score, self.allocate
             if isinstance(score, Measured):
@@ -153,11 +163,24 @@ class _Asked:
             score = _zeros_last(score, chosen.layers)
             if isinstance(allocate, MeasuredAllocation):
                 allocate = allocate.measured(calibration, score)
+            if loss is not None and not loss.called:
+                raise ConfigError(f"score {self.score} measures no loss; leave loss out")
             with torch.no_grad():
                 layers, left_dense = chosen.share_out(
                     self.sparsity, allocate, score, part=k / count if count > 1 else None
                 )
                 return layers, left_dense, [first_units(layer, score) for layer in layers]
+
+
+class _Seen:
+    """A loss that knows whether it was asked for."""
+
+    def __init__(self, loss: Loss):
+        self.loss, self.called = loss, False
+
+    def __call__(self, *given: Any) -> Tensor:
+        self.called = True
+        return self.loss(*given)
 
 
 def _take_gradients(calibration: Calibration) -> None:

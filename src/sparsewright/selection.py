@@ -22,7 +22,7 @@ from .ranking import whole_scores
 from .scores import as_score
 from .stages import part_of_way
 from .storage import misfit, storage_of
-from .weights import Weight, find_weights
+from .weights import Weight, find_weights, other_weights
 
 Skip = str | type[nn.Module] | Sequence[str | type[nn.Module]]
 Override = Mapping[str, Any]
@@ -35,7 +35,7 @@ OVERRIDABLE = ("pattern", "sparsity")
 
 @dataclass(frozen=True)
 class LeftDense:
-    """A weight that could be sparse and is not, with the reason."""
+    """A weight that is not made sparse, with the reason; no norm's, and no bias."""
 
     name: str
     total: int
@@ -53,7 +53,8 @@ class _Wish:
 class Candidates:
     """The layers that may be made sparse, all units still present, and what cannot be and why.
 
-    asked: the pattern of those that no override names. weights: all of the model's, in order.
+    asked: the pattern of those that no override names. weights: all of the model's, in order; those
+    of kinds of modules that are not known are in left_dense alone.
     packed: the names of those of which something is absent from the beginning. masked: of those
     whose present weights a mask has given.
     """
@@ -112,7 +113,9 @@ class Candidates:
             if y.name not in keeps
         ]
         order = {weight.name: place for place, weight in enumerate(self.weights)}
-        all_left = sorted([*self.left_dense, *left], key=lambda one: order[one.name])
+        all_left = sorted(
+            [*self.left_dense, *left], key=lambda one: order.get(one.name, len(order))
+        )
         return [layer for layer in self.layers if layer.name in keeps], all_left
 
     def _unasked(self, wish: _Wish, layer: Layer, sparsity: float | None) -> bool:
@@ -197,6 +200,10 @@ def candidates(
             left_dense.append(_left(weight, reason))
         else:
             wishes.append(_with_levels(fitted, score, generator))
+    left_dense += [
+        LeftDense(name, parameter.numel(), "of a kind of module that is not known")
+        for name, parameter in other_weights(model, weights).items()
+    ]
     layers = tuple(_layer(wish, generator) for wish in wishes)
     packed = frozenset(layer.name for layer in layers if not layer.is_full)
     return Candidates(

@@ -10,12 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .abilities import MeasuredAllocation
+from .allocate import as_allocation
+from .calibration import Calibration, check_batches, left_as_it_was
 from .capture import Together, check_layers, walk
 from .core import Allocate, Layer, Pattern
 from .errors import ConfigError, MisfitError, StateError
 from .moments import Moments, sizes
 from .scores import as_score
-from .selection import Overrides, Skip, select_layers
+from .selection import Overrides, Skip, candidates
 from .solvers import Problem, Solution, Solver, as_solver
 from .summary import Summary, summarise
 from .weights import Weight, find_weights
@@ -41,7 +44,8 @@ def solve(
     solver: "sparsegpt", "obc", "obs", "wanda" or an object. data: batches as a training loop has
     them (inputs, pairs, or mappings of keyword arguments); read once and kept. together: "layer",
     or "block" for all layers of a block at once. dtype: of the sums and of the solution, float64
-    or float32. Other arguments as for `prune`; allocations that rank scores rank magnitudes.
+    or float32. Other arguments as for `prune`; allocations that rank scores rank magnitudes, and
+    those that measure see the unpruned model on the same data.
 
     Only Linear and convolutions are solved: skip embeddings and weights that are tied. If anything
     fails the model is left as it was. Raises ConfigError, MisfitError, BudgetError, StateError or
@@ -53,18 +57,25 @@ def solve(
     32
     """
     chosen = as_solver(solver)
-    layers, left_dense = select_layers(
+    shared, score = as_allocation(allocate), as_score("magnitude")
+    found = candidates(
         model,
-        sparsity=sparsity,
         pattern=pattern,
-        allocate=allocate,
-        score=as_score("magnitude"),
+        score=score,
         generator=torch.Generator().manual_seed(seed),
         skip=skip,
         overrides=overrides,
         on_misfit=on_misfit,
     )
-    solve_layers(model, layers, chosen, data, together=together, dtype=dtype)
+    # Its buffers and torch's random state too: a forward, or a DataLoader, may change them.
+    with left_as_it_was(model, found.layers, seed):
+        if isinstance(shared, MeasuredAllocation):
+            if data is not None:
+                check_batches(data)
+                data = list(data)  # it is gone through twice
+            shared = shared.measured(Calibration(model, found.layers, data), score)
+        layers, left_dense = found.share_out(sparsity, shared, score)
+        solve_layers(model, layers, chosen, data, together=together, dtype=dtype)
     return summarise(layers, left_dense, sparsity)
 
 

@@ -57,7 +57,7 @@ class Summary:
 
     @property
     def sparsity_of_all(self) -> float:
-        """Over all weights that could be sparse, those left dense included."""
+        """Over all weights but norms' and biases, those left dense included."""
         dense = sum(weight.total for weight in self.left_dense)
         total = self.total + dense
         return 1.0 - (self.present + dense) / total if total else 0.0

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils.parametrize import ParametrizationList
 
 from .errors import StateError
 from .topology import Topology
 
 MATRIX_LIKE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm, _NormBase)
 ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
@@ -75,3 +79,25 @@ def find_weights(model: nn.Module) -> list[Weight]:
                     first.name, parameter, first.module, (*first.aliases, short)
                 )
     return list(found.values())
+
+
+def other_weights(model: nn.Module, known: Sequence[Weight]) -> dict[str, nn.Parameter]:
+    """Name -> parameter called a weight, of 2 dimensions or more, of a kind of module that is not
+    known: it stays dense, and whoever counts should say so. Norms' are no such weights.
+
+    >>> model = nn.Sequential(nn.Linear(4, 4), nn.LSTM(4, 2), nn.LayerNorm([2, 2]))
+    >>> list(other_weights(model, find_weights(model)))
+    ['1.weight_ih_l0', '1.weight_hh_l0']
+    """
+    seen = {id(weight.parameter) for weight in known}
+    found: dict[str, nn.Parameter] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, NORMS) or is_packed(module):
+            continue
+        for name, parameter in module._parameters.items():
+            if parameter is None or id(parameter) in seen or parameter.dim() < 2:
+                continue
+            if "weight" in name or isinstance(module, ParametrizationList):
+                seen.add(id(parameter))
+                found[f"{path}.{name}" if path else name] = parameter
+    return found

@@ -23,7 +23,7 @@ class ToMeasure:
         raise StateError(
             f"allocation {self} measures the model before it shares out: let sw.prune(..., "
             "data=batches) call it, and train on under its masks with "
-            "sw.attach(..., method=sw.Static(initial='magnitude'))"
+            "sw.attach(..., method='static', masks=sw.masks_of(model))"
         )
 
 

@@ -15,7 +15,7 @@ from ..core import Score, Shape
 from ..errors import BudgetError, ConfigError
 from ..facts import Facts
 from ..scores._measured import dense
-from ._inputs import input_squares
+from ..scores.wanda import products, squares_of
 from ._measured import ToMeasure, solve
 
 
@@ -63,7 +63,7 @@ class OWL(ToMeasure):
 
     def measured(self, calibration: Calibration, score: Score) -> Ratios:
         """ConfigError without data, or for a layer whose inputs cannot be seen."""
-        squares = input_squares(calibration)
+        squares = squares_of(calibration, f"allocation {self}")
         blocks: dict[str, list[str]] = {}
         for layer in calibration.layers:
             name = layer.name
@@ -71,7 +71,7 @@ class OWL(ToMeasure):
         layers = {layer.name: layer for layer in calibration.layers}
         ratios: dict[str, float] = {}
         for names in blocks.values():
-            found = (dense(layers[n], layers[n].weight).abs() * squares[n].sqrt() for n in names)
+            found = (products(dense(layers[n], layers[n].weight), squares[n]) for n in names)
             ratios |= dict.fromkeys(names, outlier_ratio(list(found), self.outlier))
         return Ratios(ratios, self.window)
 

@@ -9,6 +9,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from ..abilities import Measured
 from ..errors import UnknownNameError
 from ..facts import Facts
 from ..files import write_text
@@ -24,10 +25,17 @@ OURS = "[The comparison](../comparison.md) has it beside all others, where it wa
 
 USE = {
     METHODS.kind: "sw.attach(model, optimizer, method={name!r}, sparsity=0.9, steps=steps)",
-    SCORES.kind: "sw.prune(model, sparsity=0.9, score={name!r})",
+    SCORES.kind: "sw.prune(model, sparsity=0.9, score={name!r}{takes})",
     SOLVERS.kind: "sw.prune(model, sparsity=0.7, solver={name!r}, data=batches)",
 }
 """The line of code that uses a part of a kind."""
+
+
+def _takes(part: Any) -> str:
+    """What a score must be given besides its name."""
+    pattern = ", pattern='channel'" if getattr(part, "of_rows", False) else ""
+    looks = isinstance(part, Measured) or getattr(part, "needs_gradient", False)
+    return pattern + (", data=batches" if looks else "")
 
 
 def parts() -> Iterator[tuple[str, str, Any]]:
@@ -49,7 +57,8 @@ def page_of(kind: str, name: str, part: Any) -> str:
     about, example = split_docstring(inspect.getdoc(part) or "")
     lines = [f"# {name}: a {kind}", "", about, ""]
     if kind in USE:
-        lines += ["Used as `" + USE[kind].format(name=name).replace("'", '"') + "`.", ""]
+        use = USE[kind].format(name=name, takes=_takes(part)).replace("'", '"')
+        lines += [f"Used as `{use}`.", ""]
     if facts is not None:
         lines += [f"**When.** {facts.when}", ""]
     if options := _options(part):

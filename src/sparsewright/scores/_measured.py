@@ -26,7 +26,7 @@ class ToMeasure:
         raise StateError(
             f"layer {layer.name!r}: score {self} measures the model before it judges weights: let "
             "sw.prune call it, and train on under its masks with "
-            "sw.attach(..., method=sw.Static(initial='magnitude'))"
+            "sw.attach(..., method='static', masks=sw.masks_of(model))"
         )
 
 

@@ -43,7 +43,7 @@ class GraSP(ToMeasure):
         "static sparse ones (3 f_S, f_S).",
         published="none verified",
         departs="Fully connected layers keep their values, while the public code draws them anew "
-        "before scoring; the count kept is exact.",
+        "before scoring; the temperature is 1 unless asked, 200 there; the count kept is exact.",
     )
 
     def __post_init__(self) -> None:

@@ -6,6 +6,9 @@ et al. 2018); ranking within each sign turns that into one score.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -14,13 +17,14 @@ from ..facts import Facts
 from . import SCORES
 
 
+@dataclass(frozen=True)
 class SignedRank:
     """Rank of |w| among the present weights of the same sign, in (0, 1]; zeros count as positive.
 
     Ties are ranked by position, the later one higher. Absent weights score 0.
     """
 
-    facts = Facts(
+    facts: ClassVar[Facts] = Facts(
         source=(
             'Mocanu, Mocanu, Stone, Nguyen, Gibescu, Liotta, "Scalable training of artificial '
             'neural networks with adaptive sparse connectivity inspired by network science", '
@@ -31,8 +35,8 @@ class SignedRank:
         flops="None.",
         published="none verified",
     )
-    needs_gradient = False
-    sees = "single"
+    needs_gradient: ClassVar[bool] = False
+    sees: ClassVar[str] = "single"
 
     def __call__(self, layer: View) -> Tensor:
         weight = layer.weight.detach().float().flatten()

@@ -18,7 +18,8 @@ from ._measured import Found, ToMeasure, dense
 @dataclass(frozen=True)
 class SNIP(ToMeasure):
     """|w * g| over its sum over all layers; g is the loss's gradient, added up over the batches
-    before the absolute value is taken. As published: allocate="global", before training, one batch.
+    before the absolute value is taken. "weight_gradient" is the same without the sum, by gradients
+    that are there already. As published: allocate="global", before training, one batch.
 
     >>> from sparsewright import prune
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))

@@ -26,7 +26,7 @@ ITSELF_SCALED = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, _NormBase)
 @dataclass(frozen=True)
 class SynFlow(ToMeasure):
     """w * dR/dw, where R is the sum of the network's outputs on an input of ones with |w| in place
-    of every weight. As published: allocate="global", 100 rounds, before training.
+    of every weight. As published: allocate="global", in many rounds, before training.
 
     rounds: prune in so many steps, with a density of density^(k / rounds) after step k. example: a
     batch, of which only the shape counts (integers are taken as they are); None takes the first of

@@ -10,12 +10,15 @@ from typing import ClassVar
 from torch import Tensor
 
 from ..calibration import Calibration
-from ..errors import ConfigError
+from ..errors import ConfigError, StateError
 from ..facts import Facts
 from . import SCORES
 from ._gradients import gradients, mean
 from ._measured import FoundUnits, ToMeasure, dense
 
+CANCELLED = 1e-3
+"""Sums this much smaller than their parts are rounding and a norm's eps: those of parts of random
+signs are smaller only where units have a million weights."""
 FORMS = ("squared", "absolute")
 
 
@@ -25,7 +28,8 @@ class Taylor(ToMeasure):
 
     The sum comes first: parts of a filter that cancel are worth nothing together. form: "squared",
     or "absolute" for |sum of g * w|. Below a norm in training mode, which undoes the scale of a
-    filter, the sum is 0 for every filter: measure in evaluation mode, or by "taylor_activation".
+    filter, the sum is 0 for every filter, which is an error: measure in evaluation mode, or by
+    "taylor_activation".
 
     >>> Taylor("cubed")
     Traceback (most recent call last):
@@ -45,7 +49,7 @@ class Taylor(ToMeasure):
         published="none verified",
         departs="Scores are taken on batches in one go, while the paper averages them over the "
         "steps of training between prunings; gates after a norm are what taylor_activation "
-        "stands for.",
+        "stands for. A global ranking compares units by their score over their weights.",
     )
 
     def __post_init__(self) -> None:
@@ -53,18 +57,30 @@ class Taylor(ToMeasure):
             raise ConfigError(f"score Taylor: form must be {' or '.join(FORMS)}; got {self.form!r}")
 
     def measured(self, calibration: Calibration) -> FoundUnits:
-        """ConfigError without a loss; StateError for a layer that the loss does not depend on."""
+        """ConfigError without a loss; StateError for a layer that the loss does not depend on, or
+        whose units all cancel, as filters below a norm in training mode do."""
         layers = calibration.layers
+        seen = {layer.name: (0.0, 0.0) for layer in layers}  # sizes of the parts, and of the sums
 
         def each() -> Iterator[list[Tensor]]:
             for found in gradients(calibration, calibration.losses(), self):
-                sums = [
-                    layer.pattern.fold(dense(layer, layer.weight) * gradient)
-                    for layer, gradient in zip(layers, found, strict=True)
-                ]
+                sums = []
+                for layer, gradient in zip(layers, found, strict=True):
+                    change = dense(layer, layer.weight) * gradient
+                    sums.append(layer.pattern.fold(change))
+                    parts, whole = seen[layer.name]
+                    parts += float(change.abs().sum())
+                    seen[layer.name] = parts, whole + float(sums[-1].abs().sum())
                 yield [s.square() if self.form == "squared" else s.abs() for s in sums]
 
         tables = mean(each())
+        for name, (parts, whole) in seen.items():
+            if parts > 0 and whole < CANCELLED * parts:
+                raise StateError(
+                    f"layer {name!r}: score {self} is 0 but for rounding, as w * g cancels in "
+                    "every unit: a norm in training mode undoes the scale of a filter before it. "
+                    "Measure in evaluation mode (model.eval()), or by score 'taylor_activation'"
+                )
         return FoundUnits({y.name: table for y, table in zip(layers, tables, strict=True)})
 
 

@@ -36,8 +36,9 @@ class TaylorActivation(ToMeasure):
         memory="All outputs of the layers for one batch, with their gradients.",
         flops="A dense forward and backward (3 f_D) for every batch.",
         published="none verified",
-        departs="Without the paper's term for the cost of a filter; examples of batches of "
-        "different size count by the batch's mean loss.",
+        departs="Without the paper's term for the cost of a filter; a global ranking compares "
+        "filters by their score over their weights, since the budget is counted in weights; "
+        "examples of batches of different size count by the batch's mean loss.",
     )
 
     def measured(self, calibration: Calibration) -> FoundUnits:

@@ -3,6 +3,7 @@ Bair, Kolter, ICLR 2024)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,12 +13,12 @@ from torch import Tensor
 
 from ..calibration import Calibration
 from ..capture import input_squares
-from ..core import Score, View
-from ..errors import ConfigError, StateError
+from ..core import Pattern, Score, Shape, View
+from ..errors import ConfigError, MisfitError, StateError
 from ..facts import Facts
 from ..weights import find_weights
 from . import SCORES
-from ._measured import ToMeasure
+from ._measured import ToMeasure, is_whole_rows
 from ._wide import wide
 
 PER = ("row", "layer")
@@ -30,17 +31,24 @@ class Wanda(ToMeasure):
     per: "row" gives the weight's place among those of its row, from 1 for the best down to 1 / in,
     so that each row of an unstructured layer keeps as many (one more in the first rows where the
     budget does not divide); under N:M and fan_in it chooses what the product would. "layer" gives
-    the product itself, for all rows to compete, and for units of several weights.
+    the product itself, for all rows to compete, and for units of several weights; those that are
+    whole rows must have it. In small classifiers of images rows that compete keep the better ones.
 
-    The norms are those of the unpruned model, in one pass; the solver of this name takes them layer
-    by layer, behind pruned ones, as the paper does.
+    Two parts have this name. `prune(score="wanda")` is this one: norms of the unpruned model, in
+    one pass, in evaluation mode, and weights that go by any pattern, allocation and number of
+    rounds. `prune(solver="wanda")` measures layer by layer, behind those that are pruned by then,
+    as the paper does, and takes more passes.
     """
 
     per: str = "row"
     facts: ClassVar[Facts] = Facts(
         source="Sun, Liu, Bair, Kolter: A Simple and Effective Pruning Approach for Large Language "
         "Models, ICLR 2024",
-        when="A trained model is to be pruned fast; `sparsegpt` also corrects what stays.",
+        when="A trained model of language is to be pruned fast; `sparsegpt` also corrects what "
+        "stays. In a small classifier of images it can fall behind magnitude: to compare each row "
+        "by itself costs more there than norms bring, and an input that is the same in all data "
+        "(the background of standardised images) has a large norm and tells nothing; take "
+        "per='layer', or inputs whose background is 0. `benchmarks/one_shot.py` shows it.",
         memory="One number for every input of every layer.",
         flops="The forwards of the data.",
         published="Authors' results, LLaMA-2 7B/13B/70B, perplexity at 50 %: dense 5.12/4.57/3.12, "
@@ -54,12 +62,13 @@ class Wanda(ToMeasure):
             raise ConfigError(f"Wanda: per must be one of {', '.join(PER)}; got {self.per!r}")
 
     def measured(self, calibration: Calibration) -> Score:
-        """The same score with the norms of the calibration's layers; ConfigError without data."""
-        if calibration.batches is None:
-            raise ConfigError("score 'wanda' measures activations: give data, batches of inputs")
-        names = {layer.name for layer in calibration.layers}
-        weights = [w for w in find_weights(calibration.model) if w.name in names]
-        return _Measured(self, input_squares(calibration.model, weights, calibration.batches))
+        """The same score with the norms of the calibration's layers; ConfigError without data,
+        MisfitError where rows as units are compared within rows."""
+        for layer in calibration.layers:
+            reason = misfit(self.per, layer.pattern, layer.shape)
+            if reason is not None:
+                raise MisfitError(f"layer {layer.name!r}: score {reason}")
+        return _Measured(self, squares_of(calibration, "score 'wanda'"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +84,25 @@ class _Measured:
             raise StateError(f"layer {layer.name!r}: its inputs were not measured")
         scores = products(wide(layer.weight), self.squares[layer.name])
         return in_row(scores) if self.wanda.per == "row" else scores
+
+
+def squares_of(calibration: Calibration, asker: str) -> dict[str, Tensor]:
+    """Layer name -> (groups, in) squared norms of its inputs over the data; ConfigError without."""
+    if calibration.batches is None:
+        raise ConfigError(f"{asker} measures activations: give data, batches of inputs")
+    names = {layer.name for layer in calibration.layers}
+    weights = [w for w in find_weights(calibration.model) if w.name in names]
+    return input_squares(calibration.model, weights, calibration.batches)
+
+
+def misfit(per: str, pattern: Pattern, shape: Shape) -> str | None:
+    """Why units cannot be compared so: whole rows are all alike in places within the row."""
+    if per != "row" or math.prod(shape[1:]) < 2 or not is_whole_rows(pattern, shape):
+        return None
+    return (
+        f"wanda compares within each row, and the units of pattern {pattern} are whole rows, which "
+        "are all alike then: take per='layer'"
+    )
 
 
 def products(weight: Tensor, squares: Tensor) -> Tensor:

@@ -16,19 +16,25 @@ from ._wide import gradient_of, wide
 
 @dataclass(frozen=True)
 class WeightGradient:
-    """|w * g| of every weight, in the weight's shape; StateError without a gradient."""
+    """|w * g| of every weight, in the weight's shape; StateError without a gradient.
+
+    g is the gradient that the weights have: in training that of the last backward, in `prune` the
+    model's own if neither data nor loss is given, else the sum over the batches. There it ranks as
+    "snip" does, which always measures and is no score for training.
+    """
 
     facts: ClassVar[Facts] = Facts(
         source=(
             'Lee, Ajanthan, Torr, "SNIP: single-shot network pruning based on connection '
             'sensitivity", ICLR 2019'
         ),
-        when="For untrained networks, and to prune trained ones by first-order change of the loss.",
+        when="In training, or to prune by gradients that are there already. To prune by data take "
+        "snip, whose scores are the same but for a factor.",
         memory="Nothing.",
         flops="One backward.",
         published=(
             "ResNet-50 on ImageNet, pruned at initialisation: 72.0 % at 80 %, 67.2 % at 90 % "
-            "(Evci et al. 2020, table 2)"
+            "(as run by Evci et al. 2020 for RigL)"
         ),
     )
     needs_gradient: ClassVar[bool] = True

@@ -20,8 +20,9 @@ from ._inverse import check_damp, inverse_of, prepared
 @SOLVERS.register("sparsegpt")
 @dataclass(frozen=True)
 class SparseGPT:
-    """Remove the least w^2 / [H^-1]_cc^2 of every block of columns, left to right, and let the
-    columns behind make up for what each removal changes.
+    """Remove the least w^2 / U_cc^2 of every block of columns, left to right, and let the columns
+    behind make up for what each removal changes. U is the upper Cholesky factor of H^-1: U_cc^2 is
+    [H^-1]_cc once the columns before c are settled.
 
     damp: part of the mean diagonal of H = X X^T that is added to it. block: columns whose weights
     are chosen together, all rows of them, and whose updates reach the rest at once; each block
@@ -37,7 +38,9 @@ class SparseGPT:
         "One-Shot, ICML 2023",
         when="Trained models that cannot be trained on, from large layers to whole models of "
         "language; `obc` is more exact where it can be paid for.",
-        memory="H and its inverse of one layer at a time, in x in each.",
+        memory="H of one layer at a time, its inverse and their factors: about five tables of in x "
+        "in, in float64 unless told; a copy of all weights until the end, and what enters the "
+        "current block on the CPU.",
         flops="Beside the forwards of the data, in^3 for each layer and out x in^2 for the sweep.",
         published="Table 1, OPT on raw-WikiText2, perplexity dense to 50 %: 2.7B 12.47 to 13.48; "
         "13B 10.13 to 11.17; 175B 8.35 to 8.21",

@@ -9,7 +9,7 @@ from typing import ClassVar
 from ..core import Pattern, Shape, keep_best
 from ..errors import ConfigError
 from ..facts import Facts
-from ..scores.wanda import PER, in_row, products
+from ..scores.wanda import PER, in_row, misfit, products
 from . import SOLVERS, Problem, Solution
 
 
@@ -18,15 +18,17 @@ from . import SOLVERS, Problem, Solution
 class WandaInOrder:
     """Keep the weights of largest |w| ||x||, compared within each row, and change none of them.
 
-    per: "row" or "layer", as for the score of this name, whose norms are those of the unpruned
-    model.
+    per: "row" or "layer", as for the score of this name. That one, `prune(score="wanda")`, takes
+    the norms of the unpruned model in one pass; this one, `prune(solver="wanda")`, measures each
+    layer behind those that are pruned by then, as the paper does.
     """
 
     per: str = "row"
     facts: ClassVar[Facts] = Facts(
         source="Sun, Liu, Bair, Kolter: A Simple and Effective Pruning Approach for Large Language "
         "Models, ICLR 2024",
-        when="To compare with `sparsegpt` and `obc` on the same inputs; the score needs one pass.",
+        when="To compare with `sparsegpt` and `obc` on the same inputs; the score needs one pass. "
+        "For a small classifier of images take per='layer' (see the score).",
         memory="H of one layer at a time, of which the diagonal is used.",
         flops="The forwards of the data, and those of each layer's H.",
         published="Authors' results, LLaMA-2 7B/13B/70B, perplexity at 50 %: dense 5.12/4.57/3.12, "
@@ -40,7 +42,7 @@ class WandaInOrder:
             raise ConfigError(f"Wanda: per must be one of {', '.join(PER)}; got {self.per!r}")
 
     def refuses(self, pattern: Pattern, shape: Shape, groups: int) -> str | None:
-        return None
+        return misfit(self.per, pattern, shape)
 
     def solve(self, problem: Problem) -> Solution:
         weight = problem.weight.reshape(problem.shape)
