@@ -256,8 +256,9 @@ class Tickets:
             asked = Budgeted.of(layer.name, layer.shape, layer.pattern)
             left = (1.0 - self._rates[layer.name]) ** self.round * layer.numel
             layer.keep = asked.nearest(left)
+            layer.is_own = layer.name in self._own  # its mask alone fixes nothing
         if self.scope == "global":
-            share_by_rank([y for y in layers if y.name not in self._own], self.score)
+            share_by_rank(layers, self.score)
         for layer in layers:
             present = layer.storage.count() // max(1, layer.groups)
             units = best_units(layer, self.score, min(layer.keep, present))
