@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from .abilities import Gates, Rebudgets, Shapes
 from .core import Layer, Method, as_units
 from .errors import StateError
-from .storage import PackedStorage
+from .packed_storage import PackedStorage
 
 LATENT = "latent"
 
