@@ -149,6 +149,7 @@ FLOORS = {
             "facts",
             "exchange",
             "freed",
+            "kept",
         ),
         0,
     ),
@@ -161,6 +162,7 @@ FLOORS = {
     **dict.fromkeys(
         (
             "storage",
+            "packed_storage",
             "moving",
             "ranking",
             "methods",

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import Offers, keep_best
+from ..core import keep_best
+from ..kept import Offers
 from ..topology import Topology
 from .library import why_not_compiled
 from .moving import serves

@@ -13,7 +13,7 @@ from ..errors import ConfigError, StateError
 from ..ranking import best_units
 from ._drop_grow import check_option
 from ._share import SCOPES, Scope, share_by_rank
-from ._timing import check_timing, end_of
+from ._timing import check_timing, check_within, end_of
 from ._units import Square
 
 SQUARE = Square()
@@ -47,11 +47,7 @@ class DenseFirst:
         """Raises ConfigError if the run ends before the cut: the sparsity would be missed."""
         name = type(self).__name__
         end = end_of(name, 0, self.end, steps)
-        if steps is not None and end >= steps:
-            raise ConfigError(
-                f"method {name}: the cut must fall within the run, before step {steps}; got "
-                f"end={end}"
-            )
+        check_within(name, "the cut must fall", end, steps)
         return replace(self, end=end)
 
     def begin(self, layer: Layer) -> Tensor:

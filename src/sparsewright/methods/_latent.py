@@ -17,7 +17,7 @@ from ..core import Layer, keep_best
 from ..errors import ConfigError, StateError
 from ..scores import check_numbers
 from ._learned import recall
-from ._timing import end_of
+from ._timing import check_within, end_of
 
 CUT = "cut"
 
@@ -59,11 +59,7 @@ def full_table(layer: Layer) -> Tensor:
 def end_within(name: str, end: int | None, steps: int | None) -> int:
     """`end_of`, or ConfigError if the run is over before: its sparsity would be missed."""
     found = end_of(name, 0, end, steps)
-    if steps is not None and found >= steps:
-        raise ConfigError(
-            f"method {name}: the budget must be met within the run, before step {steps}; "
-            f"got end={found}"
-        )
+    check_within(name, "the budget must be met", found, steps)
     return found
 
 

@@ -34,6 +34,14 @@ def end_of(name: str, start: int, end: int | None, steps: int | None) -> int:
     return max(start, math.floor(LAST_QUARTER * steps))
 
 
+def check_within(name: str, what: str, end: int, steps: int | None) -> None:
+    """Raise ConfigError if the run is known to be over by step `end`; what: must happen before."""
+    if steps is not None and end >= steps:
+        raise ConfigError(
+            f"method {name}: {what} within the run, before step {steps}; got end={end}"
+        )
+
+
 def is_due(step: int, every: int, start: int, end: int | None) -> bool:
     """start, start + every, ... while before end."""
     return step >= start and (end is None or step < end) and (step - start) % every == 0

@@ -66,8 +66,8 @@ class ADMM(DenseFirst):
         check_strength("ADMM", "rho", self.rho)
 
     def begin(self, layer: Layer) -> Tensor:
-        layer.memory["target"] = torch.zeros_like(layer.weight.detach())
-        layer.memory["dual"] = torch.zeros_like(layer.weight.detach())
+        # A packed weight may yet lose what lies in no unit: both get their size in after_step(-1).
+        layer.memory |= {name: layer.weight.new_empty(0) for name in ("target", "dual")}
         return layer.present_units
 
     def before_step(self, layer: Layer, step: int) -> None:
@@ -78,7 +78,10 @@ class ADMM(DenseFirst):
     def after_step(self, layer: Layer, step: int) -> None:
         if self.is_over(step) or (step + 1) % self.every:
             return  # step -1, before the first, is a round's end: Z is the projection of W
-        weight, dual = layer.weight.detach(), layer.memory["dual"]
+        weight = layer.weight.detach()
+        if step < 0:
+            layer.memory["dual"] = torch.zeros_like(weight)
+        dual = layer.memory["dual"]
         target = projection(layer, weight + dual)
         layer.memory["target"] = target
         if step >= 0:
@@ -87,7 +90,7 @@ class ADMM(DenseFirst):
     def update(self, layer: Layer, step: int) -> Tensor | None:
         units = super().update(layer, step)
         if units is not None:
-            layer.memory.update({name: units.new_empty(0) for name in ("target", "dual")})
+            layer.memory.update({name: layer.weight.new_empty(0) for name in ("target", "dual")})
         return units
 
 

@@ -18,7 +18,7 @@ from ..ranking import first_units
 from . import METHODS
 from ._drop_grow import check_fraction, check_option
 from ._refill import refill
-from ._timing import check_timing, end_of, is_due
+from ._timing import check_timing, check_within, end_of, is_due
 from ._topology import LINKS
 
 LAST = -1e30
@@ -115,11 +115,8 @@ class CHTs:
     def bind(self, steps: int | None) -> CHTs:
         """Raises ConfigError if the run ends before a sparsity that rises is met."""
         end = end_of(type(self).__name__, 0, self.end, steps)
-        if self.initial_sparsity is not None and steps is not None and end >= steps:
-            raise ConfigError(
-                f"method {type(self).__name__}: the sparsity must be met within the run, before "
-                f"step {steps}; got end={end}"
-            )
+        if self.initial_sparsity is not None:
+            check_within(type(self).__name__, "the sparsity must be met", end, steps)
         return replace(self, end=end)
 
     def begin(self, layer: Layer) -> Tensor:

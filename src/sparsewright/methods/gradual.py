@@ -19,7 +19,7 @@ from ..ranking import best_units
 from ..schedules import Cubic
 from ..scores import as_score
 from . import METHODS
-from ._timing import check_timing, end_of, is_due
+from ._timing import check_timing, check_within, end_of, is_due
 
 
 @METHODS.register("gradual")
@@ -78,11 +78,7 @@ class Gradual:
     def bind(self, steps: int | None) -> Gradual:
         """Raises ConfigError if the run ends before the ramp does: the sparsity would be missed."""
         end = end_of("Gradual", self.start, self.end, steps)
-        if steps is not None and end >= steps:
-            raise ConfigError(
-                f"method Gradual: the ramp must end within the run, before step {steps}; "
-                f"got end={end}"
-            )
+        check_within("Gradual", "the ramp must end", end, steps)
         return replace(self, end=end)
 
     def begin(self, layer: Layer) -> Tensor:

@@ -21,7 +21,7 @@ from . import METHODS
 from ._drop_grow import REGROWN, Regrown, check_fraction, check_option
 from ._interval import every_of, length_of
 from ._refill import refill
-from ._timing import check_timing, is_due
+from ._timing import check_timing, check_within, is_due
 
 RAMP = 0.3
 """Part of the run in which the density falls: the README's 30 of 100 epochs."""
@@ -106,11 +106,7 @@ class GraNet:
         stop = length_of("GraNet", self.stop, steps, "stop")
         length = stop if steps is None else steps
         end = math.floor(RAMP * length) if self.end is None else self.end
-        if end >= length:
-            raise ConfigError(
-                f"method GraNet: the ramp must end within the run, before step {length}; got "
-                f"end={end}"
-            )
+        check_within("GraNet", "the ramp must end", end, length)
         return replace(self, end=end, stop=stop, every=every_of(self.every, self.published, length))
 
     def begin(self, layer: Layer) -> Tensor:

@@ -21,7 +21,7 @@ from . import METHODS
 from ._drop_grow import check_fraction
 from ._interval import every_of
 from ._refill import refill
-from ._timing import check_timing, end_of, is_due
+from ._timing import check_timing, check_within, end_of, is_due
 
 HALVES_AT = 0.75
 """Part of the span up to `end` after which ratio and bound are half of what they were: the
@@ -103,11 +103,8 @@ class MEST:
     def bind(self, steps: int | None) -> MEST:
         """Raises ConfigError if the run ends before the soft bound has met the budget."""
         end = end_of("MEST", 0, self.end, steps)
-        if self.soft and steps is not None and end >= steps:
-            raise ConfigError(
-                "method MEST: the soft bound must meet the budget within the run, before step "
-                f"{steps}; got end={end}"
-            )
+        if self.soft:
+            check_within("MEST", "the soft bound must meet the budget", end, steps)
         length = math.ceil(end / 0.75) if steps is None else steps
         return replace(self, end=end, every=every_of(self.every, length, length, UPDATES))
 
