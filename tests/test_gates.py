@@ -6,8 +6,10 @@ from __future__ import annotations
 import pytest
 import torch
 from latent import Reference, agree, attached, near, one_layer
+from torch import nn
 from training import batch, train_step
 
+import sparsewright as sw
 from sparsewright.methods import METHODS
 from sparsewright.methods import l0 as gates
 from sparsewright.methods import variational_dropout as vd
@@ -154,3 +156,22 @@ def test_noise_is_for_training_alone_and_one_draw_serves_a_step(name):
     ((model(x) - y) ** 2).mean().backward()
     optimizers[0].step()
     assert not torch.equal(model(x), first)
+
+
+@pytest.mark.parametrize("name", ["l0", "variational_dropout"])
+def test_a_look_in_between_does_not_change_what_a_step_learns(name):
+    found = []
+    for looks in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        method = METHODS[name]()
+        sparse = sw.attach(model, optimizer, method=method, sparsity=0.5, steps=40)
+        x = torch.randn(4, 8)
+        model(x).square().mean().backward()
+        if looks:
+            model.eval()(x)
+            model.train()
+        optimizer.step()
+        found.append(sparse.layers[0].memory)
+    assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])

@@ -114,7 +114,9 @@ class Steering:
             else:
                 layer.weight.copy_(layer.memory[LATENT])
                 assert isinstance(self.method, Shapes)
+                drawn = dict(layer.memory)  # a backward of this step may still wait for its step
                 self.method.after_step(layer, step)
+                layer.memory = drawn
                 layer.storage.settle()
         self._drawn = training
 
