@@ -32,7 +32,7 @@ class Wanda(ToMeasure):
     so that each row of an unstructured layer keeps as many (one more in the first rows where the
     budget does not divide); under N:M and fan_in it chooses what the product would. "layer" gives
     the product itself, for all rows to compete, and for units of several weights; those that are
-    whole rows must have it. In small classifiers of images rows that compete keep the better ones.
+    whole rows must have it.
 
     Two parts have this name. `prune(score="wanda")` is this one: norms of the unpruned model, in
     one pass, in evaluation mode, and weights that go by any pattern, allocation and number of
@@ -45,10 +45,10 @@ class Wanda(ToMeasure):
         source="Sun, Liu, Bair, Kolter: A Simple and Effective Pruning Approach for Large Language "
         "Models, ICLR 2024",
         when="A trained model of language is to be pruned fast; `sparsegpt` also corrects what "
-        "stays. In a small classifier of images it can fall behind magnitude: to compare each row "
-        "by itself costs more there than norms bring, and an input that is the same in all data "
-        "(the background of standardised images) has a large norm and tells nothing; take "
-        "per='layer', or inputs whose background is 0. `benchmarks/one_shot.py` shows it.",
+        "stays. In a small classifier of images it falls behind magnitude where much goes, by rows "
+        "and by layer alike (`benchmarks/one_shot.py`). One cause: an input that is the same in "
+        "all data, as the background of standardised images is, has a large norm and tells "
+        "nothing.",
         memory="One number for every input of every layer.",
         flops="The forwards of the data.",
         published="Authors' results, LLaMA-2 7B/13B/70B, perplexity at 50 %: dense 5.12/4.57/3.12, "

@@ -28,7 +28,7 @@ class WandaInOrder:
         source="Sun, Liu, Bair, Kolter: A Simple and Effective Pruning Approach for Large Language "
         "Models, ICLR 2024",
         when="To compare with `sparsegpt` and `obc` on the same inputs; the score needs one pass. "
-        "For a small classifier of images take per='layer' (see the score).",
+        "For classifiers of images, see what the score says.",
         memory="H of one layer at a time, of which the diagonal is used.",
         flops="The forwards of the data, and those of each layer's H.",
         published="Authors' results, LLaMA-2 7B/13B/70B, perplexity at 50 %: dense 5.12/4.57/3.12, "
