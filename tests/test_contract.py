@@ -19,6 +19,7 @@ QUICK = {
     "set": {"every": 2, "end": 8, "fraction": 0.5},
     "gse": {"every": 2, "end": 8, "fraction": 0.5},
     "deep_r": {"l1": 5.0},
+    "dsr": {"fraction": 0.02},  # LBFGS without a line search does not stand much more
     "sr_ste": {"start": 1},
 }
 

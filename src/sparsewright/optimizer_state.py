@@ -49,17 +49,6 @@ def check_state(optimizer: Optimizer, weight: Tensor) -> None:
             )
 
 
-def forget_history(optimizer: Optimizer) -> None:
-    """Let LBFGS begin anew, as it must where weights come or go: what it remembers of earlier
-    gradients is of another function. Other optimizers remember weight by weight."""
-    if not isinstance(optimizer, torch.optim.LBFGS):
-        return
-    for state in optimizer.state.values():
-        evaluations = state.get("func_evals", 0)
-        state.clear()
-        state.update(func_evals=evaluations, n_iter=0)
-
-
 def move_state(
     optimizer: Optimizer, weight: Tensor, shift: Callable[[Tensor, Tensor], Tensor]
 ) -> None:

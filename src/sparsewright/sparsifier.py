@@ -23,7 +23,6 @@ from .errors import SparsityWarning, StateError
 from .exchange import exchange_of, units_after
 from .gradients import Withheld, give_back, withhold
 from .initialise import Init, initialise
-from .optimizer_state import forget_history
 from .replicas import Group, Replicas
 from .sampling import is_in
 from .selection import LeftDense
@@ -288,7 +287,6 @@ class Sparsifier:
             count, grown = layer.storage.count(), int((~is_in(units, layer.present_units)).sum())
             layer.storage.select(units)
             self._note(step, layer, count - len(units) + grown, grown)
-            forget_history(self._optimizers[index])
         self._apply_masks(index)
 
     def _note(self, step: int, layer: Layer, dropped: int, grown: int) -> None:
@@ -321,8 +319,6 @@ class Sparsifier:
                 layer.storage.move(exchange, self._optimizers[index])
             layer.storage.release()
             self._note(self._steps[index], layer, lost, gained)
-        if moved:
-            forget_history(self._optimizers[index])
 
     def _wish(self, layer: Layer, step: int) -> Wish | None:
         """What the method wants; a layer without a gradient that it needs stays as it is, unless
