@@ -229,6 +229,14 @@ def _methods(commands: Any) -> None:
     )
     add.add_argument("names", nargs="*", metavar="NAME", help="methods, scores, solvers to explain")
     add.add_argument("--pages", type=Path, metavar="FOLDER", help="write all their pages there")
+    add.add_argument(
+        "--from",
+        dest="folders",
+        type=Path,
+        nargs="+",
+        metavar="FOLDER",
+        help="folders of a comparison's runs, whose figures go on the --pages",
+    )
 
 
 def _doctor(commands: Any) -> None:
@@ -354,8 +362,13 @@ def run_methods(args: argparse.Namespace) -> None:
     from .lab.part_pages import page_named, write_pages
     from .lab.tables import parts_tables, show
 
+    if args.folders and args.pages is None:
+        raise ConfigError("methods needs --pages with --from")
     if args.pages is not None:
-        print(f"{write_pages(args.pages)} pages in {args.pages}")
+        from .lab.compare.ours import figures
+
+        ours = figures(args.folders) if args.folders else None
+        print(f"{write_pages(args.pages, ours)} pages in {args.pages}")
     for name in args.names:
         print(page_named(name))
     if args.pages is None and not args.names:

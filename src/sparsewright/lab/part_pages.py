@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ PAGED: tuple[Table[Any], ...] = (METHODS, SCORES, SOLVERS)
 """The tables whose parts have pages."""
 
 OURS = "[The comparison](../comparison.md) has it beside all others, where it was run."
+OURS_THERE = "Mean ± spread over seeds, beside all others in [the comparison](../comparison.md)."
 
 USE = {
     METHODS.kind: "sw.attach(model, optimizer, method={name!r}, sparsity=0.9, steps=steps)",
@@ -51,8 +52,8 @@ def facts_of(part: Any) -> Facts | None:
     return found if isinstance(found, Facts) else None
 
 
-def page_of(kind: str, name: str, part: Any) -> str:
-    """One part's page in Markdown."""
+def page_of(kind: str, name: str, part: Any, ours: str | None = None) -> str:
+    """One part's page in Markdown; ours: the table of what a comparison measured of it."""
     facts = facts_of(part)
     about, example = split_docstring(inspect.getdoc(part) or "")
     lines = [f"# {name}: a {kind}", "", about, ""]
@@ -73,7 +74,7 @@ def page_of(kind: str, name: str, part: Any) -> str:
             *("f_D and f_S are a dense and a sparse forward; a backward is two.", ""),
             *("## Source", "", _ended(facts.source), ""),
             *(f"**Published.** {_ended(facts.published)}", ""),
-            *(f"**Ours.** {OURS}", ""),
+            *(f"**Ours.** {OURS_THERE}\n\n{ours}" if ours else f"**Ours.** {OURS}", ""),
         ]
         if facts.departs:
             lines += [f"**Where this differs.** {facts.departs}", ""]
@@ -124,7 +125,7 @@ def index() -> str:
     lines = [
         "# Every method, score and solver",
         "",
-        "Made by `sparsewright methods --pages docs/methods` from the docstrings.",
+        "Made by `sparsewright methods --pages` from the docstrings and the lines of comparisons.",
         "",
     ]
     for table in PAGED:
@@ -150,16 +151,23 @@ def file_of(kind: str, name: str) -> str:
     return f"{kind}-{name.replace('_', '-')}.md"
 
 
-def pages() -> dict[str, str]:
-    """File name -> text of all pages and their index."""
-    made = {file_of(kind, name): page_of(kind, name, part) for kind, name, part in parts()}
+def pages(ours: Mapping[tuple[str, str], str] | None = None) -> dict[str, str]:
+    """File name -> text of all pages and their index; ours: (kind, name) -> what was measured."""
+    known = ours or {}
+    made = {
+        file_of(kind, name): page_of(kind, name, part, known.get((kind, name)))
+        for kind, name, part in parts()
+    }
     return {"index.md": index(), **made}
 
 
-def write_pages(folder: Path) -> int:
-    """Write all pages into a folder, remove those of parts that are no more; how many there are."""
+def write_pages(folder: Path, ours: Mapping[tuple[str, str], str] | None = None) -> int:
+    """Write all pages into a folder, remove those of parts that are no more; how many there are.
+
+    ours: as of `pages`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    made = pages()
+    made = pages(ours)
     for old in folder.glob("*.md"):
         if old.name not in made:
             old.unlink()

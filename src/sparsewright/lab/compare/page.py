@@ -25,7 +25,8 @@ solver; `lottery` trains all epochs in every round, and pays for it. Floors are 
 `small-dense` of no more parameters than the sparse one, and `static`, a random mask. FLOPs are
 parts of the dense network's, counted by the rules of Evci et al. 2020 from the masks as they were
 at every step. Masked training computes densely whatever the mask: seconds are those of this
-implementation, FLOPs those of the idea.
+implementation, FLOPs those of the idea. Where other work ran beside, wall seconds count its turns
+too, and CPU seconds less of it.
 """
 
 

@@ -10,7 +10,7 @@ from .groups import Group, Outcome
 
 COLUMNS = (
     *("recipe", "kind", "seeds", "measure", "spread", "to dense"),
-    *("parameters", "training FLOPs", "inference FLOPs", "seconds"),
+    *("parameters", "training FLOPs", "inference FLOPs", "CPU s", "wall s"),
 )
 LEFT = 2  # columns of words; the others are figures
 
@@ -44,6 +44,7 @@ def row(outcome: Outcome, group: Group) -> list[str]:
         f"{group.parameters:,.0f}",
         times(group.training),
         times(group.inference),
+        f"{group.cpu_seconds:.1f}",
         f"{group.seconds:.1f}",
     ]
 

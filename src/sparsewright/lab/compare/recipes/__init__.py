@@ -15,6 +15,9 @@ from ....errors import UnknownNameError
 from ....registry import Table
 from ..trial import Trial
 
+Part = tuple[str, str]
+"""(kind, name) of a method, a score, a solver or an allocation."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -22,12 +25,14 @@ class Recipe:
 
     name: unique. about: one sentence. run: trains a network within a trial and returns it. sparse:
     whether the sparsity asked for plays a part; without it the recipe runs once for every seed.
+    part: (kind, name) of what it tries, if it tries one part of a table.
     """
 
     name: str
     about: str
     run: Callable[[Trial], nn.Module]
     sparse: bool = True
+    part: Part | None = None
 
 
 KINDS: Table[Callable[[], Iterable[Recipe]]] = Table("kind of recipe", __name__)

@@ -24,7 +24,8 @@ RANKED, SHARED = "global", "erk"
 @KINDS.register("pruned at the start")
 def at_start() -> Iterable[Recipe]:
     for score, part in SCORES.items():
-        yield Recipe(f"start-{score}", describe(part), partial(prune_first, score=score))
+        run = partial(prune_first, score=score)
+        yield Recipe(f"start-{score}", describe(part), run, part=(SCORES.kind, score))
 
 
 def prune_first(trial: Trial, score: str) -> nn.Module:

@@ -24,7 +24,8 @@ DAMP = 0.01  # SparseGPT's own
 @KINDS.register("solved in the middle")
 def solved() -> Iterable[Recipe]:
     for solver, part in SOLVERS.items():
-        yield Recipe(f"solved-{solver}", describe(part), partial(solve_midway, solver=solver))
+        run = partial(solve_midway, solver=solver)
+        yield Recipe(f"solved-{solver}", describe(part), run, part=(SOLVERS.kind, solver))
 
 
 def damped(solver: Solver) -> Solver:

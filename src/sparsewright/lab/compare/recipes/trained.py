@@ -37,12 +37,13 @@ VARIANTS = (
 @KINDS.register("trained")
 def trained() -> Iterable[Recipe]:
     for name, kind in METHODS.items():
-        yield Recipe(name, describe(kind), partial(attached, name=name))
+        run = partial(attached, name=name)
+        yield Recipe(name, describe(kind), run, part=(METHODS.kind, name))
     for name, suffix, allocate, pattern in VARIANTS:
         if name in METHODS:
             about = f"{name} with allocation {allocate} and pattern {pattern}."
             run = partial(attached, name=name, allocate=allocate, pattern=pattern)
-            yield Recipe(f"{name}-{suffix}", about, run)
+            yield Recipe(f"{name}-{suffix}", about, run, part=(METHODS.kind, name))
 
 
 def attached(

@@ -26,11 +26,13 @@ def tuned() -> Iterable[Recipe]:
     for score, part in SCORES.items():
         if is_start(score):  # by a network's shape alone: trained weights do not matter to it
             continue
-        yield Recipe(f"tuned-{score}", describe(part), partial(prune_midway, score=score))
+        run = partial(prune_midway, score=score)
+        yield Recipe(f"tuned-{score}", describe(part), run, part=(SCORES.kind, score))
     for name, allocation in ALLOCATIONS.items():
         if not allocation.dense_first and name != ALLOCATE:
             run = partial(prune_midway, score=RANKED, allocate=name)
-            yield Recipe(f"tuned-{RANKED}-{name}", describe(allocation), run)
+            own = ALLOCATIONS.kind, name
+            yield Recipe(f"tuned-{RANKED}-{name}", describe(allocation), run, part=own)
 
 
 def prune_midway(trial: Trial, score: str, allocate: str = ALLOCATE) -> nn.Module:
