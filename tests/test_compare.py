@@ -362,6 +362,18 @@ def test_the_page_is_made_of_the_lines(tmp_path: Path) -> None:
     assert "- failed: set, sparsity 0.9, seed 0: it | broke" in text
 
 
+def test_the_page_names_the_front_of_training_flops() -> None:
+    costs = {"training_flops": 100.0, "inference_flops": 20.0, "seconds": 9.0}
+    lines = [
+        line_of("dense", 0.0, 0.9, **costs, kind="floor"),
+        line_of("static", 0.9, 0.7),
+        line_of("rigl", 0.9, 0.8, training_flops=12.0),
+        line_of("gradual", 0.9, 0.75, training_flops=50.0),
+    ]
+    front = page.front_text(outcome_of(lines, TINY), 0.9)
+    assert front.endswith("in fewer FLOPs: static (0.100x), rigl (0.120x).")
+
+
 def test_the_html_page_holds_claims_fronts_and_tables(tmp_path: Path) -> None:
     results = Results(tmp_path / "runs")
     costs = {"training_flops": 100.0, "inference_flops": 20.0, "seconds": 9.0}

@@ -26,7 +26,7 @@ from .page import Drawing, _templates
 COSTS: tuple[tuple[str, str, Callable[[Group], float]], ...] = (
     ("training FLOPs", "training FLOPs (dense = 1, log scale)", lambda g: g.training),
     ("inference FLOPs", "inference FLOPs (dense = 1, log scale)", lambda g: g.inference),
-    ("seconds", "seconds of training (log scale)", lambda g: g.seconds),
+    ("CPU seconds", "CPU seconds of training (log scale)", lambda g: g.cpu_seconds),
 )
 SHOWN = 0.9  # part of the points that a front's chart shows: the worst would press all others flat
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from ...errors import ConfigError
 from ...files import write_text
 from .claims import Finding, Verdict, verdicts
-from .groups import Outcome, outcome_of
+from .groups import Outcome, outcome_of, pareto
 from .runs import Results
-from .table import LEFT, columns, failures, rows
+from .table import LEFT, columns, failures, rows, times
 
 INTRODUCTION = """# Every method compared
 
@@ -48,7 +48,11 @@ def suite_text(outcome: Outcome) -> str:
     parts += [claim_text(outcome, verdict) for verdict in verdicts(outcome)]
     for sparsity in outcome.sparsities:
         parts += ["", f"### {outcome.name} at sparsity {sparsity:g}", ""]
-        parts += table(columns(outcome), rows(outcome, sparsity))
+        parts += [
+            *table(columns(outcome), rows(outcome, sparsity)),
+            "",
+            front_text(outcome, sparsity),
+        ]
     broken = failures(outcome)
     if broken:
         parts += ["", "### Runs that failed", "", *(f"- {line}" for line in broken)]
@@ -99,6 +103,14 @@ def finding_text(outcome: Outcome, finding: Finding) -> str:
         f"at {finding.sparsity:g}: {pair.better} is {how} than {pair.worse} by "
         f"{abs(finding.by):.2f} {unit}{error}{chance}{failed}"
     )
+
+
+def front_text(outcome: Outcome, sparsity: float) -> str:
+    """The recipes that no other one beats at as few training FLOPs, the cheapest first."""
+    groups = outcome.at(sparsity)
+    found = pareto([(group.training, group.mean) for group in groups], outcome.suite.higher)
+    names = ", ".join(f"{groups[i].recipe} ({times(groups[i].training)})" for i in found)
+    return f"Better than all that train in fewer FLOPs: {names or 'none, without the dense run'}."
 
 
 def table(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
