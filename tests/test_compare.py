@@ -28,7 +28,7 @@ from sparsewright.lab.compare.recipes.trained import scaled_options
 from sparsewright.lab.compare.run import run
 from sparsewright.lab.compare.runs import Asked, Job, Results, jobs_of
 from sparsewright.lab.compare.suites import SUITES, Suite
-from sparsewright.lab.compare.table import results_tables
+from sparsewright.lab.compare.table import failures, results_tables
 from sparsewright.lab.compare.trial import Trial
 from sparsewright.lab.compare.tune import grid_text, tune
 from sparsewright.methods import METHODS
@@ -62,6 +62,17 @@ def test_every_method_and_score_of_the_tables_is_compared() -> None:
 
 
 STARTS = ("start-weight_gradient", "start-snip", "start-small_world")
+
+
+@pytest.mark.parametrize("name", SCORES.names())
+def test_every_score_that_fits_the_network_runs(name: str) -> None:
+    """A recipe gives a score what it needs and nothing that it refuses."""
+    begin = f"start-{name}"
+    if name == "slimming":  # an MLP without norms: its error is the run's line
+        with pytest.raises(StateError, match="needs a BatchNorm"):
+            run(job(begin))
+        return
+    assert run(job(begin))["absent"] > 0
 
 
 @pytest.mark.parametrize("name", ["static", "rigl", "gradual", "solved-obs", *STARTS])
@@ -360,6 +371,21 @@ def test_the_page_is_made_of_the_lines(tmp_path: Path) -> None:
     )
     assert text.count("**was not measured**") == len(claims.CLAIMS)
     assert "- failed: set, sparsity 0.9, seed 0: it | broke" in text
+
+
+def test_runs_that_failed_alike_are_one_line() -> None:
+    broken = [
+        {**line_of(name, sparsity, 0.0, seed), "error": error}
+        for name, error in (("set", "it broke"), ("rigl", "it broke"))
+        for sparsity in (0.8, 0.9)
+        for seed in (0, 1)
+    ]
+    broken[-1]["error"] = "otherwise"
+    assert failures(outcome_of(broken, TINY)) == [
+        "failed: set, sparsity 0.8, 0.9, seed 0, 1 (4 runs): it broke",
+        "failed: rigl, sparsity 0.8, 0.9, seed 0, 1 (3 runs): it broke",
+        "failed: rigl, sparsity 0.9, seed 1: otherwise",
+    ]
 
 
 def test_the_page_names_the_front_of_training_flops() -> None:

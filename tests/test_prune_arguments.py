@@ -38,6 +38,24 @@ def test_targets_that_are_no_classes_take_a_loss(targets: Any) -> None:
         assert sw.prune(mlp(), 0.5, score="snip", data=[(X, targets)], loss=squares).sparsity == 0.5
 
 
+def test_classes_may_come_last_as_models_of_language_give_them() -> None:
+    inputs, targets = torch.randn(6, 5, 8), torch.randint(4, (6, 5))
+    flat = lambda model, batch: F.cross_entropy(model(batch[0]).flatten(0, 1), batch[1].flatten())  # noqa: E731
+    masks = []
+    for loss in ({}, {"loss": flat}):
+        torch.manual_seed(0)
+        summary = sw.prune(model := mlp(), 0.5, score="snip", data=[(inputs, targets)], **loss)
+        assert summary.sparsity == 0.5
+        masks.append([p != 0 for p in model.parameters() if p.dim() == 2])
+    assert all(map(torch.equal, *masks))
+
+
+def test_classes_that_may_be_either_dimension_are_refused() -> None:
+    inputs, targets = torch.randn(6, 4, 8), torch.randint(4, (6, 4))
+    with pytest.raises(sw.ConfigError, match=r"\(6, 4, 4\).*give loss"):
+        sw.prune(mlp(), 0.5, score="snip", data=[(inputs, targets)])
+
+
 @pytest.mark.parametrize("score", ["wanda", "synflow"])
 def test_a_loss_that_nothing_asks_for_is_refused(score: str) -> None:
     model = mlp()

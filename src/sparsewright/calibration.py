@@ -168,8 +168,13 @@ def output_tensor(output: Any) -> Tensor:
 def usual_loss(model: nn.Module, batch: Any) -> Tensor:
     """Cross-entropy to class numbers, or the loss that a model of language has of its own.
 
-    ConfigError for batches that have neither; targets that are no whole numbers, as those of a
-    regression, take a loss of their own.
+    Targets (n, ...) with outputs (n, classes, ...), as torch has it, or (n, ..., classes), as
+    models of language give them. ConfigError for batches that have neither; targets that are no
+    whole numbers, as those of a regression, take a loss of their own.
+
+    >>> outputs, targets = torch.zeros(2, 3, 8), torch.zeros(2, 3, dtype=torch.long)
+    >>> round(usual_loss(nn.Identity(), (outputs, targets)).exp().item(), 3)  # of 8 alike
+    8.0
     """
     if isinstance(batch, Mapping):
         found = getattr(model(**batch), "loss", None)
@@ -192,7 +197,23 @@ def usual_loss(model: nn.Module, batch: Any) -> Tensor:
             f"{found}. Give loss, a function (model, batch) -> scalar (and for a Dataset, which "
             "gives single examples, a DataLoader)"
         )
-    return F.cross_entropy(output_tensor(model(batch[0])), targets)
+    output = output_tensor(model(batch[0]))
+    return F.cross_entropy(_classes_second(output, targets), targets)
+
+
+def _classes_second(output: Tensor, targets: Tensor) -> Tensor:
+    """(n, ..., classes) -> (n, classes, ...) where the targets say that the classes come last.
+
+    ConfigError where they may be either dimension.
+    """
+    if output.dim() < 3 or output.shape[:-1] != targets.shape:
+        return output
+    if (output.shape[0], *output.shape[2:]) == tuple(targets.shape):
+        raise ConfigError(
+            f"outputs of shape {tuple(output.shape)} may have their classes in dimension 1 or in "
+            "the last one: give loss, a function (model, batch) -> scalar"
+        )
+    return output.movedim(-1, 1)
 
 
 def examples_of(batch: Any) -> Iterator[Any]:

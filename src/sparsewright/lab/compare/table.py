@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from rich.table import Table
 
-from .groups import Group, Outcome
+from .groups import Group, Line, Outcome
 
 COLUMNS = (
     *("recipe", "kind", "seeds", "measure", "spread", "to dense"),
@@ -77,10 +78,22 @@ def results_tables(outcome: Outcome) -> list[Table | str]:
 
 
 def failures(outcome: Outcome) -> list[str]:
-    """A line for each run that ended in an error."""
+    """A line for each error of each recipe, with the runs that ended in it."""
+    alike: dict[tuple[str, str], list[Line]] = {}
+    for line in outcome.lines:
+        if "error" in line:
+            alike.setdefault((line["recipe"], line["error"]), []).append(line)
     return [
-        f"failed: {line['recipe']}, sparsity {line['sparsity']:g}, seed {line['seed']}: "
-        f"{line['error']}"
-        for line in outcome.lines
-        if "error" in line
+        f"failed: {recipe}, sparsity {listed(own, 'sparsity')}, seed {listed(own, 'seed')}"
+        f"{f' ({len(own)} runs)' if len(own) > 1 else ''}: {error}"
+        for (recipe, error), own in alike.items()
     ]
+
+
+def listed(lines: Iterable[Line], what: str) -> str:
+    """Each value once, ascending.
+
+    >>> listed([{"seed": 1}, {"seed": 0}, {"seed": 1}], "seed")
+    '0, 1'
+    """
+    return ", ".join(f"{value:g}" for value in sorted({line[what] for line in lines}))

@@ -16,7 +16,6 @@ from ....prune import prune
 from ....scores import as_score
 from ....summary import Summary
 from ....weights import find_weights
-from ...data import Pair
 from ..trial import Trial, loss
 
 Masks = dict[str, Tensor]
@@ -40,7 +39,7 @@ def pruned(trial: Trial, model: nn.Module, score: str, allocate: str, sparsity: 
     chosen = as_score(score)
     wishes: dict[str, Any] = {"skip": list(trial.config.skip)}
     if measures(chosen) or measures(as_allocation(allocate)):
-        wishes |= {"data": trial.calibration(), "loss": batch_loss}
+        wishes |= {"data": trial.calibration()}
     elif chosen.needs_gradient:
         wishes |= {"loss": lambda model: mean_loss(trial, model)}
     trial.options |= {"score": score, "allocate": allocate}
@@ -73,10 +72,6 @@ def without(model: nn.Module, skip: Sequence[str], last: str, sparsity: float) -
 def measures(part: object) -> bool:
     """Whether a score or an allocation looks at the model on data before it judges."""
     return callable(getattr(part, "measured", None))
-
-
-def batch_loss(model: nn.Module, batch: Pair) -> Tensor:
-    return loss(model, *batch)
 
 
 def mean_loss(trial: Trial, model: nn.Module) -> Tensor:
