@@ -71,7 +71,7 @@ register(
     "fashion-mlp",
     Suite(
         "LeNet-300-100 (LeCun et al. 1998), an MLP, on Fashion-MNIST",
-        TrainConfig(data="fashion-mnist", model="mlp", epochs=10),
+        TrainConfig(data="fashion-mnist", model="mlp", epochs=5),
         "784-{}-{}-10",
         (300, 100),
         image_problem,
