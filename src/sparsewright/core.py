@@ -117,7 +117,7 @@ class Layer:
         """Units in each group."""
         return self._size[1]
 
-    @property
+    @cached_property
     def unit_size(self) -> int:
         """Weights in one unit."""
         return unit_size(self.pattern, self.shape)
@@ -154,16 +154,13 @@ class Layer:
 
     @property
     def absent(self) -> Tensor:
-        """Bool in the dense weight's shape, True = absent."""
-        return ~self.mask
+        """Bool in the dense weight's shape, True = absent; to be read only: it may be kept."""
+        return self.storage.absent
 
     @property
     def table(self) -> Tensor:
         """(groups, units) bool, True = present; as large as the dense weight's units."""
-        units = self.present_units
-        flat = torch.zeros(self.groups * self.units, dtype=torch.bool, device=units.device)
-        flat[units] = True
-        return flat.view(self.groups, self.units)
+        return self.storage.table()
 
     def set_table(self, table: Tensor) -> None:
         """Other present units: bool (groups, units), or flat units as `present_units` has them.
@@ -190,6 +187,25 @@ def as_units(layer: Layer, wish: Tensor) -> Tensor:
             f"{int(wish[0])} to {int(wish[-1])}"
         )
     return wish.detach().to(layer.weight.device)
+
+
+def as_table(layer: Layer, wish: Tensor) -> Tensor:
+    """(groups, units) bool table of the same; ValueError."""
+    if wish.dtype == torch.bool and wish.shape == (layer.groups, layer.units):
+        return wish.detach().to(layer.weight.device)
+    return table_of(as_units(layer, wish), layer.groups, layer.units)
+
+
+def table_of(units: Tensor, groups: int, each: int) -> Tensor:
+    """(groups, each) bool, True at flat units.
+
+    >>> table_of(torch.tensor([1, 2]), 2, 2)
+    tensor([[False,  True],
+            [ True, False]])
+    """
+    flat = torch.zeros(groups * each, dtype=torch.bool, device=units.device)
+    flat[units] = True
+    return flat.view(groups, each)
 
 
 def table_size(pattern: Pattern, shape: Shape) -> tuple[int, int]:
