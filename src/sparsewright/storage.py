@@ -150,7 +150,10 @@ class MaskedStorage:
 
     @torch.no_grad()
     def write(self, values: Tensor) -> None:
-        self.weight.masked_scatter_(self.mask(), values.to(self.weight))
+        if self.weight.is_contiguous() and units_are_places(self.pattern, self.shape):
+            self.weight.view(-1).index_copy_(0, self.units(), values.to(self.weight))
+        else:
+            self.weight.masked_scatter_(self.mask(), values.to(self.weight))
 
     @torch.no_grad()
     def place(self, units: Tensor, optimizer: Optimizer | None = None) -> None:
