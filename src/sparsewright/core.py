@@ -117,7 +117,7 @@ class Layer:
         """Units in each group."""
         return self._size[1]
 
-    @property
+    @cached_property
     def unit_size(self) -> int:
         """Weights in one unit."""
         return unit_size(self.pattern, self.shape)
@@ -154,16 +154,13 @@ class Layer:
 
     @property
     def absent(self) -> Tensor:
-        """Bool in the dense weight's shape, True = absent."""
-        return ~self.mask
+        """Bool in the dense weight's shape, True = absent; to be read only: it may be kept."""
+        return self.storage.absent
 
     @property
     def table(self) -> Tensor:
         """(groups, units) bool, True = present; as large as the dense weight's units."""
-        units = self.present_units
-        flat = torch.zeros(self.groups * self.units, dtype=torch.bool, device=units.device)
-        flat[units] = True
-        return flat.view(self.groups, self.units)
+        return self.storage.table()
 
     def set_table(self, table: Tensor) -> None:
         """Other present units: bool (groups, units), or flat units as `present_units` has them.
@@ -190,6 +187,25 @@ def as_units(layer: Layer, wish: Tensor) -> Tensor:
             f"{int(wish[0])} to {int(wish[-1])}"
         )
     return wish.detach().to(layer.weight.device)
+
+
+def as_table(layer: Layer, wish: Tensor) -> Tensor:
+    """(groups, units) bool table of the same; ValueError."""
+    if wish.dtype == torch.bool and wish.shape == (layer.groups, layer.units):
+        return wish.detach().to(layer.weight.device)
+    return table_of(as_units(layer, wish), layer.groups, layer.units)
+
+
+def table_of(units: Tensor, groups: int, each: int) -> Tensor:
+    """(groups, each) bool, True at flat units.
+
+    >>> table_of(torch.tensor([1, 2]), 2, 2)
+    tensor([[False,  True],
+            [ True, False]])
+    """
+    flat = torch.zeros(groups * each, dtype=torch.bool, device=units.device)
+    flat[units] = True
+    return flat.view(groups, each)
 
 
 def table_size(pattern: Pattern, shape: Shape) -> tuple[int, int]:
@@ -334,12 +350,47 @@ def keep_best(scores: Tensor, keep: int) -> Tensor:
     groups, units = scores.shape
     if not 0 <= keep <= units:
         raise ValueError(f"keep must be in [0, {units}] (the units of a group); got {keep}")
-    if torch.isnan(scores).any():
+    if any_nan(scores):
         raise ValueError("scores hold NaN: no order among them is defined")
     if keep in (0, units) or groups == 0:
         return torch.full((groups, units), keep > 0, dtype=torch.bool, device=scores.device)
     # Linear time: everything above the keep-th largest, then the first of its equals.
-    cut = torch.kthvalue(scores, units - keep + 1, dim=1, keepdim=True).values
+    cut = _worst_kept(scores, keep)
+    best = scores >= cut  # at least `keep` in every group
+    if int(best.count_nonzero()) == groups * keep:
+        return best
     above, equal = scores > cut, scores == cut
     room = keep - above.sum(dim=1, keepdim=True)
     return above | (equal & (equal.cumsum(dim=1) <= room))
+
+
+FEW = 256
+"""Units of a group times those that are kept of it, or dropped, up to which some passes over all
+groups at once find the cut sooner than a selection in each."""
+
+
+def _worst_kept(scores: Tensor, keep: int) -> Tensor:
+    """(groups, 1) the keep-th largest of every group, 0 < keep < units."""
+    units = scores.shape[1]
+    dropped = units - keep + 1
+    if min(keep, dropped) * units > FEW or len(scores) < units:
+        return torch.kthvalue(scores, dropped, dim=1, keepdim=True).values
+    better, worse = torch.maximum, torch.minimum
+    if keep > dropped:
+        better, worse = worse, better
+    best: list[Tensor] = []  # of the units so far, in order
+    for unit in scores.T.contiguous():
+        for i, known in enumerate(best):
+            best[i], unit = better(known, unit), worse(known, unit)
+        if len(best) < min(keep, dropped):
+            best.append(unit)
+    return best[-1][:, None]
+
+
+def any_nan(values: Tensor) -> bool:
+    """Whether one is NaN; mostly a sum tells, which takes a fraction of a look at each.
+
+    >>> any_nan(torch.tensor([1.0, torch.nan])), any_nan(torch.tensor([torch.inf, -torch.inf]))
+    (True, False)
+    """
+    return bool(torch.isnan(values.sum())) and bool(torch.isnan(values).any())

@@ -43,6 +43,18 @@ def units_after(layer: Layer, exchange: Exchange) -> Tensor:
     return merged(layer.present_units[~exchange.leaves], exchange.comes)
 
 
+def moved_between(old: Tensor, new: Tensor) -> tuple[int, int]:
+    """How many units are lost and gained between two bool tables of one size.
+
+    >>> moved_between(torch.tensor([[True, True, False]]), torch.tensor([[False, False, True]]))
+    (2, 1)
+    """
+    changed = old ^ new
+    count = int(changed.count_nonzero())
+    gained = int((changed & new).count_nonzero()) if count else 0
+    return count - gained, gained
+
+
 def _by_units(layer: Layer, update: Update) -> Exchange:
     units, present = as_units(layer, update.units), layer.present_units
     leaves, comes = ~is_in(present, units), ~is_in(units, present)

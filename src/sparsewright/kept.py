@@ -53,8 +53,15 @@ class Storage(Protocol):
     def count(self) -> int:
         """Number of present units."""
 
+    def table(self) -> Tensor:
+        """(groups, units) bool, True = present; a tensor of its own."""
+
     def mask(self) -> Tensor:
-        """Bool in the dense weight's shape, True = present."""
+        """Bool in the dense weight's shape, True = present; a tensor of its own."""
+
+    @property
+    def absent(self) -> Tensor:
+        """Bool in the dense weight's shape, True = absent; not to be changed."""
 
     def find(self, units: Tensor) -> Tensor:
         """(n) int64, which of the present units each of these is, -1 for none of them."""
@@ -97,7 +104,8 @@ class Storage(Protocol):
         """
 
     def select(self, units: Tensor) -> None:
-        """Other present units; no value, gradient or state changes (masked only)."""
+        """Other present units, a (groups, units) bool table or flat and ascending; no value,
+        gradient or state changes (masked only)."""
 
     def release(self) -> None:
         """Before and after a move: let go of what a step makes anew when it first needs it, and of

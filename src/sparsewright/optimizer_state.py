@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .errors import StateError
+from .kernels.masking import zero_
 
 
 def reset_state(optimizer: Optimizer, weight: Tensor, where: Tensor) -> None:
@@ -26,7 +27,8 @@ def reset_state(optimizer: Optimizer, weight: Tensor, where: Tensor) -> None:
         return
     fresh = _starting_values(optimizer, weight)
     for name, slot in slots.items():
-        slot.masked_fill_(where, fresh.get(name, 0.0))
+        value = fresh.get(name, 0.0)
+        zero_(slot, where) if value == 0 else slot.masked_fill_(where, value)
 
 
 def check_state(optimizer: Optimizer, weight: Tensor) -> None:

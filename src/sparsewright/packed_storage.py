@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .core import Exchange, Pattern, Shape, table_size, unit_size
+from .core import Exchange, Pattern, Shape, table_of, table_size, unit_size
 from .errors import StateError
 from .freed import give_back
 from .kept import Offers, refuse_second
@@ -91,6 +91,13 @@ class PackedStorage:
         if hasattr(self.pattern, "chosen"):
             return len(self.units())
         return self.module.topology.nnz // max(1, unit_size(self.pattern, self.shape))
+
+    def table(self) -> Tensor:
+        return table_of(self.units(), *table_size(self.pattern, self.shape))
+
+    @property
+    def absent(self) -> Tensor:
+        return ~self.mask()
 
     def mask(self) -> Tensor:
         flat = torch.zeros(math.prod(self.shape), dtype=torch.bool, device=self.weight.device)

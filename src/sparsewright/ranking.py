@@ -17,7 +17,7 @@ from torch import Tensor
 from .abilities import OfUnits
 from .core import Layer, Score, View, keep_best
 from .errors import StateError
-from .kernels.best import best_of, marked_scores
+from .kernels.best import best_of, best_table, marked_scores
 from .patterns import places_of, units_are_places
 from .sampling import Taken, draw, merged
 from .scores import as_score, check_numbers
@@ -116,7 +116,7 @@ def best_units(layer: Layer, score: str | Score, keep: int) -> Tensor:
         )
     if active < groups:
         keep = min(most, keep * groups // max(1, active))
-    best = keep_best(table, keep).reshape(-1)
+    best = best_table(table, keep).reshape(-1)
     return best.nonzero().squeeze(1) if layer.is_full else layer.present_units[best]
 
 

@@ -101,12 +101,21 @@ def merged(a: Tensor, b: Tensor) -> Tensor:
     """
     if len(a) < len(b):
         a, b = b, a
-    at = torch.searchsorted(a, b) + torch.arange(len(b), device=b.device)
+    at = slots(a, b)
     out = a.new_empty(len(a) + len(b))
     of_a = torch.ones(len(out), dtype=torch.bool, device=a.device)
     of_a[at] = False
     out[at], out[of_a] = b, a
     return out
+
+
+def slots(a: Tensor, b: Tensor) -> Tensor:
+    """Where the numbers of `b` stand in `merged(a, b)`.
+
+    >>> slots(torch.tensor([1, 4]), torch.tensor([2]))
+    tensor([1])
+    """
+    return torch.searchsorted(a, b) + torch.arange(len(b), device=b.device)
 
 
 def _by_keys(

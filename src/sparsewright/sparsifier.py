@@ -13,18 +13,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .abilities import Blind, Rebudgets
 from .connectivity import problems
-from .core import Layer, Method, Wish, as_units
+from .core import Layer, Method, Wish, as_table, as_units
 from .errors import SparsityWarning, StateError
-from .exchange import exchange_of, units_after
+from .exchange import exchange_of, moved_between, units_after
 from .gradients import Withheld, give_back, withhold
 from .initialise import Init, initialise
 from .replicas import Group, Replicas
-from .sampling import is_in
 from .selection import LeftDense
 from .sparse_state import STATE_VERSION, check_version, read_layers, saved_layers
 from .steering import Steering, check_storage, hook_draws, keeps_absent
@@ -73,6 +72,8 @@ class Sparsifier:
         self._held: dict[int, Withheld] = {}
         self.replicas = Replicas(model, process_group)
         check_storage(method, self.layers)
+        self._keeps_absent = keeps_absent(method)
+        self._blind = method if isinstance(method, Blind) else None
         self._steering = [
             Steering(method, self._layers_of(index), one)
             for index, one in enumerate(self._optimizers)
@@ -202,8 +203,8 @@ class Sparsifier:
         # All first units before any weight changes: a layer that fails leaves the model as it was.
         units = [self.method.begin(layer) for layer in self.layers]
         for layer, first, owner in zip(self.layers, units, self._of_optimizer, strict=True):
-            if keeps_absent(self.method):
-                layer.storage.select(as_units(layer, first))
+            if self._keeps_absent:
+                layer.storage.select(as_table(layer, first))
             else:
                 layer.storage.place(as_units(layer, first), self._optimizers[owner])
         initialise(self.layers, init)
@@ -220,7 +221,7 @@ class Sparsifier:
 
     def _wants(self, index: int) -> Callable[[], bool]:
         """Whether the coming update wants the gradients of a layer's absent weights."""
-        optimizer, always = self._of_optimizer[index], keeps_absent(self.method)
+        optimizer, always = self._of_optimizer[index], self._keeps_absent
         return lambda: always or (self.method.needs_gradient and self._due(optimizer))
 
     def _pre_hook(self, index: int) -> Callable[..., Any]:
@@ -243,7 +244,7 @@ class Sparsifier:
         def wrapped() -> Any:
             nonlocal first
             if not first:
-                if keeps_absent(self.method):
+                if self._keeps_absent:
                     self._after_step(index)
                 self._apply_masks(index)
             loss = closure()
@@ -283,11 +284,16 @@ class Sparsifier:
 
     def _after_step(self, index: int) -> None:
         step = self._steps[index]
-        for layer, units in self._steering[index].after(step):
-            count, grown = layer.storage.count(), int((~is_in(units, layer.present_units)).sum())
-            layer.storage.select(units)
-            self._note(step, layer, count - len(units) + grown, grown)
+        for layer, table in self._steering[index].after(step):
+            self._select(step, layer, table)
         self._apply_masks(index)
+
+    def _select(self, step: int, layer: Layer, table: Tensor) -> None:
+        """Other present units, of a layer whose absent weights live on."""
+        lost, gained = moved_between(layer.table, table)
+        if lost or gained:
+            layer.storage.select(table)
+            self._note(step, layer, lost, gained)
 
     def _note(self, step: int, layer: Layer, dropped: int, grown: int) -> None:
         """Dropped and grown units go into the list of changes, if there are any."""
@@ -296,7 +302,7 @@ class Sparsifier:
             self.changes.append(Change(step, layer.name, *moved))
 
     def _mask_gradients(self, index: int) -> None:
-        if keeps_absent(self.method):
+        if self._keeps_absent:
             return
         for layer in self._layers_of(index):
             layer.storage.mask_gradient()
@@ -308,12 +314,15 @@ class Sparsifier:
             wish = self._wish(layer, self._steps[index])
             if wish is None:
                 continue
+            if self._keeps_absent and isinstance(wish, Tensor):
+                self._select(self._steps[index], layer, as_table(layer, wish))
+                continue
             if not moved:  # all of them, so that the first to move has room
                 for other in layers:
                     other.storage.release()
             moved = True
             exchange, lost, gained = exchange_of(layer, wish)
-            if keeps_absent(self.method):
+            if self._keeps_absent:
                 layer.storage.select(units_after(layer, exchange))
             else:
                 layer.storage.move(exchange, self._optimizers[index])
@@ -325,8 +334,7 @@ class Sparsifier:
         the method says otherwise."""
         layer.storage.check(layer.name)
         if self.method.needs_gradient and not layer.storage.has_gradient():
-            blind = self.method if isinstance(self.method, Blind) else None
-            return None if blind is None else blind.without_gradient(layer, step)
+            return None if self._blind is None else self._blind.without_gradient(layer, step)
         return self.method.update(layer, step)
 
     def _draw(self, training: bool) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .abilities import Gates, Rebudgets, Shapes
-from .core import Layer, Method, as_units
+from .core import Layer, Method, as_table
 from .errors import StateError
 
 LATENT = "latent"
@@ -49,6 +49,11 @@ class Steering:
 
     def __init__(self, method: Method, layers: Sequence[Layer], optimizer: Optimizer):
         self.method, self.layers, self.optimizer = method, list(layers), optimizer
+        # What it can do is asked once: a look at a protocol costs as much as masking a weight.
+        self._shapes = method if isinstance(method, Shapes) else None
+        self._gates = method if isinstance(method, Gates) else None
+        self._rebudgets = method if isinstance(method, Rebudgets) else None
+        self.keeps_absent = keeps_absent(method)
         self._bare = False  # the parameters hold the latent weights
         self._drawn = False  # or a draw of this step
         self._stepping = False  # a step was prepared, and is not over
@@ -56,8 +61,8 @@ class Steering:
     def begin(self) -> None:
         """The first weights that the model computes with; call it once they have their values."""
         self._bare = self._stepping = True
-        for layer, units in self.after(-1):
-            layer.storage.select(units)
+        for layer, table in self.after(-1):
+            layer.storage.select(table)
 
     @torch.no_grad()
     def before(self, step: int) -> None:
@@ -65,57 +70,55 @@ class Steering:
         rates = rates_of(self.optimizer)
         for layer in self.layers:
             layer.rate = rates.get(id(layer.weight), 0.0)
-        if not isinstance(self.method, Shapes):
+        if self._shapes is None:
             return
         self._stepping = True
         unscale(self.optimizer)
         for layer in self.layers:
-            if self.method.keeps_absent and not self._bare:
+            if self.keeps_absent and not self._bare:
                 layer.weight.copy_(layer.memory[LATENT])
-        self._bare = self.method.keeps_absent
+        self._bare = self.keeps_absent
         for layer in self.layers:
             if layer.weight.grad is not None:
-                self.method.before_step(layer, step)
+                self._shapes.before_step(layer, step)
 
     @torch.no_grad()
     def budget(self, step: int) -> None:
         """Let the method share the budget out anew."""
-        if isinstance(self.method, Rebudgets):
-            self.method.rebudget(self.layers, step)
+        if self._rebudgets is not None:
+            self._rebudgets.rebudget(self.layers, step)
 
     @torch.no_grad()
     def after(self, step: int) -> list[tuple[Layer, Tensor]]:
         """After the optimizer's step: what the model computes with takes the parameters' place.
 
-        Returns the layers for which the method wants other units, and those, flat and ascending.
+        Returns the layers for which the method says what is present, and that: (groups, units) bool.
         """
-        if not isinstance(self.method, Shapes) or not self._stepping:  # no step was taken
+        if self._shapes is None or not self._stepping:  # no step was taken
             return []
-        latent, wishes = self.method.keeps_absent, []
+        wishes = []
         for layer in self.layers:
-            if latent:
+            if self.keeps_absent:
                 layer.memory[LATENT] = layer.weight.detach().clone()
-            wish = self.method.after_step(layer, step)
-            if latent and wish is not None:
-                units = as_units(layer, wish)
-                if not torch.equal(units, layer.present_units):
-                    wishes.append((layer, units))
+            wish = self._shapes.after_step(layer, step)
+            if self.keeps_absent and wish is not None:
+                wishes.append((layer, as_table(layer, wish)))
         self._bare = self._drawn = self._stepping = False
         return wishes
 
     @torch.no_grad()
     def draw(self, training: bool, step: int) -> None:
         """Before a forward: the step's random weights, or in evaluation those without chance."""
-        if not isinstance(self.method, Gates) or training == self._drawn:
+        if self._gates is None or training == self._drawn:
             return
         for layer in self.layers:
             if training:
-                self.method.before_forward(layer, step)
+                self._gates.before_forward(layer, step)
             else:
                 layer.weight.copy_(layer.memory[LATENT])
-                assert isinstance(self.method, Shapes)
+                assert self._shapes is not None
                 drawn = dict(layer.memory)  # a backward of this step may still wait for its step
-                self.method.after_step(layer, step)
+                self._shapes.after_step(layer, step)
                 layer.memory = drawn
                 layer.storage.settle()
         self._drawn = training

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from .core import Exchange, Pattern, Shape, table_size
+from .core import Exchange, Pattern, Shape, table_of, table_size
 from .gradients import mask_gradient, masked
 from .kept import Offers, Storage, refuse_second
 from .kernels.best import offers
@@ -22,7 +22,7 @@ from .kernels.masking import zero_
 from .nn import PackedModule
 from .optimizer_state import reset_state
 from .packed_storage import PackedStorage
-from .patterns import places_of, row_step
+from .patterns import places_of, row_step, units_are_places
 from .replicas import Replicas
 from .sampling import positions
 from .weights import Weight
@@ -71,20 +71,27 @@ class MaskedStorage:
             size = table_size(pattern, tuple(weight.shape))
             table = torch.ones(size, dtype=torch.bool, device=weight.device)
         self._table = table
-        self._absent: Tensor | None = None
+        self._forget()
 
     @property
     def shape(self) -> Shape:
         return tuple(self.weight.shape)
 
     def units(self) -> Tensor:
-        return self._table.reshape(-1).nonzero().squeeze(1).to(self.weight.device)
+        if self._units is None or self._units.device != self.weight.device:
+            self._units = self._table.reshape(-1).nonzero().squeeze(1).to(self.weight.device)
+        return self._units
 
     def check(self, name: str) -> None:
         """Nobody else changes the table."""
 
     def count(self) -> int:
-        return int(self._table.sum())
+        if self._count is None:
+            self._count = int(self._table.count_nonzero())
+        return self._count
+
+    def table(self) -> Tensor:
+        return self._table.to(self.weight.device, copy=True)
 
     def mask(self) -> Tensor:
         return ~self.absent
@@ -104,6 +111,8 @@ class MaskedStorage:
         return offers(scores, count, None, leaves, last, self.units)
 
     def present(self) -> tuple[Tensor, Tensor | None]:
+        if units_are_places(self.pattern, self.shape):
+            return self.take(self.units())
         gradient, mask = self._dense_gradient(), self.mask()
         return self.weight.detach()[mask], None if gradient is None else gradient[mask]
 
@@ -141,7 +150,10 @@ class MaskedStorage:
 
     @torch.no_grad()
     def write(self, values: Tensor) -> None:
-        self.weight.masked_scatter_(self.mask(), values.to(self.weight))
+        if self.weight.is_contiguous() and units_are_places(self.pattern, self.shape):
+            self.weight.view(-1).index_copy_(0, self.units(), values.to(self.weight))
+        else:
+            self.weight.masked_scatter_(self.mask(), values.to(self.weight))
 
     @torch.no_grad()
     def place(self, units: Tensor, optimizer: Optimizer | None = None) -> None:
@@ -182,6 +194,7 @@ class MaskedStorage:
 
     @torch.no_grad()
     def settle(self) -> None:
+        self._units = None  # 8 bytes for each: kept within a step alone
         zero_(self.weight, self.absent)
 
     @torch.no_grad()
@@ -189,16 +202,24 @@ class MaskedStorage:
         copy.parameter.masked_fill_(self.absent.to(copy.parameter.device), 0.0)
 
     def _set(self, units: Tensor) -> None:
-        table = torch.zeros(self._table.shape, dtype=torch.bool, device=self.weight.device)
-        table.view(-1)[units.to(table.device)] = True  # the model may have moved since
-        self._table, self._absent = table, None
+        units = units.to(self.weight.device)  # the model may have moved since
+        is_table = units.dtype == torch.bool
+        self._table = units.clone() if is_table else table_of(units, *self._table.shape)
+        self._forget()
+
+    def _forget(self) -> None:
+        """What follows from the table: made when it is first asked for."""
+        self._absent: Tensor | None = None
+        self._units: Tensor | None = None
+        self._count: int | None = None
 
     def _exchange(self, exchange: Exchange) -> Tensor:
         """Change the table; (groups, units) bool of all units that leave or come."""
         changed = torch.zeros(self._table.shape, dtype=torch.bool, device=self.weight.device)
         changed.view(-1)[self.units()[exchange.leaves]] = True
-        self._table, self._absent = self._table.to(changed.device) & ~changed, None
+        self._table = self._table.to(changed.device) & ~changed
         self._table.view(-1)[exchange.comes] = True
+        self._forget()
         changed.view(-1)[exchange.comes] = True
         return changed
 

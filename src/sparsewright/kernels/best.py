@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import keep_best
+from ..core import any_nan, keep_best
 from ..kept import Offers
 from ..topology import Topology
 from .library import why_not_compiled
@@ -33,12 +33,23 @@ def best_of(scores: Tensor, keep: int) -> Tensor:
     tensor([ True, False,  True, False])
     """
     plain = scores.device.type == "cpu" and scores.dtype == torch.float32
-    if not (plain and 0 <= keep <= len(scores) and why_not_compiled("best_of") is None):
+    if not (plain and 0 < keep < len(scores) and why_not_compiled("best_of") is None):
         return keep_best(scores.view(1, -1), keep).view(-1)
     best = torch.empty(len(scores), dtype=torch.bool, device="cpu")
     if not _ops().best_of(scores.contiguous(), keep, best):
         raise ValueError("scores hold NaN: no order among them is defined")
     return best
+
+
+def best_table(scores: Tensor, keep: int) -> Tensor:
+    """`core.keep_best`, of one group by the above: (groups, units) bool; ValueError if one is NaN.
+
+    >>> best_table(torch.tensor([[3., 1., 2., 2.]]), 2)
+    tensor([[ True, False,  True, False]])
+    """
+    if len(scores) != 1:
+        return keep_best(scores, keep)
+    return best_of(scores.reshape(-1), keep).view(scores.shape)
 
 
 class PlainOffers:
@@ -60,7 +71,7 @@ class PlainOffers:
         self._least: Tensor | None = None
 
     def take(self, scores: Tensor) -> bool:
-        if torch.isnan(scores).any():
+        if any_nan(scores):
             return False
         marked = marked_scores(scores, self._base, self.kept, self.last)
         candidate = marked != torch.inf
@@ -82,7 +93,7 @@ class PlainOffers:
 
     def _settle(self) -> None:
         together = torch.cat(self._scores)
-        stay = keep_best(together.view(1, -1), self.count).view(-1)
+        stay = best_of(together, self.count)
         self._scores, self._units = [together[stay]], [torch.cat(self._units)[stay]]
         self._found = self.count
         self._least = self._scores[0].min() if self.count else together.new_tensor(torch.inf)

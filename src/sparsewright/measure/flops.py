@@ -8,7 +8,7 @@ counts nothing where a kernel can leave it out: forward, and in the gradient of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -140,10 +140,20 @@ def reads_absent(method: Method, layer: Layer, step: int) -> int:
     All of them where absent weights live on, and where it is due and needs gradients; none else. A
     method that takes fewer says so itself (abilities.ReadsSome).
     """
+    return _reader(method)(layer, step)
+
+
+def _reader(method: Method) -> Callable[[Layer, int], int]:
+    """The same of one method, whose abilities are asked for once."""
     if isinstance(method, ReadsSome):
-        return method.reads_absent(layer, step)
-    takes = keeps_absent(method) or (method.needs_gradient and method.due(step))
-    return layer.numel - layer.present if takes else 0
+        return method.reads_absent
+    always = keeps_absent(method)
+
+    def reads(layer: Layer, step: int) -> int:
+        takes = always or (method.needs_gradient and method.due(step))
+        return layer.numel - layer.present if takes else 0
+
+    return reads
 
 
 class TrainingFlops:
@@ -157,6 +167,7 @@ class TrainingFlops:
         self.total = 0.0
         self._seen: tuple[Sparsifier | None, int] = (None, -1)
         self._present: dict[str, int] = {}
+        self._reads: Callable[[Layer, int], int] = lambda layer, step: 0
         self._sparse = forward.dense
 
     def step(self, examples: int, sparse: Sparsifier | None = None) -> None:
@@ -165,10 +176,12 @@ class TrainingFlops:
             self.total += examples * step_flops(self.forward.dense, self.forward.dense)
             return
         seen = sparse, len(sparse.changes)
+        if sparse is not self._seen[0]:
+            self._reads = _reader(sparse.method)
         if seen != self._seen:  # counting present weights takes time; masks seldom move
             self._present = {layer.name: layer.present for layer in sparse.layers}
             self._sparse, self._seen = self.forward.sparse(self._present), seen
-        read = {y.name: reads_absent(sparse.method, y, sparse.step) for y in sparse.layers}
+        read = {layer.name: self._reads(layer, sparse.step) for layer in sparse.layers}
         gradient = self._sparse
         if any(read.values()):
             gradient = self.forward.sparse({n: c + read[n] for n, c in self._present.items()})

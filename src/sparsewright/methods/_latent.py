@@ -13,8 +13,10 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from ..core import Layer, keep_best
+from ..core import Layer
 from ..errors import ConfigError, StateError
+from ..kernels.best import best_table
+from ..kernels.masking import zero_
 from ..scores import check_numbers
 from ._learned import recall
 from ._timing import check_within, end_of
@@ -41,8 +43,11 @@ def fold(layer: Layer, weights: Tensor) -> Tensor:
 
 def best_of(layer: Layer, importance: Tensor, keep: int) -> Tensor:
     """(groups, units) -> bool table of the best `keep` of every group; StateError for NaN."""
-    check_numbers(layer.name, "importance", importance)
-    return keep_best(importance, keep)
+    try:
+        return best_table(importance, keep)
+    except ValueError:
+        check_numbers(layer.name, "importance", importance)
+        raise
 
 
 def by_size(layer: Layer) -> Tensor:
@@ -147,6 +152,6 @@ def is_cut(layer: Layer) -> bool:
 
 def _rest(layer: Layer, absent: Tensor) -> None:
     """Absent weights have neither value nor gradient: optimizers that mix weights see none."""
-    layer.weight.masked_fill_(absent, 0.0)
+    zero_(layer.weight, absent)
     if layer.weight.grad is not None:
-        gradient_of(layer).masked_fill_(absent, 0.0)
+        zero_(gradient_of(layer), absent)

@@ -65,4 +65,4 @@ def descend(layer: Layer, name: str, gradient: Tensor, rate: float, momentum: fl
     mean.lerp_(gradient, 1 - first)
     square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
     size = (square / (1 - second**steps)).sqrt_().add_(EPSILON)
-    learned.sub_(mean / (1 - first**steps) / size, alpha=rate)
+    learned.sub_((mean / (1 - first**steps)).div_(size), alpha=rate)

@@ -11,7 +11,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..core import Exchange, Layer, Score, keep_best
+from ..core import Exchange, Layer, Score
+from ..kernels.best import best_of, best_table
 from ..ranking import best_absent, present_scores
 from ._drop_grow import Regrown
 
@@ -57,8 +58,8 @@ def _leaving(layer: Layer, dropped: int, keep: int, drop: str | Score) -> Tensor
     if dropped <= 0 and count <= keep * layer.groups:
         return torch.zeros(count, dtype=torch.bool, device=layer.weight.device)
     scores = present_scores(layer, drop)
-    best = keep_best(scores.view(1, -1), len(scores) - max(0, dropped)).view(-1)
+    best = best_of(scores, len(scores) - max(0, dropped))
     table = scores.masked_fill(~best, -torch.inf).view(layer.groups, -1)
     if keep < table.shape[1]:
-        best &= keep_best(table, keep).view(-1)
+        best &= best_table(table, keep).view(-1)
     return ~best

@@ -12,8 +12,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..core import Layer, keep_best
+from ..core import Layer
 from ..facts import Facts
+from ..kernels.best import best_table
+from ..kernels.masking import zeroed
 from ..scores._wide import wide
 from . import METHODS
 from ._dense_first import DenseFirst, add_to_gradient, check_strength
@@ -73,7 +75,8 @@ class ADMM(DenseFirst):
     def before_step(self, layer: Layer, step: int) -> None:
         if not self.is_over(step):
             target, dual = layer.memory["target"], layer.memory["dual"]
-            add_to_gradient(layer, (layer.weight.detach() - target + dual).mul_(self.rho))
+            pull = layer.weight.detach() - target
+            add_to_gradient(layer, pull.add_(dual).mul_(self.rho))
 
     def after_step(self, layer: Layer, step: int) -> None:
         if self.is_over(step) or (step + 1) % self.every:
@@ -98,5 +101,5 @@ def projection(layer: Layer, values: Tensor) -> Tensor:
     """Values in the shape of `layer.weight`, 0 outside of the `layer.keep` longest units of each
     group: the nearest point that holds the budget, in L2."""
     lengths = folded(layer, wide(values).square())
-    best = keep_best(lengths, min(layer.keep, lengths.shape[1]))
-    return values.masked_fill(~unfolded(layer, best), 0.0)
+    best = best_table(lengths, min(layer.keep, lengths.shape[1]))
+    return zeroed(values, ~unfolded(layer, best))

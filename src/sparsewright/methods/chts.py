@@ -10,9 +10,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..core import Exchange, Layer, Score, Update, keep_best
+from ..core import Exchange, Layer, Score, Update
 from ..errors import ConfigError
 from ..facts import Facts
+from ..kernels.best import best_table
 from ..patterns import places_of
 from ..ranking import first_units
 from . import METHODS
@@ -154,15 +155,16 @@ class CHTs:
         here, keep = layer.table, self.kept(layer, step)
         if not layer.weight.requires_grad:  # what it grew would be 0 for ever
             return refill(layer, 0, keep, drop="magnitude", grow="random")
-        moved = math.floor(self.fraction * int(here.sum()) + 1e-9)
+        present = layer.storage.count()
+        moved = math.floor(self.fraction * present + 1e-9)
         if (moved == 0 and not ends) or keep == layer.units:
             return None
         keys = drawn(self._importance(layer), self.softness_at(step), layer)
         keys.masked_fill_(~here, -torch.inf)
-        stays = keep_best(keys.view(1, -1), int(here.sum()) - moved).view(here.shape)
-        stays &= keep_best(keys.masked_fill(~stays, -torch.inf), keep)
+        stays = best_table(keys.view(1, -1), present - moved).view(here.shape)
+        stays &= best_table(keys.masked_fill(~stays, -torch.inf), keep)
         wanted = drawn(self._likely(layer, stays), self.grow_softness, layer)
-        table = keep_best(wanted.masked_fill_(stays, torch.inf), keep)
+        table = best_table(wanted.masked_fill_(stays, torch.inf), keep)
         return Update(table, table & ~stays)
 
     def _importance(self, layer: Layer) -> Tensor:

@@ -14,12 +14,12 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from ..core import Layer, Score, Update
+from ..core import Exchange, Layer, Score
 from ..errors import ConfigError
 from ..facts import Facts
-from ..patterns import places_of
+from ..patterns import places_of, units_are_places
 from ..ranking import best_absent, first_units
-from ..sampling import is_in, merged
+from ..sampling import slots
 from ..scores._wide import wide
 from . import METHODS
 from ._drop_grow import check_option
@@ -133,27 +133,31 @@ class DeepR:
         theta = sign * wide(values) + pull.masked_fill(born[:, None], 0.0)
         moved = sign * theta.clamp(min=0.0)
         born.zero_()
-        order = places.reshape(-1).argsort()
-        layer.storage.write(moved.reshape(-1)[order].to(values))
+        moved = moved.reshape(-1)
+        if not units_are_places(layer.pattern, layer.shape):
+            moved = moved[places.reshape(-1).argsort()]
+        layer.storage.write(moved.to(values))
 
-    def update(self, layer: Layer, step: int) -> Update | None:
+    def update(self, layer: Layer, step: int) -> Exchange | None:
         present, sign = layer.present_units, self._of(layer, "sign")
         places = places_of(layer.pattern, present, layer.shape)
         crossed = sign * layer.storage.take(places)[0] <= 0
         dormant = 2 * crossed.sum(dim=1) > layer.unit_size
         if not dormant.any():
             return None
-        kept = present[~dormant]
+        stays = ~dormant
         activated = best_absent(layer, "random", dormant, last=False)
-        units = merged(kept, activated)
         drawn = torch.randint(0, 2, (len(activated), layer.unit_size), generator=layer.generator)
-        old = is_in(units, kept)
-        signs = sign.new_empty(len(units), layer.unit_size)
-        signs[old] = sign[~dormant]
-        signs[~old] = (2 * drawn - 1).to(signs)
-        layer.memory["sign"], layer.memory["born"] = signs, ~old
+        fresh = (2 * drawn - 1).to(sign)
+        kept = present[stays]
+        at = slots(kept, activated)
+        born = torch.zeros(len(kept) + len(activated), dtype=torch.bool, device=sign.device)
+        born[at] = True
+        signs = sign.new_empty(len(born), layer.unit_size)
+        signs[at], signs[~born] = fresh, sign[stays]
+        layer.memory["sign"], layer.memory["born"] = signs, born
         least = max(BORN, torch.finfo(layer.weight.dtype).tiny)  # a half may not hold 1e-12
-        return Update(units, activated, signs[~old].to(layer.weight.dtype) * least)
+        return Exchange(dormant, activated, fresh.to(layer.weight.dtype) * least)
 
     def _of(self, layer: Layer, name: str) -> Tensor:
         """What is remembered, where the weight now is."""

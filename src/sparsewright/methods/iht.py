@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..core import Layer
 from ..facts import Facts
+from ..kernels.masking import zero_
 from ..scores._wide import wide
 from . import METHODS
 from ._latent import best_of, fold
@@ -77,10 +78,10 @@ class IHT:
     def before_step(self, layer: Layer, step: int) -> None:
         """Nothing: the gradient is as it should be."""
 
-    def after_step(self, layer: Layer, step: int) -> Tensor:
-        best = layer.table
+    def after_step(self, layer: Layer, step: int) -> Tensor | None:
+        best, absent = None, layer.absent
         if step >= 0 and self.due(step):
             best = best_of(layer, fold(layer, wide(layer.weight).square()), layer.keep)
-        absent = ~layer.pattern.unfold(best, layer.shape)
-        layer.memory["latent"].masked_fill_(absent, 0.0)
+            absent = ~layer.pattern.unfold(best, layer.shape)
+        zero_(layer.memory["latent"], absent)
         return best

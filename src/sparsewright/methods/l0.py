@@ -39,9 +39,10 @@ def stretched(share: Tensor) -> tuple[Tensor, Tensor]:
     >>> stretched(torch.tensor([0.01, 0.5, 0.99]))
     (tensor([0.0000, 0.5000, 1.0000]), tensor([0.0000, 1.2000, 0.0000]))
     """
-    wide = share * (ZETA - GAMMA) + GAMMA
-    inside = (wide > 0) & (wide < 1)
-    return wide.clamp(0, 1), inside * (ZETA - GAMMA)
+    wide = (share * (ZETA - GAMMA)).add_(GAMMA)
+    inside = torch.gt(wide, 0, out=torch.empty_like(wide))  # a number: so it is multiplied faster
+    inside.mul_(torch.lt(wide, 1, out=torch.empty_like(wide)))
+    return wide.clamp_(0, 1), inside.mul_(ZETA - GAMMA)
 
 
 def resting_gate(log_alpha: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,14 +53,15 @@ def resting_gate(log_alpha: Tensor) -> tuple[Tensor, Tensor]:
     """
     share = log_alpha.sigmoid()
     gate, passed = stretched(share)
-    return gate, passed * share * (1 - share)
+    return gate, passed.mul_(share).mul_(1 - share)
 
 
 def drawn_gate(log_alpha: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """The gate of uniform draws, and its derivative by log alpha."""
-    share = ((uniform.log() - (-uniform).log1p() + log_alpha) / BETA).sigmoid()
+    logit = uniform.log().sub_((-uniform).log1p_())
+    share = logit.add_(log_alpha).div_(BETA).sigmoid_()
     gate, passed = stretched(share)
-    return gate, passed * share * (1 - share) / BETA
+    return gate, passed.mul_(share).mul_(1 - share).div_(BETA)
 
 
 def chance(log_alpha: Tensor) -> Tensor:
@@ -68,7 +70,7 @@ def chance(log_alpha: Tensor) -> Tensor:
     >>> chance(torch.tensor([-3.0, -2.0, 0.0, 2.0]))
     tensor([0.1976, 0.4010, 0.8318, 0.9734])
     """
-    return (log_alpha - SHIFT).sigmoid()
+    return (log_alpha - SHIFT).sigmoid_()
 
 
 @METHODS.register("l0")
@@ -138,11 +140,11 @@ class L0(UntilCut):
 
     def chain(self, layer: Layer, step: int) -> None:
         gradient, log_alpha = gradient_of(layer), recall(layer, LOG_ALPHA)
-        slope = self._gathered(layer, gradient * layer.weight) * recall(layer, SLOPE)
+        slope = self._gathered(layer, gradient * layer.weight).mul_(recall(layer, SLOPE))
         gradient.mul_(self._spread(layer, recall(layer, GATE)))
         share, each = chance(log_alpha), layer.numel / max(1, log_alpha.numel())
-        price = self.penalty * each * share * (1 - share)
-        descend(layer, LOG_ALPHA, slope + price, self.rate)
+        price = (self.penalty * each * share).mul_(1 - share)
+        descend(layer, LOG_ALPHA, slope.add_(price), self.rate)
         log_alpha.clamp_(-LIMIT, LIMIT)
 
     def importance(self, layer: Layer) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..core import Layer
 from ..errors import ConfigError
 from ..facts import Facts
+from ..kernels.masking import zero_
 from ..schedules import Cubic
 from . import METHODS
 from ._latent import best_of, check_not_below, end_within, fold, full_table, gradient_of
@@ -98,9 +99,8 @@ class Movement:
     def due(self, step: int) -> bool:
         return True
 
-    def update(self, layer: Layer, step: int) -> Tensor | None:
-        best = best_of(layer, recall(layer, SCORES), self.kept(layer.units, layer.keep, step))
-        return None if torch.equal(best, layer.table) else best
+    def update(self, layer: Layer, step: int) -> Tensor:
+        return best_of(layer, recall(layer, SCORES), self.kept(layer.units, layer.keep, step))
 
     def kept(self, units: int, keep: int, step: int) -> int:
         """Units present in every group of `units` at a step, on the way down to `keep`."""
@@ -112,7 +112,7 @@ class Movement:
 
     def before_step(self, layer: Layer, step: int) -> None:
         descend(layer, SCORES, slope_of_scores(layer), self.rate)
-        gradient_of(layer).masked_fill_(layer.absent, 0.0)
+        zero_(gradient_of(layer), layer.absent)
 
     def after_step(self, layer: Layer, step: int) -> None:
         """Absent weights are put to 0, and keep their latent values."""

@@ -132,8 +132,8 @@ class Slimming(DenseFirst):
         scale = self.scales.get(layer.name)
         if scale is None:
             weight = wide(layer.weight)
-            lengths = _row_lengths(layer, weight)
-            add_to_gradient(layer, self.strength * weight / lengths.masked_fill(lengths == 0, 1.0))
+            pull = (self.strength * weight).div_(_row_lengths(layer, weight))
+            add_to_gradient(layer, pull)
         elif scale.grad is not None:
             scale.grad.add_(scale.detach().sign(), alpha=self.strength)
 
@@ -142,10 +142,11 @@ class Slimming(DenseFirst):
 
 
 def _row_lengths(layer: Layer, weight: Tensor) -> Tensor:
-    """The L2 norm of its row for every weight, in the shape of `layer.weight`."""
+    """The L2 norm of its row for every weight, 1 where it is 0, in a shape that goes with that of
+    `layer.weight`."""
     if weight.shape == layer.shape:
         rows = weight.flatten(1).square().sum(dim=1).sqrt()
-        return rows.view(-1, *[1] * (weight.dim() - 1)).expand_as(weight)
+        return rows.masked_fill_(rows == 0, 1.0).view(-1, *[1] * (weight.dim() - 1))
     row = layer.storage.rows()
-    total = weight.new_zeros(layer.shape[0]).index_add_(0, row, weight.square())
-    return total.sqrt()[row]
+    total = weight.new_zeros(layer.shape[0]).index_add_(0, row, weight.square()).sqrt()
+    return total.masked_fill_(total == 0, 1.0)[row]

@@ -9,10 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from ..core import Layer
 from ..facts import Facts
+from ..kernels.masking import zero_
 from . import METHODS
 from ._dense_first import DenseFirst, check_strength
 
@@ -20,13 +22,14 @@ from ._dense_first import DenseFirst, check_strength
 def shrunk(weight: Tensor, norms: Tensor, threshold: float) -> Tensor:
     """weight * max(1 - threshold / norms, 0): shorter by `threshold` in the direction it has.
 
-    >>> import torch
     >>> weight = torch.tensor([3.0, -0.5, 1.0])
     >>> shrunk(weight, weight.abs(), 1.0)
     tensor([2., 0., 0.])
     """
-    direction = weight / norms.masked_fill(norms == 0, 1.0)
-    return (weight - threshold * direction).masked_fill(norms <= threshold, 0.0)
+    shift = (weight / norms).mul_(threshold)  # NaN where both are 0, which stays 0
+    found = torch.sub(weight, shift, out=shift)
+    zero_(found, norms <= threshold)
+    return found
 
 
 @METHODS.register("soft_l1")

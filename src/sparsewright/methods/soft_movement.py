@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from ..core import Layer
@@ -86,24 +87,25 @@ class SoftMovement(UntilCut):
         learn_scores(layer, self.by)
 
     def form(self, layer: Layer, step: int) -> None:
-        layer.weight.mul_(self._open(layer, step))
+        layer.weight.mul_(self._open(layer, step, recall(layer, SCORES).sigmoid()))
 
     def chain(self, layer: Layer, step: int) -> None:
         share = recall(layer, SCORES).sigmoid()
         scale = self.penalty * self.threshold_at(step) / self.threshold
-        pull = share * (1 - share) * (scale / max(1, share.numel()))
-        is_open = self._open(layer, step)
-        descend(layer, SCORES, slope_of_scores(layer) + pull, self.rate)
+        pull = (1 - share).mul_(share).mul_(scale / max(1, share.numel()))
+        is_open = self._open(layer, step, share)
+        descend(layer, SCORES, slope_of_scores(layer).add_(pull), self.rate)
         gradient_of(layer).mul_(is_open)
 
     def importance(self, layer: Layer) -> Tensor:
         return recall(layer, SCORES)
 
-    def _open(self, layer: Layer, step: int) -> Tensor:
-        """Bool in the weight's shape: above the threshold, or of the least that stays."""
-        scores = recall(layer, SCORES)
-        above = scores.sigmoid() > self.threshold_at(step)
-        least = math.ceil(LEAST * scores.numel())
-        if int(above.sum()) < least:
-            above = best_of(layer, scores.view(1, -1), least).view_as(above)
+    def _open(self, layer: Layer, step: int, share: Tensor) -> Tensor:
+        """1 in the weight's shape where `share`, sigmoid(score), is above the threshold, or of the
+        least that stays; else 0."""
+        above = torch.gt(share, self.threshold_at(step), out=torch.empty_like(share))
+        least = math.ceil(LEAST * share.numel())
+        if int(above.count_nonzero()) < least:
+            scores = recall(layer, SCORES).view(1, -1)
+            above = best_of(layer, scores, least).view_as(above).to(above.dtype)
         return layer.pattern.unfold(above, layer.shape)

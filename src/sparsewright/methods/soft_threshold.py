@@ -71,14 +71,15 @@ class STR(UntilCut):
     def form(self, layer: Layer, step: int) -> None:
         threshold = recall(layer, THRESHOLD).sigmoid()
         weight = layer.weight.detach()
-        layer.weight.copy_(weight.sign() * (weight.abs() - threshold).relu())
+        above = weight.abs().sub_(threshold).relu_()
+        weight.sign_().mul_(above)
 
     def chain(self, layer: Layer, step: int) -> None:
         gradient, s = gradient_of(layer), recall(layer, THRESHOLD)
         threshold = s.sigmoid()
         below = layer.weight.abs() <= threshold
-        gradient.copy_(gradient.where(~below, gradient * self.leak(step)))
-        down = (gradient * layer.weight.sign()).float().sum()
+        torch.where(below, gradient * self.leak(step), gradient, out=gradient)
+        down = layer.weight.sign().mul_(gradient).float().sum()
         slope = -down * threshold * (1 - threshold)
         descend(layer, THRESHOLD, slope + self.decay * s, self.rate * layer.rate, self.momentum)
 

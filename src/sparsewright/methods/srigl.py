@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..core import Exchange, Layer, keep_best
 from ..errors import ConfigError
 from ..facts import Facts
+from ..kernels.best import best_table
 from ..ranking import all_scores, present_scores, worst
 from ..weights import find_weights
 from . import METHODS
@@ -135,10 +136,10 @@ class SRigL(RigL):
     def _steepest(self, slope: Tensor, here: Tensor, moved: int) -> Tensor:
         """(groups, units) bool: the units of steepest gradient, as many as are moved."""
         if self.steep == "all":
-            return keep_best(slope.view(1, -1), moved).view(slope.shape)
+            return best_table(slope.view(1, -1), moved).view(slope.shape)
         moved = min(moved, int((~here).sum()))
         absent = slope.masked_fill(here, -torch.inf)
-        return keep_best(absent.view(1, -1), moved).view(slope.shape) & ~here
+        return best_table(absent.view(1, -1), moved).view(slope.shape) & ~here
 
     def _active(self, layer: Layer, here: Tensor, salient: Tensor) -> Tensor:
         """(groups) bool: the neurons that are not ablated."""

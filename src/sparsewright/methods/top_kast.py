@@ -9,11 +9,13 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from ..core import Layer
 from ..errors import ConfigError
 from ..facts import Facts
+from ..kernels.masking import zero_, zeroed
 from . import METHODS
 from ._latent import best_of, by_size, check_not_below, gradient_of
 from ._learned import recall
@@ -82,17 +84,19 @@ class TopKAST:
         """The sets follow the weights, so they are chosen after a step."""
 
     def before_step(self, layer: Layer, step: int) -> None:
-        gradient, absent = gradient_of(layer), layer.absent
-        gradient.masked_fill_(self._outside(layer), 0.0)
+        gradient, outside = gradient_of(layer), ~self._inside(layer)
+        zero_(gradient, outside)
         if self.penalty:
-            trained = layer.weight.masked_fill(self._outside(layer), 0.0)
+            trained = zeroed(layer.weight, outside)
             density = layer.keep / max(1, layer.units)
-            gradient.add_(trained.where(~absent, trained / density), alpha=self.penalty)
+            pull = torch.where(layer.absent, trained / density, trained)
+            gradient.add_(pull, alpha=self.penalty)
 
     def after_step(self, layer: Layer, step: int) -> Tensor | None:
         if step >= 0:  # before the first step values were drawn, not trained
-            layer.weight.copy_(layer.weight.where(~self._outside(layer), recall(layer, BEFORE)))
-            layer.memory["latent"].copy_(layer.weight)
+            trained = layer.weight.where(self._inside(layer), recall(layer, BEFORE))
+            layer.weight.copy_(trained)
+            layer.memory["latent"].copy_(trained)
         layer.memory[BEFORE] = layer.weight.detach().clone()
         return self._renew(layer) if (step + 1) % self.every == 0 else None
 
@@ -111,5 +115,5 @@ class TopKAST:
         layer.memory[TRAINED] = best_of(layer, sizes, self.trained(layer))
         return best_of(layer, sizes, layer.keep)
 
-    def _outside(self, layer: Layer) -> Tensor:
-        return ~layer.pattern.unfold(recall(layer, TRAINED), layer.shape)
+    def _inside(self, layer: Layer) -> Tensor:
+        return layer.pattern.unfold(recall(layer, TRAINED), layer.shape)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from ..core import Score
+from ..core import Score, any_nan
 from ..errors import StateError
 from ..registry import Table
 
@@ -23,7 +22,7 @@ def as_score(spec: str | Score) -> Score:
 
 def check_numbers(name: str, score: str | Score, scores: Tensor) -> None:
     """StateError if scores of a layer hold NaN, among which none is best."""
-    if torch.isnan(scores).any():
+    if any_nan(scores):
         raise StateError(
             f"layer {name!r}: scores by {score} hold NaN: a weight or a gradient is not finite"
         )
