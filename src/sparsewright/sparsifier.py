@@ -133,6 +133,8 @@ class Sparsifier:
             layer.keep, units, layer.memory, pattern = saved[layer.name]
             layer.pattern = layer.storage.pattern = pattern
             layer.set_table(units)
+        for steering in self._steering:
+            steering.rest()
         self._steps = [int(step) for step in state["steps"]]
         self.generator.set_state(state["generator"].cpu())
 
