@@ -27,7 +27,7 @@ from .replicas import Group, Replicas
 from .sampling import is_in
 from .selection import LeftDense
 from .sparse_state import STATE_VERSION, check_version, read_layers, saved_layers
-from .steering import Steering, check_storage, hook_draws, keeps_absent
+from .steering import Steering, check_storage, hook_draws, keeps_absent, unscale
 from .summary import Summary, summarise
 from .weights import find_weights
 
@@ -277,6 +277,7 @@ class Sparsifier:
         due = self._due(index)
         self._steering[index].before(self._steps[index])
         if due:
+            unscale(optimizer)  # a method may weigh gradients against weights
             self._steering[index].budget(self._steps[index])
             self._update_all(index)
         self._mask_gradients(index)
