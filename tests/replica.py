@@ -25,10 +25,14 @@ METHODS = {
     "gse": sw.GSE(every=3, end=10),
     "gradual": sw.Gradual(every=3, end=10),
     "seeded": sw.Static(),  # every process by a seed of its own
+    "ablating": sw.SRigL(every=3, end=10, fraction=0.5, saliency=0.95),
+    "sparing": sw.SRigL(every=3, end=10, fraction=0.5, ablate=False),
 }
-CASES = [f"{s} {m} told" for s in ("masked", "packed") for m in ("rigl", "set", "gse")]
+PATTERNS = {"ablating": "fan_in", "sparing": "fan_in"}
+CASES = [f"{s} {m} told" for s in ("masked", "packed") for m in ("rigl", "set", "gse", "sparing")]
+CASES.append("masked ablating told")
 BEYOND_ONE = ["masked rigl wrapped", "packed rigl untold", "packed rigl wrapped"]
-BEYOND_ONE += ["packed gradual told", "packed seeded told"]
+BEYOND_ONE += ["packed gradual told", "packed seeded told", "packed ablating told"]
 """What means something with several processes only."""
 
 
@@ -49,6 +53,7 @@ def run(rank: int, processes: int, storage: str, method: str, how: str) -> dict[
             optimizer,
             method=METHODS[method],
             sparsity=0.75,
+            pattern=PATTERNS.get(method, "unstructured"),
             steps=STEPS,
             init="fan_in",
             process_group=distributed.group.WORLD if how == "told" else None,
@@ -67,6 +72,7 @@ def run(rank: int, processes: int, storage: str, method: str, how: str) -> dict[
         "places": [layer.present_units.tolist() for layer in sparse.layers],
         "sum": [float(layer.weight.detach().abs().sum()) for layer in sparse.layers],
         "moved": sum(change.grown for change in sparse.changes),
+        "ablated": sum(row.dead_outputs for row in sparse.report().rows),
     }
 
 

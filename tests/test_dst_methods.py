@@ -328,6 +328,31 @@ def test_the_soft_bound_tightens_to_the_budget():
         MEST(soft=0.5, end=10).bind(10)
 
 
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+def test_mest_reads_gradients_of_the_loss_not_of_the_scaled_one(fused, packed):
+    """Fused optimizers are given scaled gradients; a power of 2 changes no bit of a plain run."""
+    found = []
+    for scale in (1.0, 2.0**12):
+        model = small_model()
+        if packed:
+            sw.pack(model)
+        optimizer = torch.optim.AdamW(model.parameters(), 1e-2, fused=fused)
+        method = MEST(every=1, fraction=0.3, gradient=0.5)
+        plan = {"sparsity": 0.75, "allocate": "uniform_all", "steps": 8}
+        sparse = sw.attach(model, optimizer, method=method, **plan)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        for step in range(4):
+            optimizer.zero_grad()
+            scaler.scale(loss_of(model, step)).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        found.append([(layer.present_units, layer.weight.detach()) for layer in sparse.layers])
+    for plain, scaled in zip(*found, strict=True):
+        assert torch.equal(plain[0], scaled[0])
+        assert torch.equal(plain[1], scaled[1])
+
+
 def test_soft_mest_on_packed_weights():
     model = sw.pack(small_model())
     model, optimizers, sparse = attached(MEST(soft=0.5), "AdamW", model=model)

@@ -3,6 +3,8 @@ are done by hand."""
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from latent import Reference, agree, attached, near, one_layer
@@ -175,3 +177,42 @@ def test_a_look_in_between_does_not_change_what_a_step_learns(name):
         optimizer.step()
         found.append(sparse.layers[0].memory)
     assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
+
+
+@pytest.mark.parametrize("name", ["l0", "variational_dropout", "deep_r"])
+def test_a_look_between_micro_batches_draws_nothing_anew(name):
+    """Two backwards, one step: whoever evaluates in between, both see the same weights."""
+    found = []
+    for looks in (0, 2):
+        model, optimizers, sparse = attached(METHODS[name](), steps=40)
+        for number in range(3):
+            for part in range(2):
+                x, y = batch(2 * number + part)
+                ((model(x) - y) ** 2).mean().backward()
+                for _ in range(looks):
+                    with torch.no_grad():
+                        model.eval()(x)
+                model.train()
+            optimizers[0].step()
+            optimizers[0].zero_grad()
+        kept = [{"weight": y.weight.detach(), **y.memory} for y in sparse.layers]
+        found.append((kept, sparse.generator.get_state()))
+    for plain, looked in zip(found[0][0], found[1][0], strict=True):
+        assert all(torch.equal(plain[key], looked[key]) for key in plain)
+    assert torch.equal(found[0][1], found[1][1])
+
+
+@pytest.mark.parametrize("name", ["l0", "variational_dropout"])
+def test_a_draw_is_forgotten_where_a_checkpoint_is_loaded(name):
+    """A run that goes back, from the middle of a step, ends as the first time."""
+    model, optimizers, sparse = attached(METHODS[name](), steps=40)
+    train_step(model, optimizers, 0)
+    saved = [copy.deepcopy(part.state_dict()) for part in (model, optimizers[0], sparse)]
+    ends = []
+    for _ in range(2):
+        train_step(model, optimizers, 1)
+        ends.append([layer.weight.detach().clone() for layer in sparse.layers])
+        model(batch(2)[0])  # and the step is given up
+        for part, state in zip((model, optimizers[0], sparse), saved, strict=True):
+            part.load_state_dict(copy.deepcopy(state))
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))

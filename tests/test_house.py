@@ -156,7 +156,7 @@ FLOORS = {
     **dict.fromkeys(
         ("patterns", "scores", "calibration", "abilities", "allocate", "budget", "schedules"), 1
     ),
-    **dict.fromkeys(("moments", "chains", "capture", "solvers"), 1),
+    **dict.fromkeys(("moments", "chains", "capture", "solvers", "norms"), 1),
     **dict.fromkeys(("layouts", "kernels", "initialise", "connectivity"), 1),
     "nn": 2,
     **dict.fromkeys(

@@ -46,6 +46,14 @@ def test_replicas_move_the_weights_that_one_process_would(runs, case, processes)
     assert together[0]["sum"] == pytest.approx(alone["sum"], rel=1e-4)
 
 
+def test_neurons_are_ablated_alike(runs):
+    """The last layer is spared; of the first some go, whose budget others share."""
+    for processes in (1, 2, 4):
+        assert all(
+            0 < replica["masked ablating told"]["ablated"] < 48 for replica in runs[processes]
+        )
+
+
 def test_masked_weights_may_be_wrapped_first(runs):
     for replica in runs[2]:
         assert replica["masked rigl wrapped"] == replica["masked rigl told"]
@@ -58,6 +66,7 @@ def test_masked_weights_may_be_wrapped_first(runs):
         ("packed rigl wrapped", "attach first, with process_group, and wrap the model afterwards"),
         ("packed seeded told", "process 1 holds the weight at other places than process 0"),
         ("packed gradual told", "a method that keeps the number of weights"),
+        ("packed ablating told", "layer '0': its packed weight would go from"),
     ],
 )
 def test_what_cannot_work_says_so(runs, case, reason):

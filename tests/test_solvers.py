@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
+import re
 from typing import Any
 
 import pytest
@@ -303,9 +304,50 @@ def test_dead_inputs_lose_their_weights_first(name: str) -> None:
 @pytest.mark.parametrize("name", ["obc", "obs", "sparsegpt"])
 def test_too_little_data_says_so(name: str) -> None:
     given = problem(2, 8, columns=3)
-    with pytest.raises(StateError, match=r"layer 'fc': X X\^T of 3 columns .* no inverse for 8"):
+    with pytest.raises(StateError) as error:
         SOLVERS[name](damp=0.0).solve(given)  # type: ignore[call-arg]
+    kind = SOLVERS[name].__name__
+    assert f"layer 'fc': {kind} needs an X X^T" in str(error.value)
+    assert "3 columns of data are too few for 8 inputs" in str(error.value)
+    assert f"solver={kind}(damp=0.01" in str(error.value)
+    assert "damp was 0" in str(error.value)
     check(given, SOLVERS[name](damp=0.01).solve(given))  # type: ignore[call-arg]
+
+
+def test_why_the_data_do_not_determine_a_layer() -> None:
+    """Too few columns, or inputs that repeat others; inputs that are always 0 are no reason."""
+    solved = OBC(damp=0.0)
+    x = activations(8, 64, seed=0)
+    x[7] = 2 * x[0] - x[1]
+    with pytest.raises(StateError, match="8 inputs are linear combinations of 7"):
+        solved.solve(problem(2, 8, second=x @ x.T, columns=64))
+    x[3] = 0
+    with pytest.raises(StateError, match=r"7 inputs that are not always 0 are linear combin.* 6"):
+        solved.solve(problem(2, 8, second=x @ x.T, columns=64))
+    with pytest.raises(StateError, match="5 columns of data are too few for 7 inputs that are not"):
+        solved.solve(problem(2, 8, second=x[:, :5] @ x[:, :5].T, columns=5))
+    check(problem(2, 8), solved.solve(problem(2, 8)))
+    x = activations(8, 64, seed=0)
+    x[7] = x[6] * (1 + 1e-9)
+    with pytest.raises(StateError, match="damp was 1e-20"):  # too small to count
+        OBC(damp=1e-20).solve(problem(2, 8, second=x @ x.T, columns=64))
+
+
+def test_the_solver_that_the_error_names_serves() -> None:
+    """Inputs of a second group that are all the same, in a convolution of two."""
+    model = torch.nn.Sequential(torch.nn.Conv1d(4, 4, 1, groups=2))
+    data = [torch.randn(2, 4, 16)]
+    data[0][:, 3] = data[0][:, 2]
+    plan = {"sparsity": 0.5, "allocate": "uniform_all", "data": data}
+    with pytest.raises(StateError) as error:
+        sw.prune(model, solver=sw.OBC(), **plan)
+    assert "layer '0': OBC needs" in str(error.value)
+    assert "inputs of group 1 depend on each other: 2 inputs are linear combinations of 1" in str(
+        error.value
+    )
+    (named,) = re.findall(r"solver=(\w+\(.*?\))\)", str(error.value))
+    sw.prune(model, solver=eval(named, vars(sw)), **plan)
+    assert int((model[0].weight != 0).sum()) == 4
 
 
 @pytest.mark.parametrize("name", ["obc", "obs", "sparsegpt"])

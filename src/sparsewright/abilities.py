@@ -126,4 +126,5 @@ class Gates(Protocol):
 
     def before_forward(self, layer: Layer, step: int) -> None:
         """Before the first forward of every step in training mode: write drawn weights into
-        `layer.weight`, in place, and what `before_step` must know of them into `layer.memory`."""
+        `layer.weight`, in place, and what `before_step` must know of them into `layer.memory`.
+        Later forwards of the step see the same draw, whoever evaluates in between."""

@@ -32,8 +32,8 @@ class PackedStorage:
 
     holds_absent: ClassVar[bool] = False
 
-    def __init__(self, module: PackedModule, pattern: Pattern):
-        self.module, self.pattern = module, pattern
+    def __init__(self, module: PackedModule, pattern: Pattern, name: str = ""):
+        self.module, self.pattern, self.name = module, pattern, name
         self._replicas: Replicas | None = None
         self._known = module.topology
 
@@ -229,7 +229,7 @@ class PackedStorage:
 
     def _check_size(self, after: int, *, training: bool) -> None:
         if self._replicas is not None:
-            self._replicas.check_size(self.module.nnz, after, training=training)
+            self._replicas.check_size(self.name, self.module.nnz, after, training=training)
 
     def _places(self, units: Tensor) -> Tensor:
         places = places_of(self.pattern, units.to(self.weight.device), self.shape).reshape(-1)

@@ -53,15 +53,16 @@ class Replicas:
         distributed.all_reduce(gradient, group=self._group)
         return gradient.div_(distributed.get_world_size(self._group or None))
 
-    def check_size(self, before: int, after: int, *, training: bool) -> None:
-        """StateError if a packed weight changes its size where a wrapper counts on it."""
+    def check_size(self, name: str, before: int, after: int, *, training: bool) -> None:
+        """StateError if a layer's packed weight changes its size where a wrapper counts on it."""
         if before == after or not (self.is_wrapped or (training and self._several())):
             return
         raise StateError(
-            f"a packed weight would go from {before} to {after} values, and "
+            f"layer {name!r}: its packed weight would go from {before} to {after} values, and "
             "DistributedDataParallel counts on their number: "
             + (
-                "take masked storage, or a method that keeps the number of weights"
+                "take masked storage, or a method that keeps the number of weights, as one that "
+                "ablates neurons does with ablate=False"
                 if training
                 else "attach first, with process_group, and wrap the model afterwards"
             )

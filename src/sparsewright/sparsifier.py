@@ -26,7 +26,7 @@ from .initialise import Init, initialise
 from .replicas import Group, Replicas
 from .selection import LeftDense
 from .sparse_state import STATE_VERSION, check_version, read_layers, saved_layers
-from .steering import Steering, check_storage, hook_draws, keeps_absent
+from .steering import Steering, check_storage, hook_draws, keeps_absent, unscale
 from .summary import Summary, summarise
 from .weights import find_weights
 
@@ -134,6 +134,8 @@ class Sparsifier:
             layer.keep, units, layer.memory, pattern = saved[layer.name]
             layer.pattern = layer.storage.pattern = pattern
             layer.set_table(units)
+        for steering in self._steering:
+            steering.rest()
         self._steps = [int(step) for step in state["steps"]]
         self.generator.set_state(state["generator"].cpu())
 
@@ -276,6 +278,7 @@ class Sparsifier:
         due = self._due(index)
         self._steering[index].before(self._steps[index])
         if due:
+            unscale(optimizer)  # a method may weigh gradients against weights
             self._steering[index].budget(self._steps[index])
             self._update_all(index)
         self._mask_gradients(index)

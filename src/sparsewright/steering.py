@@ -54,8 +54,13 @@ class Steering:
         self._gates = method if isinstance(method, Gates) else None
         self._rebudgets = method if isinstance(method, Rebudgets) else None
         self.keeps_absent = keeps_absent(method)
+        self.rest()
+
+    def rest(self) -> None:
+        """As between two steps: the parameters hold what the model computes with."""
         self._bare = False  # the parameters hold the latent weights
         self._drawn = False  # or a draw of this step
+        self._aside: list[Tensor] = []  # that draw, while evaluation has their place
         self._stepping = False  # a step was prepared, and is not over
 
     def begin(self) -> None:
@@ -103,25 +108,38 @@ class Steering:
             wish = self._shapes.after_step(layer, step)
             if self.keeps_absent and wish is not None:
                 wishes.append((layer, as_table(layer, wish)))
-        self._bare = self._drawn = self._stepping = False
+        self.rest()
         return wishes
 
     @torch.no_grad()
     def draw(self, training: bool, step: int) -> None:
-        """Before a forward: the step's random weights, or in evaluation those without chance."""
+        """Before a forward: the step's random weights, or in evaluation those without chance.
+
+        One draw serves all forwards of a step, also those that follow an evaluation.
+        """
         if self._gates is None or training == self._drawn:
             return
-        for layer in self.layers:
-            if training:
-                self._gates.before_forward(layer, step)
-            else:
-                layer.weight.copy_(layer.memory[LATENT])
-                assert self._shapes is not None
-                drawn = dict(layer.memory)  # a backward of this step may still wait for its step
-                self._shapes.after_step(layer, step)
-                layer.memory = drawn
-                layer.storage.settle()
         self._drawn = training
+        if training and self._aside:
+            for layer, drawn in zip(self.layers, self._aside, strict=True):
+                layer.weight.copy_(drawn)
+            self._aside = []
+        elif training:
+            for layer in self.layers:
+                self._gates.before_forward(layer, step)
+        else:
+            self._aside = [layer.weight.detach().clone() for layer in self.layers]
+            self._show_resting(step)
+
+    def _show_resting(self, step: int) -> None:
+        """The weights without chance into the parameters; what a draw left in memory stays."""
+        assert self._shapes is not None
+        for layer in self.layers:
+            layer.weight.copy_(layer.memory[LATENT])
+            drawn = dict(layer.memory)  # a backward of this step may still wait for its step
+            self._shapes.after_step(layer, step)
+            layer.memory = drawn
+            layer.storage.settle()
 
 
 def rates_of(optimizer: Optimizer) -> dict[int, float]:

@@ -38,7 +38,7 @@ def storage_of(weight: Weight, pattern: Pattern) -> Storage:
     Of a masked weight all is present: its zeros are not looked at.
     """
     if isinstance(weight.module, PackedModule):
-        return PackedStorage(weight.module, pattern)
+        return PackedStorage(weight.module, pattern, weight.name)
     return MaskedStorage(weight.parameter, pattern)
 
 

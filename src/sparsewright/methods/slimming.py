@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Layer, Score, View
-from ..errors import ConfigError
+from ..errors import ConfigError, UnknownNameError
 from ..facts import Facts
+from ..norms import ALL, norms_after, scale_of
 from ..scores._wide import wide
 from . import METHODS
 from ._dense_first import DenseFirst, add_to_gradient, check_strength
 from ._drop_grow import check_option
-from ._norms import scales_of
 from ._share import Scope, share_by_rank
 
 Without = Literal["length", "error"]
@@ -51,14 +51,15 @@ class Slimming(DenseFirst):
     """Pull the scales of norms to 0 while dense, then cut the channels whose scales are smallest.
 
     Made for pattern "channel"; in other patterns a weight counts for its part |w| of its
-    channel's scale. strength: of the pull, strength * sign(gamma). norms: {layer: norm} by name,
-    where the next module with parameters is not a layer's norm. without: a layer that no norm
-    follows is judged, and pulled, by the "length" of its rows, as if it had weight normalization,
-    and keeps the budget that `allocate` gave it; or it is an "error". scope: "global" puts one
-    threshold over all layers with a norm, "layer" one in each. least: part of its channels that a
-    layer keeps whatever the threshold; the paper's is 0, which can close a layer down to one
-    channel. end: as for SoftL1. scales: found by `attach`. The optimizer that steps a layer must
-    step its norm, or come before the one that does.
+    channel's scale. A layer's norm is the next module in the same parent; an activation, a pooling
+    or a dropout may lie between. strength: of the pull, strength * sign(gamma). norms: {layer:
+    norm} by name, where it is another. without: a layer that no norm follows is judged, and
+    pulled, by the "length" of its rows, as if it had weight normalization, and keeps the budget
+    that `allocate` gave it; or it is an "error". scope: "global" puts one threshold over all layers
+    with a norm, "layer" one in each. least: part of its channels that a layer keeps whatever the
+    threshold; the paper's is 0, which can close a layer down to one channel. end: as for SoftL1.
+    scales: found by `attach`. The optimizer that steps a layer must step its norm, or come before
+    the one that does.
 
     Of a cut channel the norm's shift stays: it gives a constant, which training goes on to use.
 
@@ -103,7 +104,7 @@ class Slimming(DenseFirst):
         check_option("Slimming", "without", self.without, WITHOUT)
 
     def meet(self, model: nn.Module, layers: Sequence[Layer]) -> Slimming:
-        scales = scales_of(model, layers, self.norms)
+        scales = self._scales(model, layers)
         bare = [layer.name for layer in layers if layer.name not in scales]
         if bare and self.without == "error":
             raise ConfigError(
@@ -113,6 +114,27 @@ class Slimming(DenseFirst):
                 "the length of their rows (without='length')"
             )
         return replace(self, scales=scales)
+
+    def _scales(self, model: nn.Module, layers: Sequence[Layer]) -> dict[str, nn.Parameter]:
+        """Layer name -> the scale of its norm, if it has one; names in `norms` must fit."""
+        modules, found = dict(model.named_modules()), norms_after(model, layers, ALL)
+        for name in self.norms:
+            if name not in {layer.name for layer in layers}:
+                raise UnknownNameError("sparse layer", name, [layer.name for layer in layers])
+        scales = {}
+        for layer in layers:
+            named = self.norms.get(layer.name)
+            norm = found.get(layer.name) if named is None else modules.get(named)
+            scale = None if layer.is_lookup else scale_of(norm, layer)
+            if scale is not None:
+                scales[layer.name] = scale
+            elif named is not None:
+                raise ConfigError(
+                    f"layer {layer.name!r}: its norm {named!r} must be a BatchNorm, LayerNorm, "
+                    f"GroupNorm or InstanceNorm of the model with a scale for each of its "
+                    f"{layer.shape[0]} outputs"
+                )
+        return scales
 
     @property
     def importance(self) -> str | Score:

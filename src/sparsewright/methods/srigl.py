@@ -41,11 +41,12 @@ class SRigL(RigL):
 
     saliency: gamma_sal, in [0, 1]; the authors take 0.3 for convolutional networks, 0.95 for
     vision transformers; 0 still ablates a neuron without a salient weight. ablate: False keeps all
-    neurons. spared: names or globs of layers whose neurons all stay; None spares the model's last
-    weight. Embeddings are spared always, as their rows are inputs. steep: gradients that count as
-    salient are those of "absent" weights (paper) or of "all" (public code). every, fraction, end,
-    drop, grow, regrown, grown, initial: as for RigL. start: the first update comes `every` steps
-    after it, and step_on_update is on, both as in the public code.
+    neurons, as packed weights need it in DistributedDataParallel: what k' leaves over changes how
+    many there are. spared: names or globs of layers whose neurons all stay; None spares the model's
+    last weight. Embeddings are spared always, as their rows are inputs. steep: gradients that count
+    as salient are those of "absent" weights (paper) or of "all" (public code). every, fraction,
+    end, drop, grow, regrown, grown, initial: as for RigL. start: the first update comes `every`
+    steps after it, and step_on_update is on, both as in the public code.
 
     >>> SRigL(end=300).due(0), SRigL(end=300).due(100)
     (False, True)

@@ -12,9 +12,9 @@ from ..calibration import Calibration
 from ..core import Layer
 from ..errors import StateError
 from ..facts import Facts
+from ..norms import norms_after, scale_of
 from . import SCORES
 from ._measured import FoundUnits, ToMeasure, check_rows
-from ._norms import norms_after
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Slimming(ToMeasure):
     on gamma (1e-4 for VGG-19, 1e-5 for ResNet-164 in the public code).
 
     The norm is the next module in the same parent, or with data the one that is given the layer's
-    output in a run. Layers that none follows must be skipped.
+    output in a run; an activation, a pooling or a dropout may lie between. Layers that none
+    follows must be skipped.
 
     >>> from sparsewright import prune
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
@@ -48,13 +49,14 @@ class Slimming(ToMeasure):
 
     def measured(self, calibration: Calibration) -> FoundUnits:
         """StateError for a layer without a norm; MisfitError for units that are no filters."""
-        norms = norms_after(calibration)
+        batch = calibration.first_batch()
+        norms = norms_after(calibration.model, calibration.layers, batch=batch)
         return FoundUnits({y.name: self._scales(y, norms.get(y.name)) for y in calibration.layers})
 
     def _scales(self, layer: Layer, norm: nn.Module | None) -> Tensor:
         check_rows(self, layer.name, layer.pattern, layer.shape)
-        scale = None if norm is None else norm.weight
-        if not isinstance(scale, Tensor) or len(scale) != layer.shape[0]:
+        scale = scale_of(norm, layer)
+        if scale is None:
             what = "none follows" if norm is None else f"{norm} follows"
             raise StateError(
                 f"layer {layer.name!r}: score {self} needs a BatchNorm with a scale for each of "

@@ -13,9 +13,9 @@ from ..calibration import Calibration
 from ..core import Layer
 from ..errors import MisfitError
 from ..facts import Facts
+from ..norms import norms_after
 from . import SCORES
 from ._measured import FoundUnits, ToMeasure, check_reached, check_rows
-from ._norms import norms_after
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class TaylorActivation(ToMeasure):
                     f"layer {layer.name!r}: score {self} judges outputs, and the rows of an "
                     "embedding are its inputs"
                 )
-        norms, modules = norms_after(calibration), calibration.modules()
+        modules, batch = calibration.modules(), calibration.first_batch()
+        norms = norms_after(calibration.model, calibration.layers, batch=batch)
         targets = {y.name: norms.get(y.name, modules[y.name]) for y in calibration.layers}
         totals = {y.name: torch.zeros(y.shape[0]) for y in calibration.layers}
         reached = dict.fromkeys(totals, False)

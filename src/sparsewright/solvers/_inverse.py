@@ -4,12 +4,29 @@ is kept."""
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from ..errors import ConfigError, StateError
 from . import Problem
+
+ENOUGH = 0.01
+"""The damp that SparseGPT publishes, for those who have none."""
+SLACK = 4
+"""A pivot is of an input's size once others are taken from it. Where they give all of it, rounding
+leaves a few times eps of that size, which grows as a sum of random errors does."""
+
+
+class Damped(Protocol):
+    """A solver with an option `damp`; a frozen dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def damp(self) -> float: ...
 
 
 def check_damp(solver: str, damp: float) -> None:
@@ -34,19 +51,42 @@ def prepared(problem: Problem, damp: float) -> tuple[Tensor, Tensor]:
     return problem.weight.masked_fill(dead[:, None, :], 0.0), hessian
 
 
-def inverse_of(problem: Problem, hessian: Tensor) -> Tensor:
-    """(groups, in, in); StateError if the data do not determine it in the type's precision."""
+def inverse_of(problem: Problem, hessian: Tensor, solver: Damped) -> Tensor:
+    """(groups, in, in); StateError if the data do not determine it in the type's precision.
+
+    hessian: of `prepared`. solver: whose damp it was.
+    """
     factor, failed = torch.linalg.cholesky_ex(hessian)
-    pivots = factor.diagonal(dim1=1, dim2=2).square().amin(dim=1)
-    largest = hessian.diagonal(dim1=1, dim2=2).amax(dim=1)
-    if failed.any() or bool((pivots <= torch.finfo(hessian.dtype).eps * largest).any()):
-        inputs = hessian.shape[-1]
+    pivots = factor.diagonal(dim1=1, dim2=2).square()
+    rounding = SLACK * math.sqrt(pivots.shape[1]) * torch.finfo(hessian.dtype).eps
+    bad = (failed != 0) | (pivots <= rounding * hessian.diagonal(dim1=1, dim2=2)).any(dim=1)
+    if bad.any():
+        more = max(ENOUGH, 10 * solver.damp)
+        why = _why_singular(problem, int(bad.nonzero()[0]))
         raise StateError(
-            f"layer {problem.name!r}: X X^T of {problem.count} columns of data has no inverse for "
-            f"{inputs} inputs; give more data, or more damping (damp=0.01 adds 1 % of its mean "
-            "diagonal)"
+            f"layer {problem.name!r}: {type(solver).__name__} needs an X X^T, X being the layer's "
+            f"inputs on the data, that has an inverse: {why}. Give more data, or damping: "
+            f"prune(..., solver={replace(solver, damp=more)}) adds "
+            f"{more:.0%} of the mean diagonal to it; damp was {solver.damp:g}"
         )
     return torch.cholesky_inverse(factor)
+
+
+def _why_singular(problem: Problem, group: int) -> str:
+    """Why X X^T of one group has no inverse. Inputs that were always 0 are no reason: `prepared`
+    settles them."""
+    second, count = problem.second[group], problem.count
+    alive = second.diagonal() != 0
+    inputs, live = len(alive), int(alive.sum())
+    where = f"the inputs of group {group}" if len(problem.second) > 1 else "the inputs"
+    which = f"{inputs} inputs" if live == inputs else f"{live} inputs that are not always 0"
+    if count < live:
+        return f"{count} columns of data are too few for {which}"
+    sizes = torch.linalg.eigvalsh(second)
+    rank = int((sizes > inputs * torch.finfo(sizes.dtype).eps * sizes[-1]).sum())
+    if rank < live:
+        return f"{where} depend on each other: {which} are linear combinations of {rank}"
+    return f"{where} are too alike: {second.dtype} cannot tell {which} apart"
 
 
 def least_squares(weight: Tensor, hessian: Tensor, absent: Tensor) -> Tensor:

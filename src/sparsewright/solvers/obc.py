@@ -69,7 +69,7 @@ class OBC:
         weight, hessian = prepared(problem, self.damp)
         order = grid.order.to(weight.device)
         hessian = hessian[:, order][:, :, order]
-        inverse = inverse_of(problem, hessian)
+        inverse = inverse_of(problem, hessian, self)
         groups, rows, inputs = weight.shape
         strips = weight[..., order].view(groups, rows // grid.rows, grid.rows, inputs)
         picked, counts = _choose(problem, strips, inverse, grid)

@@ -56,7 +56,7 @@ class OBS:
 
     def solve(self, problem: Problem) -> Solution:
         weight, hessian = prepared(problem, self.damp)
-        inverse = inverse_of(problem, hessian)
+        inverse = inverse_of(problem, hessian, self)
         groups, rows, inputs = weight.shape
         weight = weight.reshape(-1, inputs)
         own = inverse[:, None].expand(groups, rows, inputs, inputs)

@@ -71,7 +71,7 @@ class SparseGPT:
         order = grid.order.to(weight.device)
         hessian = hessian[:, order][:, :, order]
         # [H^-1] of all columns not yet swept is at every step read off one Cholesky factor.
-        factor = torch.linalg.cholesky(inverse_of(problem, hessian), upper=True)
+        factor = torch.linalg.cholesky(inverse_of(problem, hessian, self), upper=True)
         swept, mask = self._sweep(weight[..., order], factor, grid, grid.units - problem.keep)
         back = order.argsort()
         return Solution(swept[..., back], mask[..., back])
