@@ -88,6 +88,48 @@ def test_rows_above_the_fan_in_keep_their_largest():
     assert units_of(layer, method.update(layer, 1)).tolist() == [0, 1, 5, 6, 8, 10, 12, 14]
 
 
+def test_what_is_ablated_goes_before_what_is_small():
+    """K = floor(1/3 * 6) = 2: 0.2 and 0.3 are not salient. Steepest absent: 9 and 8, both in row 0.
+
+    Salient per row: 3, 1, 2; bound 2, so row 1 goes. Its two weights are the K that go: 0.3 stays.
+    k' = 6 // 2 = 3: row 0 grows its 9, row 2 its 1.
+    """
+    weight = [[5.0, 0.3, 0.0, 0.0], [4.0, 0.2, 0.0, 0.0], [3.0, 2.0, 0.0, 0.0]]
+    gradient = [[0.0, 0.0, 9.0, 8.0], [0.0] * 4, [0.0, 0.0, 0.5, 1.0]]
+    layer = by_hand(weight, gradient, keep=2)
+    method = SRigL(fraction=lambda step: 1 / 3, end=10, saliency=1.0, spared=())
+    assert units_of(layer, method.update(layer, 1)).tolist() == [0, 1, 2, 8, 9, 11]
+
+
+def test_where_few_are_not_zero_all_those_stay_and_the_rest_is_grown():
+    """K = 1, but two present weights are 0: both places are given to steeper gradients."""
+    layer = by_hand([[5.0, 0.0, 0.0, 0.0], [3.0, 0.0, 0.0, 0.0]], [[0.0] * 4] * 2, keep=2)
+    layer.set_table(torch.tensor([[True, True, False, False]] * 2))
+    layer.weight.grad = torch.tensor([[0.0, 0.0, 9.0, 0.0], [0.0, 0.0, 0.0, 8.0]])
+    method = SRigL(fraction=lambda step: 1 / 4, end=10, ablate=False)
+    assert units_of(layer, method.update(layer, 1)).tolist() == [0, 2, 4, 7]
+
+
+@pytest.mark.parametrize(
+    ("part_of", "rows"),
+    # fan-in 4 of 8 inputs now, 2 at first: bounds 2, 1 and 4; salient are 4, 3, 1 and 0
+    [("fan_in", {0, 1}), ("first_fan_in", {0, 1, 2}), ("inputs", {0})],
+)
+def test_saliency_is_a_part_of_a_fan_in_or_of_the_inputs(part_of, rows):
+    """8 present of 4 rows of 8, two rows ablated before. K = 2: not salient are 0.1 and 0.2.
+
+    Steepest: that of row 2, and of the others, all 0, the first absent, in row 0.
+    """
+    weight = [[5.0, 4.0, 3.0, 0.1], [2.0, 1.0, 0.2, 0.3], [0.0] * 4, [0.0] * 4]
+    weight = [row + [0.0] * 4 for row in weight]
+    gradient = torch.zeros(4, 8)
+    gradient[2, 5] = 9.0
+    layer = by_hand(weight, gradient.tolist(), keep=2)
+    method = SRigL(fraction=lambda step: 1 / 4, end=10, saliency=0.5, spared=(), part_of=part_of)
+    after = units_of(layer, method.update(layer, 1))
+    assert set((after // 8).tolist()) == rows
+
+
 def test_enough_neurons_survive():
     counts = torch.tensor([1, 3, 0, 2])
     assert surviving(counts, 4, 1).tolist() == [False, True, False, False]
@@ -260,6 +302,7 @@ def test_other_patterns_are_those_of_rigl():
         ({"saliency": 1.5}, r"saliency \(gamma_sal.*must be in \[0, 1\]; got 1.5"),
         ({"exclude_dropped": True}, "exclude_dropped must be False"),
         ({"steep": "some"}, "no value of SRigL's steep is called 'some'"),
+        ({"part_of": "layer"}, "no value of SRigL's part_of is called 'layer'"),
     ],
 )
 def test_options_are_checked(options, message):
