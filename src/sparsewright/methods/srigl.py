@@ -67,8 +67,8 @@ class SRigL(RigL):
             "Sparsity*, ICLR 2024"
         ),
         when=(
-            "Where rows of equal length are served faster, and above 90 % sparsity, where layers "
-            "may shrink. Take RigL where any set of zeros will do."
+            "Where rows of equal length are served faster, and above 90 % sparsity, where "
+            "neurons may go. Take RigL where any set of zeros will do."
         ),
         memory="nothing between updates; at an update the scores of one layer's weights, dense.",
         flops=(
