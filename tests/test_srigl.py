@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -135,6 +136,62 @@ def test_enough_neurons_survive():
     assert surviving(counts, 4, 1).tolist() == [False, True, False, False]
     assert surviving(counts, 4, 3).tolist() == [True, True, False, True]
     assert surviving(counts, 2, 1).tolist() == [False, True, False, True]
+
+
+def published(weight, slope, mask, budget, moved, saliency, last):
+    """The mask after an update, weight by weight: salient, ablated, k', dropped, grown."""
+    rows, columns = weight.shape
+    present = sorted(mask.nonzero().tolist(), key=lambda at: -abs(float(weight[tuple(at)])))
+    absent = sorted((~mask).nonzero().tolist(), key=lambda at: -float(slope[tuple(at)]))
+    salient = [0] * rows
+    for row, _ in present[: len(present) - moved] + absent[:moved]:
+        salient[row] += 1
+    bound = max(1, int(saliency * int(mask.sum(dim=1).max())))
+    fewest = math.ceil(budget / columns)
+    bound = min(bound, sorted(salient, reverse=True)[fewest - 1])
+    active = [row for row in range(rows) if last or salient[row] >= bound]
+    fan_in = min(columns, budget // len(active))
+    ranked = [at for at in present if at[0] in active]
+    ranked += [at for at in present if at[0] not in active]
+    kept = ranked[: len(present) - moved]
+    after = torch.zeros_like(mask)
+    for row in active:
+        mine = [column for one, column in kept if one == row][:fan_in]
+        others = [c for c in range(columns) if [row, c] not in kept]
+        others.sort(key=lambda c: -float(slope[row, c]))
+        after[row, mine + others[: fan_in - len(mine)]] = True
+    return after
+
+
+def test_runs_follow_the_published_steps():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 20), nn.Tanh(), nn.Linear(20, 12), nn.Tanh())
+    model.append(nn.Linear(12, 6))
+    optimizer = torch.optim.Adam(model.parameters(), 2e-2)
+    method = SRigL(every=3, fraction=0.5, saliency=0.9)
+    settings = {"sparsity": 0.75, "pattern": "fan_in", "allocate": "uniform_all", "steps": 40}
+    sparse = sw.attach(model, optimizer, method=method, **settings)
+    x, y, ablated = torch.randn(64, 16), torch.randn(64, 6), 0
+    for step in range(40):
+        weights = [layer.weight for layer in sparse.layers]
+        slopes = torch.autograd.grad(((model(x) - y) ** 2).mean(), weights)
+        wanted = []
+        for layer, slope in zip(sparse.layers, slopes, strict=True):
+            mask, budget = layer.mask, layer.keep * layer.groups
+            alpha = 0.25 * (1 + math.cos(math.pi * step / 30))
+            moved = math.floor(alpha * layer.present)
+            if 0 < step < 30 and step % 3 == 0 and moved:
+                last = layer.name == "4"
+                weight = layer.weight.detach()
+                mask = published(weight, slope.abs(), mask, budget, moved, 0.9, last)
+            wanted.append(mask)
+        optimizer.zero_grad()
+        ((model(x) - y) ** 2).mean().backward()
+        optimizer.step()
+        for layer, mask in zip(sparse.layers, wanted, strict=True):
+            assert torch.equal(layer.mask, mask), (step, layer.name)
+            ablated += int((~mask.any(dim=1)).sum())
+    assert ablated, "neurons go"
 
 
 def mlp():

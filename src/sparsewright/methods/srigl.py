@@ -84,11 +84,11 @@ class SRigL(RigL):
             "Where active neurons hold fewer weights than the layer is to keep, the code lets "
             "absent places count as kept; here the gradient chooses all that grows. A version of "
             "the code takes gamma_sal of the fan-in before any ablation: part_of='first_fan_in'; "
-            "its option for the dense fan-in is part_of='inputs'. The fewest neurons that may "
-            "stay are ceil(budget / inputs), so that they can hold the budget; the code rounds "
-            "down. What k' = floor(...) leaves over, fewer weights than active neurons, is not "
-            "used. The optimizer's whole state starts anew for new weights, not only its "
-            "momentum."
+            "its option for the dense fan-in is part_of='inputs'. The fewest neurons that may stay "
+            "are ceil(budget / inputs), so that they can hold the budget; the code rounds down. "
+            "What k' = floor(...) leaves over, fewer weights than active neurons, is not used. The "
+            "authors draw first weights by every neuron's own fan-in: attach(init='fan_in'). The "
+            "optimizer's whole state starts anew for new weights, not only its momentum."
         ),
     )
 
