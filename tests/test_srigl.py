@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -88,11 +89,109 @@ def test_rows_above_the_fan_in_keep_their_largest():
     assert units_of(layer, method.update(layer, 1)).tolist() == [0, 1, 5, 6, 8, 10, 12, 14]
 
 
+def test_what_is_ablated_goes_before_what_is_small():
+    """K = floor(1/3 * 6) = 2: 0.2 and 0.3 are not salient. Steepest absent: 9 and 8, both in row 0.
+
+    Salient per row: 3, 1, 2; bound 2, so row 1 goes. Its two weights are the K that go: 0.3 stays.
+    k' = 6 // 2 = 3: row 0 grows its 9, row 2 its 1.
+    """
+    weight = [[5.0, 0.3, 0.0, 0.0], [4.0, 0.2, 0.0, 0.0], [3.0, 2.0, 0.0, 0.0]]
+    gradient = [[0.0, 0.0, 9.0, 8.0], [0.0] * 4, [0.0, 0.0, 0.5, 1.0]]
+    layer = by_hand(weight, gradient, keep=2)
+    method = SRigL(fraction=lambda step: 1 / 3, end=10, saliency=1.0, spared=())
+    assert units_of(layer, method.update(layer, 1)).tolist() == [0, 1, 2, 8, 9, 11]
+
+
+def test_where_few_are_not_zero_all_those_stay_and_the_rest_is_grown():
+    """K = 1, but two present weights are 0: both places are given to steeper gradients."""
+    layer = by_hand([[5.0, 0.0, 0.0, 0.0], [3.0, 0.0, 0.0, 0.0]], [[0.0] * 4] * 2, keep=2)
+    layer.set_table(torch.tensor([[True, True, False, False]] * 2))
+    layer.weight.grad = torch.tensor([[0.0, 0.0, 9.0, 0.0], [0.0, 0.0, 0.0, 8.0]])
+    method = SRigL(fraction=lambda step: 1 / 4, end=10, ablate=False)
+    assert units_of(layer, method.update(layer, 1)).tolist() == [0, 2, 4, 7]
+
+
+@pytest.mark.parametrize(
+    ("part_of", "rows"),
+    # fan-in 4 of 8 inputs now, 2 at first: bounds 2, 1 and 4; salient are 4, 3, 1 and 0
+    [("fan_in", {0, 1}), ("first_fan_in", {0, 1, 2}), ("inputs", {0})],
+)
+def test_saliency_is_a_part_of_a_fan_in_or_of_the_inputs(part_of, rows):
+    """8 present of 4 rows of 8, two rows ablated before. K = 2: not salient are 0.1 and 0.2.
+
+    Steepest: that of row 2, and of the others, all 0, the first absent, in row 0.
+    """
+    weight = [[5.0, 4.0, 3.0, 0.1], [2.0, 1.0, 0.2, 0.3], [0.0] * 4, [0.0] * 4]
+    weight = [row + [0.0] * 4 for row in weight]
+    gradient = torch.zeros(4, 8)
+    gradient[2, 5] = 9.0
+    layer = by_hand(weight, gradient.tolist(), keep=2)
+    method = SRigL(fraction=lambda step: 1 / 4, end=10, saliency=0.5, spared=(), part_of=part_of)
+    after = units_of(layer, method.update(layer, 1))
+    assert set((after // 8).tolist()) == rows
+
+
 def test_enough_neurons_survive():
     counts = torch.tensor([1, 3, 0, 2])
     assert surviving(counts, 4, 1).tolist() == [False, True, False, False]
     assert surviving(counts, 4, 3).tolist() == [True, True, False, True]
     assert surviving(counts, 2, 1).tolist() == [False, True, False, True]
+
+
+def published(weight, slope, mask, budget, moved, saliency, last):
+    """The mask after an update, weight by weight: salient, ablated, k', dropped, grown."""
+    rows, columns = weight.shape
+    present = sorted(mask.nonzero().tolist(), key=lambda at: -abs(float(weight[tuple(at)])))
+    absent = sorted((~mask).nonzero().tolist(), key=lambda at: -float(slope[tuple(at)]))
+    salient = [0] * rows
+    for row, _ in present[: len(present) - moved] + absent[:moved]:
+        salient[row] += 1
+    bound = max(1, int(saliency * int(mask.sum(dim=1).max())))
+    fewest = math.ceil(budget / columns)
+    bound = min(bound, sorted(salient, reverse=True)[fewest - 1])
+    active = [row for row in range(rows) if last or salient[row] >= bound]
+    fan_in = min(columns, budget // len(active))
+    ranked = [at for at in present if at[0] in active]
+    ranked += [at for at in present if at[0] not in active]
+    kept = ranked[: len(present) - moved]
+    after = torch.zeros_like(mask)
+    for row in active:
+        mine = [column for one, column in kept if one == row][:fan_in]
+        others = [c for c in range(columns) if [row, c] not in kept]
+        others.sort(key=lambda c: -float(slope[row, c]))
+        after[row, mine + others[: fan_in - len(mine)]] = True
+    return after
+
+
+def test_runs_follow_the_published_steps():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 20), nn.Tanh(), nn.Linear(20, 12), nn.Tanh())
+    model.append(nn.Linear(12, 6))
+    optimizer = torch.optim.Adam(model.parameters(), 2e-2)
+    method = SRigL(every=3, fraction=0.5, saliency=0.9)
+    settings = {"sparsity": 0.75, "pattern": "fan_in", "allocate": "uniform_all", "steps": 40}
+    sparse = sw.attach(model, optimizer, method=method, **settings)
+    x, y, ablated = torch.randn(64, 16), torch.randn(64, 6), 0
+    for step in range(40):
+        weights = [layer.weight for layer in sparse.layers]
+        slopes = torch.autograd.grad(((model(x) - y) ** 2).mean(), weights)
+        wanted = []
+        for layer, slope in zip(sparse.layers, slopes, strict=True):
+            mask, budget = layer.mask, layer.keep * layer.groups
+            alpha = 0.25 * (1 + math.cos(math.pi * step / 30))
+            moved = math.floor(alpha * layer.present)
+            if 0 < step < 30 and step % 3 == 0 and moved:
+                last = layer.name == "4"
+                weight = layer.weight.detach()
+                mask = published(weight, slope.abs(), mask, budget, moved, 0.9, last)
+            wanted.append(mask)
+        optimizer.zero_grad()
+        ((model(x) - y) ** 2).mean().backward()
+        optimizer.step()
+        for layer, mask in zip(sparse.layers, wanted, strict=True):
+            assert torch.equal(layer.mask, mask), (step, layer.name)
+            ablated += int((~mask.any(dim=1)).sum())
+    assert ablated, "neurons go"
 
 
 def mlp():
@@ -260,6 +359,7 @@ def test_other_patterns_are_those_of_rigl():
         ({"saliency": 1.5}, r"saliency \(gamma_sal.*must be in \[0, 1\]; got 1.5"),
         ({"exclude_dropped": True}, "exclude_dropped must be False"),
         ({"steep": "some"}, "no value of SRigL's steep is called 'some'"),
+        ({"part_of": "layer"}, "no value of SRigL's part_of is called 'layer'"),
     ],
 )
 def test_options_are_checked(options, message):

@@ -82,7 +82,8 @@ class MEST:
         departs=(
             "The paper's weight of the gradient could not be verified: 0.01 is this library's, and "
             "the public code's is 0. It is the gradient of the step at hand. A layer without a "
-            "gradient is judged by magnitude."
+            "gradient is judged by magnitude. The public scripts also update before the first "
+            "step, and leave the first convolution dense: skip it."
         ),
     )
     every: int | None = None

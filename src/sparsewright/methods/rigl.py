@@ -68,7 +68,8 @@ class RigL:
         ),
         departs=(
             "Ties in the scores go to the first unit; the published code breaks them by noise of "
-            "1e-5."
+            "1e-5. Its cosine lasts end - start steps, the paper's and this one end steps; the two "
+            "are one for the start at 0. No update falls on `end` itself, where alpha is 0."
         ),
     )
     every: int = 100
@@ -113,7 +114,7 @@ class RigL:
         return is_due(step, self.every, self.start, self.end)
 
     def fraction_at(self, step: int) -> float:
-        """alpha(t) = fraction / 2 * (1 + cos(pi * t / end)), as in paper and code."""
+        """alpha(t) = fraction / 2 * (1 + cos(pi * t / end)), t the step of the run."""
         if callable(self.fraction):
             return self.fraction(step)
         assert self.end is not None, "bind() comes first"

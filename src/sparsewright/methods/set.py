@@ -46,8 +46,9 @@ class SET:
     nothing, as the paper does, which leaves 1 - fraction of the weights (one-group patterns
     only). drop: "signed_rank" removes the fraction of each sign separately as paper and code do;
     "magnitude" over both signs. grow: the growing score. grown: new weights start at "zero" (the
-    Keras code; default) or N(0, 1)/10 ("normal", the truly sparse code). exclude_dropped,
-    regrown: as for RigL; the code's candidates include what was just dropped.
+    Keras code; default) or N(0, 1)/10 ("normal", the truly sparse code). exclude_dropped: as for
+    RigL; the code's candidates include what was just dropped. regrown: such a unit starts anew
+    ("reset"), or keeps its value and optimizer state as in RigL's code ("keep").
 
     >>> SET(every=10).bind(steps=30).due(10)
     True
@@ -71,8 +72,12 @@ class SET:
             "table 2)"
         ),
         departs=(
-            "Starting masks hold the exact count, where the published code draws places with "
-            "replacement. Updates come every 100 steps unless told; the paper's once an epoch."
+            "After its last epoch the paper removes once more and adds nothing, which leaves less "
+            "than was asked for: last='remove'; the default is the code's. Starting masks hold the "
+            "exact count, where the code draws places with replacement, and an update removes "
+            "exactly floor(fraction * present), where the code cuts at order statistics. The paper "
+            "does not say at what value weights begin. The Keras code leaves the output layer "
+            "dense: skip it. Updates come every 100 steps unless told; the paper's once an epoch."
         ),
     )
     every: int = 100
@@ -82,7 +87,7 @@ class SET:
     drop: str | Score = "signed_rank"
     grow: str | Score = "random"
     exclude_dropped: bool = False
-    regrown: Regrown = "keep"
+    regrown: Regrown = "reset"
     grown: Grown = "zero"
     last: Last = "regrow"
     step_on_update: bool = True

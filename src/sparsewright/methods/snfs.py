@@ -79,10 +79,10 @@ class SNFS:
         ),
         departs=(
             "The momentum is the method's own; the code reads the optimizer's, which for absent "
-            "weights this library keeps at 0. What a full layer cannot take goes to the others by "
-            "the same shares, and the total is met exactly. Updates come every 100 steps unless "
-            "told. Layers whose pattern holds one count alone (N:M), or with a "
-            "sparsity of their own, keep it."
+            "weights this library keeps at 0. A fraction is rounded down, in the code up. What a "
+            "full layer cannot take goes to the others by the same shares, and the total is met "
+            "exactly. Updates come every 100 steps unless told. Layers whose pattern holds one "
+            "count alone (N:M), or with a sparsity of their own, keep it."
         ),
     )
     every: int | None = None

@@ -46,8 +46,12 @@ class SRSTE:
         flops="Training 2 f_S + f_D a step (the weights' gradient is dense); inference f_S.",
         published="ResNet-50 on ImageNet, top-1: 77.0 % at 2:4, 76.4 % at 2:8 (the authors' "
         "README).",
-        departs="The paper has N:M alone; here any pattern takes part. The public code's sparse "
-        "Linear forgets its bias; no layer's forward is touched here.",
+        departs=(
+            "The paper has N:M alone; here any pattern takes part. Groups of N:M lie along the "
+            "input channels, as in the code's version for hardware (NHWC); its plain version takes "
+            "them in the order of the kernel. The public code's sparse Linear forgets its bias; no "
+            "layer's forward is touched here."
+        ),
     )
 
     def __post_init__(self) -> None:

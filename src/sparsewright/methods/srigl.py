@@ -16,7 +16,7 @@ from ..core import Exchange, Layer, keep_best
 from ..errors import ConfigError
 from ..facts import Facts
 from ..kernels.best import best_table
-from ..ranking import all_scores, present_scores, worst
+from ..ranking import all_scores, present_scores
 from ..weights import find_weights
 from . import METHODS
 from ._drop_grow import check_option, starting_values
@@ -24,6 +24,8 @@ from .rigl import RigL
 
 Steep = Literal["absent", "all"]
 STEEP: tuple[str, ...] = get_args(Steep)
+PartOf = Literal["fan_in", "first_fan_in", "inputs"]
+PART_OF: tuple[str, ...] = get_args(PartOf)
 
 
 @METHODS.register("srigl")
@@ -31,22 +33,25 @@ STEEP: tuple[str, ...] = get_args(Steep)
 class SRigL(RigL):
     """RigL with a constant fan-in, and with neurons ablated that hold few salient weights.
 
-    For pattern fan_in. At an update K = floor(alpha(t) * present weights) of a layer. Salient are
-    its weights that are not the K of least drop score, and the K of steepest gradient. A neuron
-    with fewer salient weights than max(1, floor(saliency * fan-in)) is ablated: it keeps none. The
-    layer's budget is shared out evenly over the active neurons, k' = floor(budget / active); each
-    keeps its best k' of those not dropped, and grows the rest by gradient. Ablated neurons may come
-    back. Other patterns have no neuron that could be ablated with its budget shared out: there
-    the method is RigL.
+    For pattern fan_in. At an update K = floor(alpha(t) * present weights) of a layer, or as many as
+    are 0 if these are more. Salient are its weights that are not the K of least drop score, and the
+    K of steepest gradient. A neuron with fewer salient weights than max(1, floor(saliency *
+    fan-in)) is ablated: it keeps none. The layer's budget is shared out evenly over the active
+    neurons, k' = floor(budget / active). K weights are dropped, those of ablated neurons before any
+    other; each active neuron keeps its best k' of what is left, and grows the rest by gradient.
+    Ablated neurons may come back. Other patterns have no neuron that could be ablated with its
+    budget shared out: there the method is RigL.
 
     saliency: gamma_sal, in [0, 1]; the authors take 0.3 for convolutional networks, 0.95 for
-    vision transformers; 0 still ablates a neuron without a salient weight. ablate: False keeps all
-    neurons, as packed weights need it in DistributedDataParallel: what k' leaves over changes how
-    many there are. spared: names or globs of layers whose neurons all stay; None spares the model's
-    last weight. Embeddings are spared always, as their rows are inputs. steep: gradients that count
-    as salient are those of "absent" weights (paper) or of "all" (public code). every, fraction,
-    end, drop, grow, regrown, grown, initial: as for RigL. start: the first update comes `every`
-    steps after it, and step_on_update is on, both as in the public code.
+    vision transformers; 0 still ablates a neuron without a salient weight. part_of: what it is a
+    part of: the "fan_in" of the moment, the "first_fan_in", before any neuron was ablated, or all
+    "inputs". ablate: False keeps all neurons, as packed weights need it in
+    DistributedDataParallel: what k' leaves over changes how many there are. spared: names or globs
+    of layers whose neurons all stay; None spares the model's last weight. Embeddings are spared
+    always, as their rows are inputs. steep: gradients that count as salient are those of "absent"
+    weights (paper) or of "all" (public code). every, fraction, end, drop, grow, regrown, grown,
+    initial: as for RigL. start: the first update comes `every` steps after it, and step_on_update
+    is on, both as in the public code.
 
     >>> SRigL(end=300).due(0), SRigL(end=300).due(100)
     (False, True)
@@ -57,14 +62,15 @@ class SRigL(RigL):
     ablate: bool = True
     steep: Steep = "absent"
     spared: tuple[str, ...] | None = None
+    part_of: PartOf = "fan_in"
     facts: ClassVar[Facts] = Facts(
         source=(
             "Lasby, Golubeva, Evci, Nica, Ioannou, *Dynamic Sparse Training with Structured "
             "Sparsity*, ICLR 2024"
         ),
         when=(
-            "Where rows of equal length are served faster, and above 90 % sparsity, where layers "
-            "may shrink. Take RigL where any set of zeros will do."
+            "Where rows of equal length are served faster, and above 90 % sparsity, where "
+            "neurons may go. Take RigL where any set of zeros will do."
         ),
         memory="nothing between updates; at an update the scores of one layer's weights, dense.",
         flops=(
@@ -77,16 +83,21 @@ class SRigL(RigL):
         ),
         departs=(
             "Rows above k' keep their best weights; the public code cuts them by order of index. "
-            "The fewest neurons that may stay are ceil(budget / inputs), so that they can hold the "
-            "budget; the code rounds down. What k' = floor(...) leaves over, fewer weights than "
-            "active neurons, is not used. The optimizer's whole state starts anew for new weights, "
-            "not only its momentum."
+            "Where active neurons hold fewer weights than the layer is to keep, the code lets "
+            "absent places count as kept; here the gradient chooses all that grows. A version of "
+            "the code takes gamma_sal of the fan-in before any ablation: part_of='first_fan_in'; "
+            "its option for the dense fan-in is part_of='inputs'. The fewest neurons that may stay "
+            "are ceil(budget / inputs), so that they can hold the budget; the code rounds down. "
+            "What k' = floor(...) leaves over, fewer weights than active neurons, is not used. The "
+            "authors draw first weights by every neuron's own fan-in: attach(init='fan_in'). The "
+            "optimizer's whole state starts anew for new weights, not only its momentum."
         ),
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_option("SRigL", "steep", self.steep, STEEP)
+        check_option("SRigL", "part_of", self.part_of, PART_OF)
         if not 0.0 <= self.saliency <= 1.0:
             raise ConfigError(
                 "method SRigL: saliency (gamma_sal, a part of the fan-in) must be in [0, 1]; got "
@@ -115,17 +126,19 @@ class SRigL(RigL):
     def update(self, layer: Layer, step: int) -> Exchange | None:
         if not has_rows(layer):
             return super().update(layer, step)
-        moved = math.floor(self.fraction_at(step) * layer.storage.count() + 1e-9)
+        count = layer.storage.count()
+        moved = math.floor(self.fraction_at(step) * count + 1e-9)
         if moved == 0 or layer.keep == layer.units:
             return None
         here = layer.table
         value = torch.full_like(here, -torch.inf, dtype=torch.float32)
         value[here] = present_scores(layer, self.drop).float()
+        moved = max(moved, int((value == 0).sum()))
         slope = all_scores(layer, self.grow).float().clamp(max=torch.finfo(torch.float32).max)
-        kept = torch.zeros_like(here)
-        kept[here] = ~worst(layer, self.drop, moved)
-        active = self._active(layer, here, kept | self._steepest(slope, here, moved))
+        salient = _best(value, count - moved) | self._steepest(slope, here, moved)
+        active = self._active(layer, here, salient)
         fan_in = min(layer.units, layer.keep * layer.groups // int(active.sum()))
+        kept = _best(value.masked_fill(~active[:, None], -torch.inf), count - moved)
         stays = keep_best(value.masked_fill(~kept, -torch.inf), fan_in) & kept
         wanted = slope.masked_fill(kept, -torch.inf).masked_fill(stays, torch.inf)
         after = keep_best(wanted, fan_in) & active[:, None]
@@ -147,9 +160,15 @@ class SRigL(RigL):
         spared = any(fnmatch.fnmatchcase(layer.name, glob) for glob in self.spared or ())
         if not self.ablate or spared or layer.is_lookup:
             return torch.ones(layer.groups, dtype=torch.bool, device=here.device)
-        fan_in = int(here.sum(dim=1).max())
-        least = max(1, math.floor(self.saliency * fan_in + 1e-9))
+        now = int(here.sum(dim=1).max())
+        whole = {"fan_in": now, "first_fan_in": layer.keep, "inputs": layer.units}[self.part_of]
+        least = max(1, math.floor(self.saliency * whole + 1e-9))
         return surviving(salient.sum(dim=1), least, -(-layer.keep * layer.groups // layer.units))
+
+
+def _best(value: Tensor, count: int) -> Tensor:
+    """Bool: the `count` best of the whole table, fewer where fewer are above -inf."""
+    return best_table(value.view(1, -1), count).view(value.shape) & (value > -torch.inf)
 
 
 def surviving(salient: Tensor, least: int, fewest: int) -> Tensor:

@@ -56,9 +56,12 @@ class TopKAST:
         "inference f_A.",
         published="ResNet-50 on ImageNet, top-1: 74.76 % at 80 % sparsity, 70.42 % at 90 %, as "
         "Lasby et al. (SRigL, ICLR 2024) list it among their baselines.",
-        departs="`extra` and `penalty` have defaults of our own: the paper's vary with the "
-        "setting. Weights outside B are put back after every step, as the optimizer's momentum or "
-        "weight decay would move them.",
+        departs=(
+            "The sets may be renewed at every step (every=1); the default of 100 is reported to "
+            "lose nothing. `extra` and `penalty` have defaults of our own: the paper's vary with "
+            "the setting. Weights outside B are put back after every step, as the optimizer's "
+            "momentum or weight decay would move them."
+        ),
     )
 
     def __post_init__(self) -> None:

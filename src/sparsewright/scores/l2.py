@@ -39,7 +39,7 @@ class L2:
         flops="None beside reading the weights once.",
         published="none verified",
         departs="The input slices of the next layer that a filter's absence makes useless are "
-        "not counted as pruned; sw.deploy takes such channels out.",
+        "not counted as pruned, and stay: no layer becomes narrower, in sw.deploy either.",
     )
 
     def __call__(self, layer: View) -> Tensor:

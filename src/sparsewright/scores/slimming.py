@@ -43,8 +43,9 @@ class Slimming(ToMeasure):
         flops="None, or one forward of a batch.",
         published="none verified",
         departs="A global ranking compares |gamma| over the weights of its filter, since the "
-        "budget is counted in weights. An absent filter still passes on relu(beta) of its norm; "
-        "sw.deploy folds norms and takes such channels along exactly.",
+        "budget is counted in weights. An absent filter still passes on relu(beta) of its norm, "
+        "and no layer becomes narrower; sw.deploy folds the norm, so that the constant is the "
+        "filter's bias.",
     )
 
     def measured(self, calibration: Calibration) -> FoundUnits:
