@@ -126,6 +126,22 @@ def test_lamp_scores_by_hand():
     assert lamp_scores(torch.tensor([[2.0, 3.0, 1.0]])).tolist() == pytest.approx(expected)
 
 
+def test_lamp_ranks_all_layers_by_score_as_the_paper_has_it():
+    rand = torch.Generator().manual_seed(1)
+    shapes = {"a": (4, 9), "b": (5, 6)}
+    scores = {name: torch.rand(shape, generator=rand) for name, shape in shapes.items()}
+    scores["b"] *= 9.0
+    ranked = []
+    for name, one in scores.items():
+        values = one.flatten().double()
+        for value in values:
+            above = values[values >= value].square().sum()
+            ranked.append((float(value**2 / above), name))
+    best = [name for _, name in sorted(ranked, reverse=True)[:20]]
+    keep = solve_budget(budgeted(shapes, scores=scores), 1 - 20 / 66, LAMP())
+    assert keep == {"a": best.count("a"), "b": best.count("b")}
+
+
 @given(
     st.lists(st.floats(0, 1e38, allow_subnormal=True), min_size=1, max_size=20).map(torch.tensor)
 )

@@ -4,6 +4,7 @@ are done by hand."""
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -78,6 +79,28 @@ def test_l0_is_autograd_through_its_gates(of):
         gate = (torch.sigmoid(one) * 1.2 - 0.1).clamp(0, 1).detach()
         shown = layer.memory["latent"] * (gate.view(layer.shape) if of == "unit" else gate)
         torch.testing.assert_close(layer.weight.detach(), shown, rtol=1e-4, atol=1e-6)
+
+
+def test_gates_begin_at_the_droprate():
+    """log alpha is N(log((1 - d) / d), 0.01): at d = 0.2 about log 4, of 10,000 gates."""
+    _, layer = one_layer([1.0] * 10_000, L0(droprate=0.2))
+    found = layer.memory["log_alpha"]
+    # five standard deviations of a mean and of a deviation of 10,000 draws
+    assert float(found.mean()) == pytest.approx(math.log(4.0), abs=5e-4)
+    assert float(found.std()) == pytest.approx(0.01, rel=0.04)
+    assert L0().droprate == 0.5
+
+
+def test_log_alpha_is_held_within_its_limits():
+    """Held within [log 1e-2, log 1e2]: a gate may not open or close for good."""
+    step, layer = one_layer([3.0, -3.0] * 32, L0(rate=1e4, by="sgd", penalty=0.0), lr=0.0)
+    step([1.0] * 64)
+    found = layer.memory["log_alpha"][0]
+    moved = found.abs() > 1  # those whose gate was drawn between 0 and 1
+    assert 8 < int(moved.sum()) < 64
+    down, up = found[::2][moved[::2]], found[1::2][moved[1::2]]
+    assert down.tolist() == pytest.approx([math.log(1e-2)] * len(down))
+    assert up.tolist() == pytest.approx([math.log(1e2)] * len(up))
 
 
 def test_gates_of_channels_open_and_close_whole_rows():

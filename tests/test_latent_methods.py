@@ -255,3 +255,12 @@ def test_soft_movement_leaves_half_a_percent():
     with torch.no_grad():
         method.form(layer, 50)
     assert layer.weight[0].nonzero().squeeze(1).tolist() == [597, 598, 599]
+
+
+def test_a_score_at_the_threshold_is_closed():
+    method = SoftMovement(start=0, end=50, threshold=0.5)
+    _, layer = one_layer([4.0, 3.0, 2.0, 1.0], method)
+    layer.memory["scores"] = torch.tensor([[0.0, 1e-3, 0.0, -1e-3]])  # sigmoid(0) is 0.5
+    with torch.no_grad():
+        method.form(layer, 50)
+    assert layer.weight[0].tolist() == [0.0, 3.0, 0.0, 0.0]

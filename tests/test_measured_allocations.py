@@ -82,6 +82,12 @@ def test_owl_counts_outliers_of_weight_times_norm():
     assert outlier_ratio([torch.tensor([1.0, 2.0, 9.0])], 2.0) == pytest.approx(100 / 3)
 
 
+def test_an_outlier_exceeds_its_multiple_of_the_mean():
+    assert outlier_ratio([torch.tensor([0.0, 2.0])], 2.0) == 0.0, "2 is twice the mean, not more"
+    # the mean is that of all layers together: 2, of which 5 is more than twice
+    assert outlier_ratio([torch.tensor([1.0, 1.0]), torch.tensor([5.0, 1.0])], 2.0) == 25.0
+
+
 def test_owl_pools_the_layers_of_a_block():
     model = nn.Module()
     model.layers = nn.ModuleList([nn.ModuleDict({"q": nn.Linear(4, 4), "v": nn.Linear(4, 8)})] * 1)

@@ -194,6 +194,22 @@ def test_grasp_removes_the_highest_of_the_papers_s():
     assert (model[0].weight != 0).tolist() == [[True, False]]
 
 
+def test_grasp_keeps_its_sign():
+    """What weakens the flow of gradients goes before what matters nothing to it."""
+    h = torch.tensor([[0.0, 1.0, 0.0], [1.0, 3.0, 0.0], [0.0, 0.0, 0.0]])
+
+    def loss(model):
+        w = model[0].weight[0]
+        return w @ h @ w / 2
+
+    # g = (-1, -1, 0); H g = (-1, -4, 0); w * H g = (-2, 4, 0)
+    found = weights_scores(GraSP(), calibration(linear([2.0, -1.0, 5.0]), loss=loss))
+    assert found["0"].tolist() == [[-2.0, 4.0, 0.0]]
+    model = linear([2.0, -1.0, 5.0])
+    sw.prune(model, 1 / 3, score="grasp", allocate="uniform_all", loss=loss)
+    assert (model[0].weight != 0).tolist() == [[False, True, True]]
+
+
 def test_grasp_of_two_halves_is_that_of_the_whole():
     model, (whole,) = classifier(), batches(1, 8)
     halves = [(whole[0][:4], whole[1][:4]), (whole[0][4:], whole[1][4:])]
@@ -332,6 +348,15 @@ def test_taylor_squares_the_sum_over_the_unit():
     assert (model[0].weight != 0).tolist() == [[False, False], [True, True]]
 
 
+def test_taylor_may_sum_the_squares_of_parts():
+    data = [(torch.ones(1, 2), torch.tensor([[-1.0, 0.0]]))]
+    model = linear([1.0, -1.0], [0.5, 0.5])  # g = 1 everywhere: 1 + 1, and 1/4 + 1/4
+    found = units_scores(Taylor("parts"), calibration(model, data, squares, "channel"))
+    assert found["0"].tolist() == [[2.0, 0.5]]
+    single = units_scores(Taylor("parts"), calibration(model, data, squares))
+    assert single["0"].tolist() == [[1.0, 1.0, 0.25, 0.25]], "of single weights both are one"
+
+
 def test_taylor_takes_the_mean_of_squares_over_batches():
     # w g = 2 and -1 in the two batches: squares 4 and 1, sizes 2 and 1; the sum's square is 1
     data = [
@@ -374,6 +399,18 @@ def test_taylor_of_activations_by_hand():
 
     found = units_scores(SCORES["taylor_activation"], calibration(model, [x], loss, "channel"))
     assert found["0"].tolist() == [[pytest.approx(0.6), pytest.approx(0.8)]]
+
+
+@pytest.mark.parametrize("is_map", [True, False])
+def test_taylor_of_activations_lets_positions_cancel(is_map):
+    """The mean over positions comes before the size: 3 and -3 of one feature are nothing."""
+    x = torch.tensor([[[3.0, -3.0], [1.0, 1.0]]])  # (examples, channels, positions)
+    layer = nn.Conv1d(2, 2, 1, bias=False) if is_map else nn.Linear(2, 2, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.eye(2).view(layer.weight.shape))
+    model, x = nn.Sequential(layer), x if is_map else x.mT
+    seen = calibration(model, [x], lambda m, batch: m(batch).sum(), "channel")
+    assert units_scores(SCORES["taylor_activation"], seen)["0"].tolist() == [[0.0, 1.0]]
 
 
 def test_taylor_of_activations_looks_behind_the_norm():

@@ -182,6 +182,19 @@ def test_gradual_follows_the_cubic_ramp_of_zhu_and_gupta():
     assert found == pytest.approx([0.2439, 0.5203, 0.7875, 0.8859, 0.9], abs=1e-4)
 
 
+def test_gradual_prunes_nothing_before_its_ramp_and_begins_it_where_asked():
+    # s(x) = 0.9 - 0.7 (1 - x)^3: 0.2 at step 4, then 0.3897 and 0.8125, and 0.9 at step 104.
+    layer = layer_of(torch.randn(1, 1000).tolist(), [[O] * 1000], keep=100)
+    method = sw.Gradual(every=10, start=4, end=104, initial_sparsity=0.2)
+    assert len(method.begin(layer)) == 1000
+    assert not any(method.due(t) for t in range(4))
+    kept = {t: len(method.update(layer, t)) for t in (4, 14, 54, 104)}
+    assert kept == {4: 800, 14: 611, 54: 188, 104: 100}
+    # A ramp from the first step on begins there.
+    at_once = sw.Gradual(every=10, end=100, initial_sparsity=0.2)
+    assert len(at_once.begin(layer)) == 800
+
+
 def test_gradual_of_nm_passes_through_whole_numbers_to_n():
     ramp = sw.Gradual(every=1, end=20)
     kept = [ramp.kept(4, 2, t) for t in range(21)]

@@ -505,6 +505,25 @@ def test_dsd_goes_dense_again_and_ends_within_the_budget():
     assert counts == [2048] * 10 + [1536] * 10 + [2048] * 7 + [512] * 3
 
 
+def test_dsd_cuts_every_layer_by_itself_and_weights_return_from_zero():
+    model = nn.Sequential(nn.Linear(4, 2, bias=False), nn.Linear(2, 4, bias=False))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.arange(80.0, 0.0, -10.0).view(2, 4))
+        model[1].weight.copy_(torch.arange(8.0).view(4, 2))
+    optimizer, sparse = attached(model, DSD(turns=(1, 3, 9)), lr=1.0, steps=10)
+    seen = []
+    for _ in range(4):
+        optimizer.zero_grad()
+        model(torch.zeros(1, 4)).sum().backward()  # no gradient
+        optimizer.step()
+        seen.append([layer.present for layer in sparse.layers])
+    assert seen == [[8, 8], [4, 4], [4, 4], [8, 8]]
+    assert model[0].weight.tolist() == [[80.0, 70.0, 60.0, 50.0], [0.0] * 4]
+    assert model[1].weight.flatten().tolist() == [0.0] * 4 + [4.0, 5.0, 6.0, 7.0]
+    step_along(model, optimizer, [[0.0] * 4, [-2.0, 0.0, 0.0, 3.0]])
+    assert model[0].weight.tolist() == [[80.0, 70.0, 60.0, 50.0], [2.0, 0.0, 0.0, -3.0]]
+
+
 def test_dsd_as_published_ends_dense():
     model = small_model()
     optimizer, sparse = attached(model, DSD(last=None), lr=0.05, steps=30)

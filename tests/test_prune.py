@@ -176,3 +176,17 @@ def test_a_sparsity_that_is_missing_is_asked_for():
         r"unstructured that it takes instead fixes no sparsity of its own: give one",
     ):
         sw.prune(small_model(), pattern="3:31", on_misfit="unstructured")
+
+
+def test_biases_and_norms_are_never_pruned():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv1d(4, 8, 3), nn.BatchNorm1d(8), nn.Flatten(), nn.Linear(16, 8), nn.LayerNorm(8)
+    )
+    for p in model.parameters():
+        nn.init.normal_(p, std=1e-3 if p.dim() == 1 else 1.0)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    report = sw.prune(model, 0.9, allocate="global")
+    assert report.total == 4 * 8 * 3 + 16 * 8
+    for name, p in model.named_parameters():
+        assert torch.equal(p, before[name]) == (p.dim() == 1), name

@@ -244,6 +244,35 @@ def test_sparsegpt_sweeps_as_with_an_inverse_for_each_column(pattern: str, block
     torch.testing.assert_close(found.weight[0], sweep(given, found.mask[0], 0.05), **NEAR)
 
 
+@pytest.mark.parametrize("pattern", ["unstructured", "fan_in"])
+@pytest.mark.parametrize("block", [4, 7, 128])
+def test_sparsegpt_is_the_papers_algorithm_block_by_block(pattern: str, block: int) -> None:
+    """Which weights go, too: the least w^2 / [H^-1]_cc of a block as it is when the sweep comes
+    to it, H^-1 that of column c and those behind it; over all rows, or in each."""
+    given = problem(6, 20, pattern=pattern, seed=3)
+    h = given.second[0] / given.count
+    h = h + 0.01 * h.diagonal().mean() * torch.eye(20, dtype=h.dtype)
+    w, mask = given.weight[0].clone(), torch.ones(6, 20, dtype=torch.bool)
+    left = [torch.linalg.inv(h[c:, c:]) for c in range(20)]
+    groups, units = table_size(given.pattern, given.shape)
+    zeros = units - given.keep
+    for begin in range(0, 20, block):
+        end = min(begin + block, 20)
+        share = zeros * end // 20 - zeros * begin // 20
+        scale = torch.stack([left[c][0, 0] for c in range(begin, end)])
+        scores = (w[:, begin:end].square() / scale).reshape(groups, -1)
+        lowest = scores.argsort(dim=1)[:, :share]
+        gone = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, lowest, True)
+        mask[:, begin:end] = ~gone.view(6, end - begin)
+        for j in range(begin, end):
+            error = w[:, j] * ~mask[:, j] / left[j][0, 0]
+            w[:, j:] -= error[:, None] * left[j][0]
+            w[:, j] *= mask[:, j]
+    found = SparseGPT(block=block).solve(given)
+    assert torch.equal(found.mask[0], mask)
+    torch.testing.assert_close(found.weight[0], w, **NEAR)
+
+
 def test_n_of_m_is_chosen_by_weights_as_they_are_by_then() -> None:
     """The second group's choice differs from that by first weights, and is that by swept ones."""
     given = problem(32, 8, pattern="2:4")

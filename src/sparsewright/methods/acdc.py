@@ -50,7 +50,8 @@ class ACDC(Phased):
         departs=(
             "Weights that return start without momentum, and have no gradient in that step; the "
             "published code has an option that resets momentum (reset_momentum_after_recycling). "
-            "Every group keeps a unit at least."
+            "The published recipe prunes the first and the last layer, too, as `attach` does by "
+            "default. Every group keeps a unit at least."
         ),
     )
     phases: tuple[float, ...] = RECIPE

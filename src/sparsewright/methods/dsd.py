@@ -46,7 +46,10 @@ class DSD(Phased):
         published="none verified",
         departs=(
             "By default the network is cut to the budget once more, and trains on under that mask: "
-            "whoever asks for a sparsity gets it. The published method ends dense (last=None)."
+            "whoever asks for a sparsity gets it. The published method ends dense (last=None). "
+            "`sparse`, `dense` and `last` have defaults of our own; `middle` is the sparsity asked "
+            "for unless given, the paper's 0.25 to 0.5. The learning rate is left to the loop; the "
+            "paper lowers it to a tenth for the second dense phase."
         ),
     )
     sparse: float = 1 / 3

@@ -27,10 +27,10 @@ from ._timing import check_timing, check_within, end_of, is_due
 class Gradual:
     """From dense to the asked sparsity while training.
 
-    every: steps between updates. start, end: first and last step of the ramp; end defaults to
-    three quarters of the run. initial_sparsity: where the ramp starts, in [0, 1). score: what is
-    kept. Departure from TF's implementation, where an absent weight keeps its old value and may
-    return: here absent weights are zero, so a pruned weight stays pruned.
+    every: steps between updates. start, end: first and last step of the ramp; nothing is pruned
+    before, and end defaults to three quarters of the run. initial_sparsity: where the ramp starts,
+    in [0, 1). score: what is kept. Departure from TF's implementation, where an absent weight keeps
+    its old value and may return: here absent weights are zero, so a pruned weight stays pruned.
 
     >>> ramp = Gradual(every=10, start=0, end=100)
     >>> [ramp.kept(1000, 100, t) for t in (0, 10, 50, 100)]
@@ -54,7 +54,8 @@ class Gradual:
         ),
         departs=(
             "A pruned weight stays pruned; in TensorFlow's implementation it keeps its value and "
-            "may return."
+            "may return. `every` and `end` have defaults of our own. At `end` there is an update "
+            "whether or not `every` divides the ramp, so that the sparsity is met."
         ),
     )
     every: int = 100
@@ -82,7 +83,9 @@ class Gradual:
         return replace(self, end=end)
 
     def begin(self, layer: Layer) -> Tensor:
-        return self._best(layer, self.kept(layer.units, layer.keep, self.start))
+        if self.start > 0:
+            return layer.present_units
+        return self._best(layer, self.kept(layer.units, layer.keep, 0))
 
     def due(self, step: int) -> bool:
         return step == self.end or is_due(step, self.every, self.start, self.end)

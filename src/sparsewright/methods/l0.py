@@ -107,8 +107,9 @@ class L0(UntilCut):
         "what was asked, the gates' last values are multiplied into the weights, and no gate is "
         "left. Until then the mask reports all weights as present. One draw of the gates serves "
         "all samples of a step, as by default in the public code. The paper's L2 term is left to "
-        "the optimizer's weight decay. Gates are of the pattern's units unless of='input' (the "
-        "public code's). `penalty`, `rate` and `by` have defaults of our own.",
+        "the optimizer's weight decay, and the public code's moving average of the weights, for "
+        "tests, to the loop. Gates are of the pattern's units unless of='input' (the public "
+        "code's). `penalty`, `rate`, `by` and `end` have defaults of our own.",
     )
 
     def __post_init__(self) -> None:

@@ -80,7 +80,9 @@ class Movement:
         "(EM / F1), beside 70.2 / 80.1 by magnitude and 80.4 / 88.1 dense (the authors' README).",
         departs="Scores are stepped by SGD, as the paper's sum over steps has it; the public code "
         "uses Adam (by='adam'). Units of larger patterns have one score. The ramp rounds up where "
-        "the code rounds down, and is per layer: every group keeps its part.",
+        "the code rounds down, and is per layer: every group keeps its part. `start` and `end`, "
+        "parts of the run, have defaults of our own; the public code counts in its 5400 warm-up "
+        "steps, once before the ramp and twice after it.",
     )
 
     def __post_init__(self) -> None:

@@ -59,7 +59,8 @@ class SoftMovement(UntilCut):
         departs="The paper's sparsity is what the threshold leaves; here the highest scores are "
         "kept at `end`, exactly as many as asked, and kept units that were below the threshold "
         "start anew from 0. Until then the mask reports all weights as present. `penalty` has a "
-        "default of our own, and is of each layer's mean.",
+        "default of our own, and is of each layer's mean; so have `threshold`, `start` and `end` "
+        "(the public code counts in warm-up steps, once before the ramp and twice after it).",
     )
 
     def __post_init__(self) -> None:

@@ -52,7 +52,7 @@ class STR(UntilCut):
         departs="The paper's sparsity is what the threshold leaves; here the largest weights are "
         "kept at `end`, exactly as many as asked. Weights below the threshold that are kept all "
         "the same start anew from 0. Until then the mask reports all weights as present. s is "
-        "stepped by SGD, with a momentum default of our own.",
+        "stepped by SGD; `momentum` and `end` have defaults of our own.",
     )
 
     def __post_init__(self) -> None:

@@ -22,8 +22,8 @@ class GraSP(ToMeasure):
 
     g is the mean gradient of all batches and H the mean Hessian, so cutting a batch in two halves
     saves memory and changes nothing. temperature: what the model's output is divided by (the public
-    code: 200); 1 takes the loss as it is. As published: allocate="global", before training, ten
-    and more examples of every class.
+    code: 200); 1 takes the loss as it is. As published: allocate="global", before training; the
+    public code takes 25 examples of every class.
 
     >>> GraSP(temperature=0)
     Traceback (most recent call last):
@@ -43,7 +43,8 @@ class GraSP(ToMeasure):
         "static sparse ones (3 f_S, f_S).",
         published="none verified",
         departs="Fully connected layers keep their values, while the public code draws them anew "
-        "before scoring; the temperature is 1 unless asked, 200 there; the count kept is exact.",
+        "before scoring (Xavier); `temperature` is 1 unless asked, 200 there; scores are not "
+        "divided by their sum, which changes no rank; the count kept is exact.",
     )
 
     def __post_init__(self) -> None:

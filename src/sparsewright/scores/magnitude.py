@@ -32,6 +32,12 @@ class Magnitude:
             "LeNet-300-100 on MNIST: 1.6 % error with 8.3 % of the weights (as tabulated "
             "in the repository of Dettmers, sparse_learning)"
         ),
+        departs=(
+            "The paper prunes below a quality factor times the standard deviation of the layer's "
+            "weights; here the budget says how many go, by one threshold for each layer or, with "
+            "allocate='global', for all. Biases and norms are never pruned. Among equals the first "
+            "stay."
+        ),
     )
     needs_gradient: ClassVar[bool] = False
     sees: ClassVar[str] = "single"

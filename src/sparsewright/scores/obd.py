@@ -26,9 +26,9 @@ class OBD(ToMeasure):
 
     hessian: "fisher" takes the mean over single examples of their squared gradients (the empirical
     Fisher: at a minimum the gradient of a whole batch vanishes, and tells nothing), each run by
-    itself in evaluation mode; "hutchinson"
-    the mean over `samples` random vectors v of +-1 of v * (H v), which may be negative. Without
-    data the fisher form squares the gradient of the one loss.
+    itself in evaluation mode; "hutchinson" the mean over `samples` random vectors v of +-1 of
+    v * (H v), which may be negative. Without data the fisher form squares the gradient of the one
+    loss.
 
     >>> OBD("exact")
     Traceback (most recent call last):
@@ -46,9 +46,11 @@ class OBD(ToMeasure):
         memory="Two dense tensors of every layer's size; hutchinson also a graph of the backward.",
         flops="fisher: a forward and backward of every example (3 f_D); hutchinson: about 6 f_D "
         "for every batch and sample.",
-        published="none verified",
+        published="LeNet-300-100 on MNIST: 2.0 % error with 8 % of the weights, LeNet-5 2.7 % (as "
+        "tabulated in the repository of Dettmers, sparse_learning).",
         departs="The paper's own backward pass of second derivatives, which takes the Hessian of "
-        "every layer's activations as diagonal, is replaced by the two estimates above.",
+        "every layer's activations as diagonal, is replaced by the two estimates above; `hessian` "
+        "and `samples` are our own.",
     )
 
     def __post_init__(self) -> None:

@@ -39,7 +39,8 @@ class SNIP(ToMeasure):
         published="ResNet-50 on ImageNet at 80 / 90 / 95 / 96.5 % sparsity: 72.0 / 67.2 / 57.8 / "
         "52.0 % top-1, as run by Evci et al. 2020 for RigL.",
         departs="Biases are never pruned, while the public code prunes them too; weights are not "
-        "drawn anew after pruning, which that code offers.",
+        "drawn anew after pruning, which that code offers. As many are kept as the budget says, to "
+        "the weight.",
     )
 
     def measured(self, calibration: Calibration) -> Found:

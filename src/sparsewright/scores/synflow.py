@@ -54,7 +54,9 @@ class SynFlow(ToMeasure):
         published="none verified",
         departs="Biases and running means are 0 in R, as the paper's R has none; the public code "
         "takes their absolute values. LayerNorm and its like, which the paper has not, scale by "
-        "|gamma| alone. The public code prunes in one round unless told otherwise.",
+        "|gamma| alone. `rounds` is 100, the paper's as far as we know, which was not checked; the "
+        "public code prunes in one round unless told otherwise, and lets all go that tie with the "
+        "threshold, where here the count is exact.",
     )
 
     def __post_init__(self) -> None:

@@ -19,7 +19,7 @@ from ._measured import FoundUnits, ToMeasure, dense
 CANCELLED = 1e-3
 """Sums this much smaller than their parts are rounding and a norm's eps: those of parts of random
 signs are smaller only where units have a million weights."""
-FORMS = ("squared", "absolute")
+FORMS = ("squared", "absolute", "parts")
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,15 @@ class Taylor(ToMeasure):
     """(sum of g * w over the unit)^2, the mean over the batches of one value for each.
 
     The sum comes first: parts of a filter that cancel are worth nothing together. form: "squared",
-    or "absolute" for |sum of g * w|. Below a norm in training mode, which undoes the scale of a
-    filter, the sum is 0 for every filter, which is an error: measure in evaluation mode, or by
-    "taylor_activation".
+    "absolute" for |sum of g * w|, or "parts" for the paper's sum of (g * w)^2, in which nothing
+    cancels. Below a norm in training mode, which undoes the scale of a filter, the sum is 0 for
+    every filter, which is an error: measure in evaluation mode, or by "taylor_activation".
 
     >>> Taylor("cubed")
     Traceback (most recent call last):
     ...
-    sparsewright.errors.ConfigError: score Taylor: form must be squared or absolute; got 'cubed'
+    sparsewright.errors.ConfigError: score Taylor: form must be one of squared, absolute, parts;
+    got 'cubed'
     """
 
     form: str = "squared"
@@ -54,7 +55,9 @@ class Taylor(ToMeasure):
 
     def __post_init__(self) -> None:
         if self.form not in FORMS:
-            raise ConfigError(f"score Taylor: form must be {' or '.join(FORMS)}; got {self.form!r}")
+            raise ConfigError(
+                f"score Taylor: form must be one of {', '.join(FORMS)}; got {self.form!r}"
+            )
 
     def measured(self, calibration: Calibration) -> FoundUnits:
         """ConfigError without a loss; StateError for a layer that the loss does not depend on, or
@@ -64,14 +67,18 @@ class Taylor(ToMeasure):
 
         def each() -> Iterator[list[Tensor]]:
             for found in gradients(calibration, calibration.losses(), self):
-                sums = []
+                tables = []
                 for layer, gradient in zip(layers, found, strict=True):
                     change = dense(layer, layer.weight) * gradient
-                    sums.append(layer.pattern.fold(change))
+                    if self.form == "parts":
+                        tables.append(layer.pattern.fold(change.square()))
+                        continue
+                    sums = layer.pattern.fold(change)
                     parts, whole = seen[layer.name]
                     parts += float(change.abs().sum())
-                    seen[layer.name] = parts, whole + float(sums[-1].abs().sum())
-                yield [s.square() if self.form == "squared" else s.abs() for s in sums]
+                    seen[layer.name] = parts, whole + float(sums.abs().sum())
+                    tables.append(sums.square() if self.form == "squared" else sums.abs())
+                yield tables
 
         tables = mean(each())
         for name, (parts, whole) in seen.items():

@@ -54,7 +54,9 @@ class Wanda(ToMeasure):
         published="Authors' results, LLaMA-2 7B/13B/70B, perplexity at 50 %: dense 5.12/4.57/3.12, "
         "magnitude 14.89/6.37/4.98, Wanda 6.42/5.56/3.98",
         departs="Norms are taken in the unpruned model, and the layer's budget is met exactly: "
-        "where it does not divide by the rows, the first rows keep one weight more.",
+        "where it does not divide by the rows, the first rows keep one weight more. Of equals the "
+        "first stays; the public code's stable sort lets it go. The variant of that code, which "
+        "searches each row's sparsity, is left out.",
     )
 
     def __post_init__(self) -> None:

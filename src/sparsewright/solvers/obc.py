@@ -43,7 +43,8 @@ class OBC:
         published="none verified",
         departs="The downdates of H^-1 are kept as factors, from which the columns that are needed "
         "are made; the values are solved anew by least squares on what is kept, which is where the "
-        "updates lead.",
+        "updates lead. `damp` counts by the mean diagonal of those inputs that are not 0 in all "
+        "data; the others lose their weights first.",
     )
 
     def __post_init__(self) -> None:

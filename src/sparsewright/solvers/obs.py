@@ -39,7 +39,8 @@ class OBS:
         flops="Beside the forwards of the data, in^2 for every weight removed.",
         published="none verified",
         departs="H is that of the layer's outputs, 2 X X^T, not of the network's loss; it is "
-        "downdated, not recomputed, after each removal.",
+        "downdated, not recomputed, after each removal. `damp` counts by the mean diagonal of "
+        "those inputs that are not 0 in all data; the others lose their weights first.",
     )
 
     def __post_init__(self) -> None:

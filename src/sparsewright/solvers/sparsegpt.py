@@ -45,7 +45,10 @@ class SparseGPT:
         published="Table 1, OPT on raw-WikiText2, perplexity dense to 50 %: 2.7B 12.47 to 13.48; "
         "13B 10.13 to 11.17; 175B 8.35 to 8.21",
         departs="The layer's budget is met exactly: the public code cuts each block at a threshold "
-        "and lets ties go too. Dead inputs get the mean diagonal, not 1.",
+        "and lets ties go too. Dead inputs get the mean diagonal, not 1, and take no part in it. "
+        "`block` is both of the paper's, that of the masks and that of lazy updates. "
+        "Pattern n:m keeps n of m; the paper's counts the zeros. No layer is left out by itself: "
+        "the authors skip embeddings and the head.",
     )
 
     def __post_init__(self) -> None:
