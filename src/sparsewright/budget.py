@@ -8,8 +8,9 @@ count is met to the finest step, and to the single weight wherever a layer is un
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import torch
@@ -150,27 +151,73 @@ def solve_budget(
     return {layer.name: keep[layer.name] for layer in layers if layer.name in keep}
 
 
-def share_again(layers: Sequence[Layer], wanted: Mapping[str, float]) -> None:
+def share_again(
+    layers: Sequence[Layer], wanted: Mapping[str, float], most: Mapping[str, int] | None = None
+) -> None:
     """Set `layer.keep` of layers whose budget moves, as near to `wanted` as their patterns hold.
 
     wanted: layer name -> weights to keep, at least one of each layer; layers without `may_share`
-    keep what they have. As many weights as were kept by all layers together are kept again, to the
-    finest step of any layer's pattern; for that `wanted` is scaled if its sum is another.
+    keep what they have. most: layer name -> most units of a group, no fewer than it keeps now. As
+    many weights as were kept by all layers together are kept again, exactly; for that `wanted` is
+    scaled if its sum is another, and where no step of the patterns meets it nothing changes.
     """
-    budgeted = [Budgeted.of(layer.name, layer.shape, layer.pattern) for layer in layers]
-    total = sum(layer.keep * layer.groups * layer.unit_size for layer in layers)
-    pairs = zip(budgeted, layers, strict=True)
-    free = [one for one, layer in pairs if layer.may_share and len(one.held) > 1]
-    fixed = total - sum(
-        one.weights * layer.keep for one, layer in zip(budgeted, layers, strict=True) if one in free
-    )
+    free = [layer for layer in layers if layer.may_share]
+    total = sum(layer.keep * layer.groups * layer.unit_size for layer in free)
+    held = {y.name: range(1, (most or {}).get(y.name, y.units) + 1) for y in free}
+    found = near(free, wanted, total, held)
+    ones = [_limited(layer, held[layer.name]) for layer in free]
+    settled = _settled(ones, found, total - _weights(ones, found)) or {}
+    for layer in free:
+        layer.keep = settled.get(layer.name, layer.keep)
+
+
+def near(
+    layers: Sequence[Layer], wanted: Mapping[str, float], total: int, held: Mapping[str, range]
+) -> dict[str, int]:
+    """Layer name -> units of every group, as near to `wanted` and to `total` as patterns hold.
+
+    wanted: layer name -> weights, scaled so that they come to `total`. held: layer name -> the
+    units that a group may have; of those the pattern holds at least one.
+    """
+    ones = [_limited(layer, held[layer.name]) for layer in layers]
+    fixed = {one.name: one.held[0] for one in ones if len(one.held) == 1}
+    free = [one for one in ones if one.name not in fixed]
+    left = total - _weights([one for one in ones if one.name in fixed], fixed)
     asked = math.fsum(wanted[one.name] for one in free)
     if not free or asked <= 0:
-        return
-    scale = (total - fixed) / asked
-    keep = _round(free, total - fixed, {one.name: wanted[one.name] * scale for one in free})
-    for layer in layers:
-        layer.keep = keep.get(layer.name, layer.keep)
+        return fixed | {one.name: one.held[0] for one in free}
+    scale = left / asked
+    return fixed | _round(free, left, {one.name: wanted[one.name] * scale for one in free})
+
+
+def _limited(layer: Layer, held: range) -> Budgeted:
+    """The layer with such of its pattern's counts as lie in a range."""
+    one = Budgeted.of(layer.name, layer.shape, layer.pattern)
+    counts = one.held
+    first = max(0, -(-(held[0] - counts[0]) // counts.step))
+    return replace(one, counts=counts[first : (held[-1] - counts[0]) // counts.step + 1])
+
+
+def _settled(
+    layers: Sequence[Budgeted], keep: dict[str, int], missing: int
+) -> dict[str, int] | None:
+    """The same after the fewest single steps that leave nothing missing; None if none do.
+
+    Steps go up while weights are missing and down while there are too many, so what is missing
+    never exceeds the largest step.
+    """
+    seen, queue = {missing}, deque([(missing, keep)])
+    while queue:
+        left, now = queue.popleft()
+        if left == 0:
+            return now
+        sign = 1 if left > 0 else -1
+        for layer in layers:
+            after, count = left - sign * layer.step, now[layer.name] + sign * layer.held.step
+            if after not in seen and count in layer.held:
+                seen.add(after)
+                queue.append((after, now | {layer.name: count}))
+    return None
 
 
 def zeros_of(sparsity: float, total: int) -> int:

@@ -74,7 +74,7 @@ class DeepR:
             "the end of a backward, and are spared drift and noise until they have had a gradient "
             "of their own. Signs are drawn at each activation; the code fixes one for each place "
             "beforehand. The temperature's default is this library's; l1 is the code's. soft-DEEP "
-            "R, which holds no count, is not offered."
+            "R, which holds no count, is soft_deep_r."
         ),
     )
     l1: float = 1e-5

@@ -7,9 +7,11 @@ fraction of the ramp that is over; the last update, at `end`, meets the budget e
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from ..core import Layer, Score
@@ -19,6 +21,8 @@ from ..ranking import best_units
 from ..schedules import Cubic
 from ..scores import as_score
 from . import METHODS
+from ._drop_grow import check_option
+from ._share import KEPT, SCOPES, Scope, ramp_by_rank
 from ._timing import check_timing, check_within, end_of, is_due
 
 
@@ -29,8 +33,11 @@ class Gradual:
 
     every: steps between updates. start, end: first and last step of the ramp; nothing is pruned
     before, and end defaults to three quarters of the run. initial_sparsity: where the ramp starts,
-    in [0, 1). score: what is kept. Departure from TF's implementation, where an absent weight keeps
-    its old value and may return: here absent weights are zero, so a pruned weight stays pruned.
+    in [0, 1). score: what is kept. scope: every "layer" goes down a ramp of its own to the budget
+    that `allocate` gave it, or "global": the whole network goes down one, and at each step all
+    layers' units are ranked together, by their score per weight; that moves budget between layers.
+    Departure from TF's implementation, where an absent weight keeps its old value and may return:
+    here absent weights are zero, so a pruned weight stays pruned.
 
     >>> ramp = Gradual(every=10, start=0, end=100)
     >>> [ramp.kept(1000, 100, t) for t in (0, 10, 50, 100)]
@@ -55,7 +62,10 @@ class Gradual:
         departs=(
             "A pruned weight stays pruned; in TensorFlow's implementation it keeps its value and "
             "may return. `every` and `end` have defaults of our own. At `end` there is an update "
-            "whether or not `every` divides the ramp, so that the sparsity is met."
+            "whether or not `every` divides the ramp, so that the sparsity is met. With "
+            "scope='global' layers whose pattern fixes their count (N:M), or with a sparsity of "
+            "their own, go down their own ramp, and every group keeps a unit at least: a layer of "
+            "small weights may come to that."
         ),
     )
     every: int = 100
@@ -63,9 +73,11 @@ class Gradual:
     end: int | None = None
     initial_sparsity: float = 0.0
     score: str | Score = "magnitude"
+    scope: Scope = "layer"
     skips_step: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        check_option("Gradual", "scope", self.scope, SCOPES)
         check_timing("Gradual", self.every, self.start, self.end)
         if not 0.0 <= self.initial_sparsity < 1.0:
             raise ConfigError(
@@ -83,14 +95,24 @@ class Gradual:
         return replace(self, end=end)
 
     def begin(self, layer: Layer) -> Tensor:
-        if self.start > 0:
-            return layer.present_units
-        return self._best(layer, self.kept(layer.units, layer.keep, 0))
+        first = layer.units if self.start > 0 else self.kept(layer.units, layer.keep, 0)
+        if self.scope == "global":
+            layer.memory[KEPT] = torch.tensor(first)
+        return self._best(layer, first)
 
     def due(self, step: int) -> bool:
         return step == self.end or is_due(step, self.every, self.start, self.end)
 
+    def rebudget(self, layers: Sequence[Layer], step: int) -> None:
+        """Layers without a gradient to score by wait for their next one, but not at the end."""
+        if self.scope == "global":
+            waits = self.needs_gradient and step != self.end
+            ranked = [y for y in layers if not waits or y.storage.has_gradient()]
+            ramp_by_rank(ranked, self.score, lambda units, keep: self.kept(units, keep, step))
+
     def update(self, layer: Layer, step: int) -> Tensor:
+        if self.scope == "global":
+            return self._best(layer, int(layer.memory[KEPT]))
         return self._best(layer, self.kept(layer.units, layer.keep, step))
 
     def without_gradient(self, layer: Layer, step: int) -> Tensor | None:

@@ -6,9 +6,11 @@ Liu et al., "Sparse training via boosting pruning plasticity with neuroregenerat
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from ..core import Exchange, Layer, Schedule, Score
@@ -21,6 +23,7 @@ from . import METHODS
 from ._drop_grow import REGROWN, Regrown, check_fraction, check_option
 from ._interval import every_of, length_of
 from ._refill import refill
+from ._share import KEPT, SCOPES, Scope, ramp_by_rank
 from ._timing import check_timing, check_within, is_due
 
 RAMP = 0.3
@@ -39,6 +42,9 @@ class GraNet:
     dense. end: its last step, by default 3/10 of the run; there the budget is met exactly. stop:
     updates come before this step, by default the end of the run. drop, grow: the two scores.
     exclude_dropped, regrown, step_on_update: as for RigL. initial: score that picks the first mask.
+    scope: every "layer" goes down a ramp of its own (the code's GraNet_uniform), or "global": the
+    network goes down one, all layers' units ranked together (the code's GraNet); what is regrown
+    is regrown where it was dropped.
 
     >>> granet = GraNet(every=10, end=100).bind(steps=300)
     >>> [granet.kept(1000, 100, t) for t in (0, 10, 50, 100, 200)]
@@ -65,9 +71,12 @@ class GraNet:
         ),
         published="none verified",
         departs=(
-            "Every layer goes down a ramp of its own to the units that its allocation gives it, as "
-            "the code's GraNet_uniform; the code's GraNet ranks all layers together. A weight that "
-            "the ramp cut and the same update regrows keeps its value; in the code it starts at 0."
+            "By default every layer goes down a ramp of its own to the units that its allocation "
+            "gives it, as the code's GraNet_uniform (without the 20 % that it leaves the "
+            "classifier); the commands of its README take GraNet, here scope='global'. Layers "
+            "whose pattern fixes their count (N:M), or with a sparsity of their own, keep their "
+            "ramp. A weight that the ramp cut and the same update regrows keeps its value; in the "
+            "code it starts at 0."
         ),
     )
     every: int | None = None
@@ -82,12 +91,14 @@ class GraNet:
     regrown: Regrown = "keep"
     step_on_update: bool = True
     initial: str | Score = "random"
+    scope: Scope = "layer"
 
     def __post_init__(self) -> None:
         check_timing("GraNet", 1 if self.every is None else self.every, 0, self.end)
         check_fraction("method GraNet", self.fraction)
         check_fraction("method GraNet: final_fraction", self.final_fraction)
         check_option("GraNet", "regrown", self.regrown, REGROWN)
+        check_option("GraNet", "scope", self.scope, SCOPES)
         if not 0.0 <= self.initial_sparsity < 1.0:
             raise ConfigError(
                 f"method GraNet: initial_sparsity must be in [0, 1); got {self.initial_sparsity}"
@@ -111,6 +122,8 @@ class GraNet:
 
     def begin(self, layer: Layer) -> Tensor:
         first = self.kept(layer.units, layer.keep, 0)
+        if self.scope == "global":
+            layer.memory[KEPT] = torch.tensor(first)
         return first_units(replace(layer, keep=first), self.initial)
 
     def due(self, step: int) -> bool:
@@ -130,6 +143,13 @@ class GraNet:
         assert self.stop is not None, "bind() comes first"
         return Cosine(self.fraction, self.final_fraction, end=max(1, self.stop))(step)
 
+    def rebudget(self, layers: Sequence[Layer], step: int) -> None:
+        assert self.end is not None, "bind() comes first"
+        if self.scope == "global" and step <= self.end:
+            waits = as_score(self.drop).needs_gradient and step != self.end
+            ranked = [y for y in layers if not waits or y.storage.has_gradient()]
+            ramp_by_rank(ranked, self.drop, lambda units, keep: self.kept(units, keep, step))
+
     def without_gradient(self, layer: Layer, step: int) -> Exchange | None:
         """Down the ramp, and nothing grows."""
         return refill(layer, 0, self._left(layer, step), drop=self.drop, grow=self.grow)
@@ -137,6 +157,8 @@ class GraNet:
     def _left(self, layer: Layer, step: int) -> int:
         """Units that an update leaves in every group: those of the ramp, or fewer if it has."""
         count = layer.storage.count() // max(1, layer.groups)
+        if self.scope == "global":
+            return min(int(layer.memory[KEPT]), count)
         return min(self.kept(layer.units, layer.keep, step), count)
 
     def update(self, layer: Layer, step: int) -> Exchange | None:
