@@ -227,7 +227,7 @@ def _methods(commands: Any) -> None:
         "list every method, pattern, score, kernel, ..., or tell all about some",
         "  sparsewright methods\n  sparsewright methods rigl srigl",
     )
-    add.add_argument("names", nargs="*", metavar="NAME", help="methods, scores, solvers to explain")
+    add.add_argument("names", nargs="*", metavar="NAME", help="parts to explain, of any kind")
     add.add_argument("--pages", type=Path, metavar="FOLDER", help="write all their pages there")
 
 
@@ -352,12 +352,12 @@ def run_data(args: argparse.Namespace) -> None:
 
 def run_methods(args: argparse.Namespace) -> None:
     from .lab.part_pages import page_named, write_pages
-    from .lab.tables import parts_tables, show
+    from .lab.tables import TABLES, parts_tables, show
 
     if args.pages is not None:
         print(f"{write_pages(args.pages)} pages in {args.pages}")
     for name in args.names:
-        print(page_named(name))
+        print(page_named(name, TABLES))
     if args.pages is None and not args.names:
         for table in parts_tables():
             show(table)
