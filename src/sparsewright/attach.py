@@ -48,9 +48,9 @@ def attach(
     whole model, in [0, 1), met exactly; None takes the one that the pattern fixes (N:M). pattern,
     allocate: objects or names; "erk" keeps more in small layers and leaves none dense, while
     `prune` takes "uniform", which leaves the first one dense. steps: optimizer steps of the run,
-    for methods that must know. skip: names, globs or module types left dense. overrides: {glob: {"sparsity": ..., "pattern":
-    ...}}; a layer with a sparsity of its own is outside the budget. on_misfit: "error", "skip", or
-    the pattern for weights that do not fit. init: "fan_in" redraws present weights with the
+    for methods that must know. skip: names, globs or module types left dense. overrides: {glob:
+    {"sparsity": ..., "pattern": ...}}; a layer with a sparsity of its own is outside the budget.
+    on_misfit: "error", "skip", or the pattern for weights that do not fit. init: "fan_in" redraws present weights with the
     variance of each neuron's actual fan-in (Evci et al. 2022), or a function layer -> values.
     seed: of all random choices; the same seed gives the same masks on every replica.
     process_group: of torch.distributed, over which packed weights average the gradients that they

@@ -57,8 +57,8 @@ def prune(
     anew before each, absent weights left out; None takes the score's own, mostly 1. allocate:
     "uniform", the default here, leaves the first layer dense; `attach` takes "erk". Other arguments
     as for `attach`. Weights that are 0 already, a unit at a time, are the first to go. Whatever
-    goes wrong, the model is left as it was. To train on under its masks: `attach(model, optimizer, method="static",
-    masks=sw.masks_of(model))`.
+    goes wrong, the model is left as it was. To train on under its masks: `attach(model, optimizer,
+    method="static", masks=sw.masks_of(model))`.
 
     solver: "sparsegpt", "obc", "obs", "wanda" or an object, in a score's place: layer by layer it
     chooses what goes, and most change what stays, so that the outputs on data change least. It

@@ -41,7 +41,8 @@ OVERRIDABLE = ("pattern", "sparsity")
 SKIPS = "names of modules, globs or types of modules, one or a list"
 COMPUTED = (
     ". What a layer computes its weight from (weight_norm, a parametrization, "
-    "torch.nn.utils.prune) cannot be sparse: make a plain weight of it first (remove_parametrizations, prune.remove)"
+    "torch.nn.utils.prune) cannot be sparse: make a plain weight of it first "
+    "(remove_parametrizations, prune.remove)"
 )
 OVERRIDES = "{glob: {'sparsity': ..., 'pattern': ...}}, or a function (name, shape) -> such"
 
