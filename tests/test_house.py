@@ -147,6 +147,7 @@ FLOORS = {
             "watch",
             "replicas",
             "facts",
+            "arguments",
             "exchange",
             "freed",
             "kept",

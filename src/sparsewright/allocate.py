@@ -16,11 +16,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from .arguments import check_part
 from .core import Allocate, Shape
 from .errors import BudgetError
 from .registry import Table
 
 ALLOCATIONS: Table[Allocate] = Table("allocation", "sparsewright.allocations")
+NEEDS = ("__call__", "needs_scores", "dense_first")
 
 
 def as_allocation(spec: str | Allocate) -> Allocate:
@@ -29,7 +31,7 @@ def as_allocation(spec: str | Allocate) -> Allocate:
     >>> as_allocation("erk")
     ERK(dense_first=False)
     """
-    return ALLOCATIONS[spec] if isinstance(spec, str) else spec
+    return ALLOCATIONS[spec] if isinstance(spec, str) else check_part("allocate", spec, NEEDS)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+from .arguments import check_sparsity
 from .core import Allocate, Layer, Pattern, Shape, unit_size
 from .errors import BudgetError, MisfitError
 
@@ -60,7 +61,7 @@ class Budgeted:
         if reason is not None:
             raise MisfitError(f"layer {name!r}: pattern {pattern} {reason}")
         if sparsity is not None:
-            _check_sparsity(sparsity, f"layer {name!r}: ")
+            check_sparsity(sparsity, f"layer {name!r}: ")
         groups, units = pattern.fold(torch.empty(shape, device="meta")).shape
         size = unit_size(pattern, shape)
         return cls(name, shape, pattern, groups, units, size, sparsity, scores)
@@ -141,7 +142,7 @@ def solve_budget(
     if not layers:
         raise BudgetError("there is no weight to make sparse: all were skipped, or none exists")
     if sparsity is not None:
-        _check_sparsity(sparsity)
+        check_sparsity(sparsity)
     keep = {layer.name: _own(layer) for layer in layers if layer.sparsity is not None}
     counted = _counted(layers, allocate, layers[0].name if first is None else first)
     if sparsity is None:
@@ -226,15 +227,10 @@ def zeros_of(sparsity: float, total: int) -> int:
     >>> int(0.29 * 100), zeros_of(0.29, 100)
     (28, 29)
     """
-    exact = Fraction(sparsity) * total
+    exact = Fraction(float(sparsity)) * total
     whole = round(exact)
     # A few units in the last place: 1 - n/m and its like are not exact in binary.
     return whole if abs(exact - whole) <= Fraction(total, 2**50) else math.floor(exact)
-
-
-def _check_sparsity(sparsity: float, place: str = "") -> None:
-    if not 0 <= sparsity < 1:
-        raise BudgetError(f"{place}sparsity must be in [0, 1); got {sparsity}")
 
 
 def _counted(layers: Sequence[Budgeted], allocate: Allocate, first: str) -> list[Budgeted]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .arguments import told
 from .core import Layer
 from .errors import ConfigError
 from .weights import find_weights
@@ -73,7 +74,7 @@ class Calibration:
     def mean_loss(self) -> float:
         """Of all batches, each counting the same, without a graph."""
         with torch.no_grad():
-            found = [float(loss.double()) for loss in self.losses()]
+            found = [float(check_scalar(loss).double()) for loss in self.losses()]
         return sum(found) / len(found)
 
     def loss_on(self, batch: Any, model: nn.Module | None = None) -> Tensor:
@@ -126,24 +127,61 @@ def check_batches(data: Any) -> None:
     ...
     sparsewright.errors.ConfigError: data must be batches, such as a list ...
     """
-    pair = isinstance(data, tuple) and len(data) == 2 and all(isinstance(x, Tensor) for x in data)
+    if data is None:
+        return
+    is_array = hasattr(data, "__array__") and not isinstance(data, Tensor)
+    if is_array or isinstance(data, nn.Module | type | str) or not _goes_through(data):
+        raise ConfigError(
+            "data must be batches of tensors, such as a list or a DataLoader; got " + told(data)
+        )
+    several = isinstance(data, tuple | list) and len(data) == 2
+    pair = several and all(isinstance(x, Tensor) for x in data)
     inputs_and_targets = pair and (data[0].dim(), data[0].dtype) != (data[1].dim(), data[1].dtype)
-    if isinstance(data, Tensor | Mapping | str) or inputs_and_targets:
+    if isinstance(data, Tensor | Mapping) or inputs_and_targets:
         raise ConfigError(
             "data must be batches, such as a list or a DataLoader; got one batch, a "
             f"{type(data).__name__}: give [batch]"
         )
 
 
+def check_scalar(loss: Any) -> Tensor:
+    """The loss; ConfigError unless it is a tensor of one number."""
+    if not (isinstance(loss, Tensor) and loss.numel() == 1):
+        found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else told(loss)
+        raise ConfigError(f"a loss must be a scalar tensor; got {found}")
+    return loss
+
+
+def check_loss(loss: Any) -> Tensor:
+    """The loss; ConfigError if it has no gradient, or is no scalar."""
+    if not (isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad):
+        found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise ConfigError(
+            "a loss must be a scalar tensor with a gradient (no detach, no no_grad, and some layer "
+            f"in it); got {found}"
+        )
+    return loss
+
+
+def _goes_through(data: Any) -> bool:
+    """Whether a for loop takes it: a Dataset has no __iter__."""
+    return hasattr(data, "__iter__") or hasattr(data, "__getitem__")
+
+
 def run(model: nn.Module, batch: Any) -> Any:
-    """The model's output on a batch; of a pair the first is the input.
+    """The model's output on a batch; of a pair the first is the input. ConfigError for inputs that
+    are no tensors but numbers, texts or arrays.
 
     >>> run(nn.Identity(), (torch.ones(2), "label"))
     tensor([1., 1.])
     """
     if isinstance(batch, Mapping):
         return model(**batch)
-    return model(batch[0] if isinstance(batch, list | tuple) else batch)
+    inputs = batch[0] if isinstance(batch, list | tuple) and batch else batch
+    is_array = hasattr(inputs, "__array__") and not isinstance(inputs, Tensor)
+    if inputs is None or isinstance(inputs, int | float | str) or is_array:
+        raise ConfigError(f"the inputs of a batch must be a tensor; got {told(inputs)}")
+    return model(inputs)
 
 
 def output_tensor(output: Any) -> Tensor:

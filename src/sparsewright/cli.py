@@ -227,7 +227,7 @@ def _methods(commands: Any) -> None:
         "list every method, pattern, score, kernel, ..., or tell all about some",
         "  sparsewright methods\n  sparsewright methods rigl srigl",
     )
-    add.add_argument("names", nargs="*", metavar="NAME", help="methods, scores, solvers to explain")
+    add.add_argument("names", nargs="*", metavar="NAME", help="parts to explain, of any kind")
     add.add_argument("--pages", type=Path, metavar="FOLDER", help="write all their pages there")
     add.add_argument(
         "--from",
@@ -360,7 +360,7 @@ def run_data(args: argparse.Namespace) -> None:
 
 def run_methods(args: argparse.Namespace) -> None:
     from .lab.part_pages import page_named, write_pages
-    from .lab.tables import parts_tables, show
+    from .lab.tables import TABLES, parts_tables, show
 
     if args.folders and args.pages is None:
         raise ConfigError("methods needs --pages with --from")
@@ -370,7 +370,7 @@ def run_methods(args: argparse.Namespace) -> None:
         ours = figures(args.folders) if args.folders else None
         print(f"{write_pages(args.pages, ours)} pages in {args.pages}")
     for name in args.names:
-        print(page_named(name))
+        print(page_named(name, TABLES))
     if args.pages is None and not args.names:
         for table in parts_tables():
             show(table)

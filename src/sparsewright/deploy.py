@@ -9,14 +9,15 @@ from __future__ import annotations
 import contextlib
 import copy
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from .errors import KernelError, StateError
+from .arguments import check_model, number, told
+from .errors import ConfigError, KernelError, SparsewrightError, StateError
 from .fold import Folded, fold_norms, has_norms
 from .graph import Graph
 from .layouts import FP32, VALUES, values_name
@@ -28,6 +29,7 @@ from .pieces import MISS
 from .plan import Plan
 from .program import Program
 from .serve import Wishes
+from .weights import find_weights
 
 
 class Deployed(nn.Module):
@@ -139,12 +141,18 @@ def deploy(
     >>> [row.layer for row in fast.plan.layers]
     ['0', '2']
     """
-    inputs = (example,) if isinstance(example, Tensor) else tuple(example)
+    check_model(model)
+    inputs = tuple(example) if isinstance(example, Sequence) else (example,)
     _refuse(model, inputs)
+    seconds = number("seconds", seconds, "a number of 0 or more")
+    if not 0 <= seconds < float("inf"):
+        raise ConfigError(f"seconds must be a number of 0 or more; got {seconds}")
     if plan is not None and not isinstance(plan, Plan):
         raise KernelError(f"plan must be a Plan; got {type(plan).__name__}: Plan.load reads a file")
     if isinstance(kernels, str):
         raise KernelError(f"kernels must be a list of names; got {kernels!r}: write [{kernels!r}]")
+    if kernels is not None and not isinstance(kernels, Iterable):
+        raise KernelError(f"kernels must be a list of names; got {told(kernels)}")
     if plan is not None and kernels is not None:
         raise KernelError("a plan names its kernels: give deploy either of the two")
     if plan is not None and values != FP32:
@@ -152,7 +160,7 @@ def deploy(
     VALUES[values]  # its error before any work
     fast = unpack(copy.deepcopy(model)).eval().requires_grad_(False)
     with torch.no_grad(), plain_attention():
-        expected = [x.clone() for x in _leaves(fast(*inputs))]
+        expected = [x.clone() for x in _leaves(_run(fast, inputs))]
         exported = Exported(fast, inputs)
         fast, folded = _folded(fast, inputs, expected, exported) if fold else (fast, Folded())
         maker = Maker(fast, inputs, exported, Wishes(kernels, seconds, cache, values))
@@ -163,6 +171,20 @@ def deploy(
     deployed = Deployed(made.model, own, example=inputs, program=made.program, graph=made.graph)
     _check_outputs(deployed, expected)
     return deployed
+
+
+def _run(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
+    """The model's outputs on the example; KernelError if it does not run on it."""
+    try:
+        return model(*inputs)
+    except SparsewrightError:
+        raise
+    except Exception as error:
+        shapes = ", ".join(f"{x.dtype} {tuple(x.shape)}" for x in inputs)
+        raise KernelError(
+            f"the model does not run on the example ({shapes}), which must be its positional "
+            f"inputs: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _with_rounded(
@@ -229,6 +251,9 @@ def _refuse(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     for i, x in enumerate(inputs):
         if not isinstance(x, Tensor):
             raise KernelError(f"example {i} must be a tensor; got {type(x).__name__}")
+        if not x.numel():
+            raise KernelError(f"example {i} must not be empty; got shape {tuple(x.shape)}")
+    find_weights(model)  # its error for modules that are lazy
     named = [*model.named_parameters(), *model.named_buffers()]
     named += [(f"example {i}", x) for i, x in enumerate(inputs)]
     for name, tensor in named:

@@ -25,13 +25,23 @@ There are: magnitude, random
 
     def __init__(self, kind: str, name: str, names: Iterable[str]):
         known = sorted(names)
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else "."
+        close = _close(name, known)
+        hint = f"; did you mean {close!r}?" if close else "."
         self.message = f"no {kind} is called {name!r}{hint} There are: {', '.join(known)}"
         super().__init__(self.message)
 
     def __str__(self) -> str:  # KeyError would print the repr
         return self.message
+
+
+def _close(name: object, known: list[str]) -> str | None:
+    """The known name that was probably meant: small letters, and a module's for its parameter's."""
+    if not isinstance(name, str):
+        return None
+    small = name.casefold().removesuffix(".weight")
+    alike = [one for one in known if one.casefold() == small]
+    found = alike or difflib.get_close_matches(small, known, n=1)
+    return found[0] if found else None
 
 
 class MisfitError(SparsewrightError, ValueError):

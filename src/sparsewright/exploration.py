@@ -11,6 +11,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from .arguments import told
+from .errors import ConfigError
 from .sparsifier import Sparsifier
 
 
@@ -28,6 +30,8 @@ class Exploration:
     """
 
     def __init__(self, sparse: Sparsifier):
+        if not isinstance(sparse, Sparsifier):
+            raise ConfigError(f"Exploration looks at what attach returned; got {told(sparse)}")
         self.sparse = sparse
         self.ever: dict[str, Tensor] = {layer.name: layer.present_units for layer in sparse.layers}
         self._seen = len(sparse.changes)

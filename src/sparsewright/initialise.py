@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from .arguments import told
 from .core import Layer
 from .errors import ConfigError
 
@@ -48,15 +49,27 @@ def _draw(rows: Tensor, outputs: int, generator: torch.Generator | None, gain: f
     return torch.randn(len(rows), generator=generator).to(rows.device) * deviation[rows]
 
 
+def check_init(init: Any) -> None:
+    """ConfigError unless it is one."""
+    named = isinstance(init, str) and init == "fan_in"
+    if init is not None and not named and (isinstance(init, type) or not callable(init)):
+        raise ConfigError(f"init must be None, 'fan_in' or a function of a layer; got {told(init)}")
+
+
 def initialise(layers: Sequence[Layer], init: Init) -> None:
     """Write the first values of every layer's present weights; ConfigError if `init` is none."""
+    check_init(init)
     if init is None:
         return
-    if isinstance(init, str) and init != "fan_in":
-        raise ConfigError(f"init must be None, 'fan_in' or a function of a layer; got {init!r}")
     for layer in layers:
         if callable(init):
             values = init(layer)
+            if not isinstance(values, Tensor) or values.numel() not in (layer.numel, layer.present):
+                found = tuple(values.shape) if isinstance(values, Tensor) else told(values)
+                raise ConfigError(
+                    f"layer {layer.name!r}: init must return a tensor of its shape "
+                    f"{tuple(layer.shape)}, or of its {layer.present} present weights; got {found}"
+                )
             if values.shape == layer.shape and layer.shape != (layer.present,):
                 values = values[layer.mask.to(values.device)]
             layer.storage.write(values)

@@ -20,6 +20,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from .arguments import check_mapping
 from .core import Layer
 from .errors import ArtifactError, ConfigError, MisfitError, StateError, UnknownNameError
 from .weights import find_weights, is_packed
@@ -41,6 +42,7 @@ def save_masks(masks: Masks, path: str | os.PathLike[str]) -> None:
     >>> load_masks(path)
     {'fc': tensor([[ True, False]])}
     """
+    check_masks_kind(masks)
     for name, mask in masks.items():
         _check_bool(name, mask)
     about = {"version": VERSION, "shapes": {name: list(m.shape) for name, m in masks.items()}}
@@ -109,6 +111,7 @@ def masks_of(model: nn.Module) -> dict[str, Tensor]:
 
 def check_masks(model: nn.Module, masks: Masks) -> None:
     """UnknownNameError, ConfigError or MisfitError unless every mask is of a weight of the model"""
+    check_masks_kind(masks)
     shapes = {weight.name: weight.shape for weight in find_weights(model)}
     for name, mask in masks.items():
         if name not in shapes:
@@ -152,6 +155,13 @@ def hold_mask(layer: Layer, mask: Tensor) -> None:
             "to sw.pack(model, masks=...), which keeps their values"
         )
     layer.keep = least
+
+
+def check_masks_kind(masks: Any) -> None:
+    """ConfigError unless it maps names to masks, which others look at."""
+    is_path = isinstance(masks, str | os.PathLike)
+    hint = ": sw.load_masks(path) reads a file" if is_path else ""
+    check_mapping("masks", masks, "{layer: bool tensor}", hint)
 
 
 def _check_bool(name: str, mask: Any) -> None:

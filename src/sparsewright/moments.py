@@ -90,6 +90,10 @@ def as_batch(module: nn.Module, x: Tensor) -> tuple[Tensor, int]:
     """The input with one first axis along which it may be cut, and entries of X of each part."""
     _, inputs = sizes(module)
     if not isinstance(module, CONVOLUTIONS):
+        if not x.dim() or x.shape[-1] != inputs:
+            raise ConfigError(
+                f"the data give a layer of {inputs} inputs a tensor of shape {tuple(x.shape)}"
+            )
         return x.reshape(-1, inputs), inputs
     if x.dim() == len(module.kernel_size) + 1:  # one image
         x = x[None]

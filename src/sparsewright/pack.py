@@ -10,7 +10,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .arguments import check_model
 from .errors import KernelError, SparsityWarning, StateError, UnknownNameError
+from .masks import check_masks_kind
 from .nn import PackedConv1d, PackedConv2d, PackedEmbedding, PackedLinear, PackedModule
 from .selection import Skip, skipped
 from .weights import Weight, find_weights, is_packed
@@ -53,6 +55,8 @@ def pack(
     """
     weights = find_weights(model)
     left_out = skipped(weights, skip) if weights else set()
+    if masks is not None:
+        check_masks_kind(masks)
     given = dict(masks or {})
     made: dict[int, nn.Module] = {}
     left = {}
@@ -94,6 +98,7 @@ def unpack(model: nn.Module) -> nn.Module:
     >>> unpack(pack(nn.Linear(4, 2)))
     Linear(in_features=4, out_features=2, bias=True)
     """
+    check_model(model)
     made: dict[int, nn.Module] = {}
     for name, module in model.named_modules():
         if isinstance(module, PackedModule):

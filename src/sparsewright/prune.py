@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from .abilities import Measured, MeasuredAllocation, OfUnits
 from .allocate import as_allocation
-from .calibration import Calibration, Loss, left_as_it_was
+from .arguments import check_call, check_model, check_sparsity, seeded, whole
+from .calibration import Calibration, Loss, check_loss, left_as_it_was
 from .core import Allocate, Layer, Pattern, Score, View
 from .errors import ConfigError
 from .ranking import first_units
@@ -54,10 +55,10 @@ def prune(
     is given: call backward first.
     rounds: prune in so many steps, with a density of density^(k / rounds) after step k, and measure
     anew before each, absent weights left out; None takes the score's own, mostly 1. allocate:
-    "uniform" leaves the first layer dense. Other arguments as for `attach`. Weights that are 0
-    already, a unit at a time, are the first to go. Whatever goes wrong, the model is left as it
-    was. To train on under its masks: `attach(model, optimizer, method="static",
-    masks=sw.masks_of(model))`.
+    "uniform", the default here, leaves the first layer dense; `attach` takes "erk". Other arguments
+    as for `attach`. Weights that are 0 already, a unit at a time, are the first to go. Whatever
+    goes wrong, the model is left as it was. To train on under its masks: `attach(model, optimizer,
+    method="static", masks=sw.masks_of(model))`.
 
     solver: "sparsegpt", "obc", "obs", "wanda" or an object, in a score's place: layer by layer it
     chooses what goes, and most change what stays, so that the outputs on data change least. It
@@ -69,6 +70,9 @@ def prune(
     >>> prune(model, 0.5, "2:4").present
     80
     """
+    check_model(model)
+    if sparsity is not None:
+        check_sparsity(sparsity)
     if solver is not None:
         if loss is not None or rounds is not None or as_score(score) != as_score("magnitude"):
             raise ConfigError(
@@ -91,7 +95,7 @@ def prune(
     chosen = candidates(
         model,
         pattern=pattern,
-        generator=torch.Generator().manual_seed(seed),
+        generator=seeded(seed),
         score=asked.score,
         skip=skip,
         overrides=overrides,
@@ -137,10 +141,10 @@ class _Asked:
                     f"score {self.score} and allocation {self.allocate} measure nothing on data; "
                     f"leave {name} out"
                 )
+        if self.loss is not None:
+            check_call("loss", self.loss, ("model",) if self.data is None else ("model", "batch"))
         own = self.score.rounds if isinstance(self.score, Measured) else 1
-        count = own if given is None else given
-        if count < 1:
-            raise ConfigError(f"rounds must be 1 or more; got {count}")
+        count = own if given is None else whole("rounds", given, least=1)
         if count > 1 and self.score.needs_gradient and self.data is None and self.loss is None:
             raise ConfigError(
                 f"rounds measure gradients anew before each step, and score {self.score} was given "
@@ -188,6 +192,7 @@ def _take_gradients(calibration: Calibration) -> None:
     for parameter in calibration.model.parameters():
         parameter.grad = None
     for loss in calibration.losses():
+        check_loss(loss)
         loss.backward()  # a sum: no score by gradient asks for its scale
 
 

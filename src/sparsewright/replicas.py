@@ -8,16 +8,25 @@ itself, and are averaged here.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .errors import StateError
+from .arguments import told
+from .errors import ConfigError, StateError
 
 Group = Literal[False] | distributed.ProcessGroup | None
 """A process group of torch.distributed; None: that of the model's wrapper; False: none."""
+
+
+def check_group(group: Any) -> None:
+    """ConfigError unless it is one, None or False."""
+    if group is not False and isinstance(group, str | int | list | tuple):  # True is an int
+        raise ConfigError(
+            "process_group must be one of torch.distributed, None or False; got " + told(group)
+        )
 
 
 class Replicas:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,16 +13,23 @@ from torch import Tensor, nn
 
 from .abilities import Measured
 from .allocate import as_allocation
+from .arguments import check_mapping, check_sparsity, told
 from .budget import Budgeted, solve_budget
 from .core import Allocate, Layer, Pattern, Score, Shape
-from .errors import BudgetError, ConfigError, MisfitError, UnknownNameError
-from .masks import Masks, hold_mask
+from .errors import (
+    BudgetError,
+    ConfigError,
+    MisfitError,
+    SparsewrightError,
+    UnknownNameError,
+)
+from .masks import Masks, check_masks_kind, hold_mask
 from .patterns import as_pattern
 from .ranking import whole_scores
 from .scores import as_score
 from .stages import part_of_way
 from .storage import misfit, storage_of
-from .weights import Weight, find_weights, other_weights
+from .weights import COMPUTES, Weight, check_values, find_weights, other_weights, why_other
 
 Skip = str | type[nn.Module] | Sequence[str | type[nn.Module]]
 Override = Mapping[str, Any]
@@ -31,6 +38,13 @@ Overrides = Mapping[str, Override] | Callable[[str, Shape], Override | None]
 MAGNITUDE = as_score("magnitude")
 NO_MASK = "no mask was given"
 OVERRIDABLE = ("pattern", "sparsity")
+SKIPS = "names of modules, globs or types of modules, one or a list"
+COMPUTED = (
+    ". What a layer computes its weight from (weight_norm, a parametrization, "
+    "torch.nn.utils.prune) cannot be sparse: make a plain weight of it first "
+    "(remove_parametrizations, prune.remove)"
+)
+OVERRIDES = "{glob: {'sparsity': ..., 'pattern': ...}}, or a function (name, shape) -> such"
 
 
 @dataclass(frozen=True)
@@ -184,24 +198,33 @@ def candidates(
     """
     weights = find_weights(model)
     if not weights:
+        others = list(other_weights(model, weights))
         raise ConfigError(
             "the model has no weight that can be made sparse: there must be a Linear, Conv1d, "
             f"Conv2d, Conv3d, Embedding or MultiheadAttention; got {type(model).__name__}"
+            + (f", whose weights are {', '.join(others[:4])}" if others else "")
+            + (COMPUTED if any(why_other(name) == COMPUTES for name in others) else "")
         )
+    check_values(weights)
+    _check_overrides(overrides)
+    _check_on_misfit(on_misfit)
+    if masks is not None:
+        check_masks_kind(masks)
+    asked = as_pattern(pattern)
     left_out = skipped(weights, skip)
     wishes, left_dense = [], []
     for weight in weights:
         if weight.name in left_out:
             left_dense.append(_left(weight, "skipped by request"))
             continue
-        wish = _wish(weight, as_pattern(pattern), _override_of(weight, overrides, weights))
+        wish = _wish(weight, asked, _override_of(weight, overrides, weights))
         fitted, reason = _fit(wish, on_misfit)
         if fitted is None:
             left_dense.append(_left(weight, reason))
         else:
             wishes.append(_with_levels(fitted, score, generator))
     left_dense += [
-        LeftDense(name, parameter.numel(), "of a kind of module that is not known")
+        LeftDense(name, parameter.numel(), why_other(name))
         for name, parameter in other_weights(model, weights).items()
     ]
     layers = tuple(_layer(wish, generator) for wish in wishes)
@@ -210,7 +233,7 @@ def candidates(
         layers=layers,
         wishes=tuple(wishes),
         left_dense=tuple(left_dense),
-        asked=as_pattern(pattern),
+        asked=asked,
         weights=tuple(weights),
         packed=packed,
         masked=_held(wishes, layers, masks or {}),
@@ -227,11 +250,15 @@ def _matches(weight: Weight, glob: str) -> bool:
 
 def skipped(weights: Sequence[Weight], skip: Skip) -> set[str]:
     """The names of the weights that `skip` names; UnknownNameError if it names one that is not."""
-    wanted = [skip] if isinstance(skip, str | type) else list(skip)
+    wanted = [skip] if isinstance(skip, str | type | nn.Module) else skip
+    if not isinstance(wanted, Iterable):
+        raise ConfigError(f"skip must be {SKIPS}; got {told(skip)}")
     out: set[str] = set()
     for one in wanted:
         if isinstance(one, str):
             hits = {w.name for w in weights if _matches(w, one)}
+        elif not (isinstance(one, type) and issubclass(one, nn.Module)):
+            raise ConfigError(f"skip must be {SKIPS}; got {told(one)}")
         else:
             hits = {w.name for w in weights if _is_a(w.module, one)}
         if not hits and isinstance(one, str):
@@ -249,20 +276,42 @@ def _override_of(
     weight: Weight, overrides: Overrides | None, weights: list[Weight]
 ) -> Mapping[str, Any]:
     if callable(overrides):
-        ruled = dict(overrides(weight.name, weight.shape) or {})
-        _check_override(ruled)
+        ruled = overrides(weight.name, weight.shape)
+        if ruled is None:
+            return {}
+        _check_override(weight.name, ruled)
         return ruled
     merged: dict[str, Any] = {}
     for glob, values in (overrides or {}).items():
         if not any(_matches(w, glob) for w in weights):
             raise UnknownNameError("weight to override", glob, [w.name for w in weights])
-        _check_override(values)
+        _check_override(glob, values)
         if _matches(weight, glob):
             merged.update(values)
     return merged
 
 
-def _check_override(values: Override) -> None:
+def _check_overrides(overrides: Any) -> None:
+    if overrides is not None and not callable(overrides):
+        check_mapping("overrides", overrides, OVERRIDES)
+
+
+def _check_on_misfit(on_misfit: Any) -> None:
+    if isinstance(on_misfit, str) and on_misfit in ("error", "skip"):
+        return
+    try:
+        as_pattern(on_misfit)
+    except SparsewrightError as error:
+        raise ConfigError(
+            f"on_misfit must be 'error', 'skip' or the pattern for what does not fit: {error}"
+        ) from None
+
+
+def _check_override(weight: str, values: Any) -> None:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"overrides must be {OVERRIDES}; for {weight!r} got {told(values)}")
+    if values.get("sparsity") is not None:
+        check_sparsity(values["sparsity"], f"overrides: {weight!r}: ")
     if unknown := set(values) - set(OVERRIDABLE):
         raise UnknownNameError("per-layer override", sorted(unknown)[0], OVERRIDABLE)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .abilities import MeasuredAllocation
 from .allocate import as_allocation
+from .arguments import check_model, check_sparsity, seeded
 from .calibration import Calibration, check_batches, left_as_it_was
 from .capture import Together, check_layers, walk
 from .core import Allocate, Layer, Pattern
@@ -56,13 +57,18 @@ def solve(
     >>> solve(model, 0.5, data=data).present
     32
     """
+    check_model(model)
+    if sparsity is not None:
+        check_sparsity(sparsity)
+    if data is not None:
+        check_batches(data)
     chosen = as_solver(solver)
     shared, score = as_allocation(allocate), as_score("magnitude")
     found = candidates(
         model,
         pattern=pattern,
         score=score,
-        generator=torch.Generator().manual_seed(seed),
+        generator=seeded(seed),
         skip=skip,
         overrides=overrides,
         on_misfit=on_misfit,
@@ -71,7 +77,6 @@ def solve(
     with left_as_it_was(model, found.layers, seed):
         if isinstance(shared, MeasuredAllocation):
             if data is not None:
-                check_batches(data)
                 data = list(data)  # it is gone through twice
             shared = shared.measured(Calibration(model, found.layers, data), score)
         layers, left_dense = found.share_out(sparsity, shared, score)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .arguments import told
 from .core import Layer, Pattern, as_units
 from .errors import StateError
 
@@ -21,6 +22,8 @@ KEYS = frozenset({"method", "steps", "generator", "layers"})
 
 def check_version(state: Mapping[str, Any]) -> None:
     """Raise StateError unless a state is of this version and complete."""
+    if not isinstance(state, Mapping):
+        raise StateError(f"a sparse state must be what state_dict() gave; got {told(state)}")
     version = state.get("version")
     if version != STATE_VERSION:
         raise StateError(f"a sparse state must be of version {STATE_VERSION}; got {version!r}")

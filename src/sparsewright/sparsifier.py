@@ -139,6 +139,13 @@ class Sparsifier:
         self._steps = [int(step) for step in state["steps"]]
         self.generator.set_state(state["generator"].cpu())
 
+    def __reduce_ex__(self, protocol: object) -> Any:
+        """StateError: its hooks are on one model and optimizer, and a copy would hold nothing."""
+        raise StateError(
+            "a Sparsifier cannot be copied or pickled: save its state_dict(), and load it into "
+            "another that attach made; a copy of the model alone is a plain model"
+        )
+
     def apply_masks(self, model: nn.Module) -> None:
         """Put absent weights to zero in a copy of the model, such as a moving average of it.
 

@@ -97,7 +97,7 @@ class Steering:
     def after(self, step: int) -> list[tuple[Layer, Tensor]]:
         """After the optimizer's step: what the model computes with takes the parameters' place.
 
-        Returns the layers for which the method says what is present, and that: (groups, units) bool.
+        Returns the layers for which the method says what is present, and their tables of that.
         """
         if self._shapes is None or not self._stepping:  # no step was taken
             return []
@@ -167,4 +167,19 @@ def hook_draws(model: nn.Module, method: Method, draw: Any) -> list[Any]:
     """The hook that calls `draw(training)` before every forward of the model, if it is wanted."""
     if not isinstance(method, Gates):
         return []
-    return [model.register_forward_pre_hook(lambda module, args: draw(module.training))]
+    return [model.register_forward_pre_hook(_Draw(draw))]
+
+
+class _Draw:
+    """The hook itself. A copy of the model, or one from a file, has its hook do nothing: what is
+    drawn belongs to the weights that are trained."""
+
+    def __init__(self, draw: Any = None):
+        self.draw = draw
+
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        if self.draw is not None:
+            self.draw(module.training)
+
+    def __reduce__(self) -> tuple[type[_Draw], tuple[()]]:
+        return _Draw, ()

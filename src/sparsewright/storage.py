@@ -64,6 +64,9 @@ class MaskedStorage:
     """A dense weight and a mask of its absent weights, which are put to 0 after every step."""
 
     holds_absent: ClassVar[bool] = True
+    _absent: Tensor | None
+    _units: Tensor | None
+    _count: int | None
 
     def __init__(self, weight: nn.Parameter, pattern: Pattern, table: Tensor | None = None):
         self.weight, self.pattern = weight, pattern
@@ -209,9 +212,7 @@ class MaskedStorage:
 
     def _forget(self) -> None:
         """What follows from the table: made when it is first asked for."""
-        self._absent: Tensor | None = None
-        self._units: Tensor | None = None
-        self._count: int | None = None
+        self._absent = self._units = self._count = None
 
     def _exchange(self, exchange: Exchange) -> Tensor:
         """Change the table; (groups, units) bool of all units that leave or come."""

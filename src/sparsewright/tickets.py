@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .abilities import Measured
+from .arguments import check_mapping, check_model, number, optimizers_of, seeded, told, whole
 from .attach import attach
 from .budget import Budgeted
 from .core import Layer, Method, Pattern, Score
@@ -108,16 +110,24 @@ class Tickets:
         on_misfit: str | Pattern = "error",
         seed: int = 0,
     ):
+        check_model(model)
+        if fractions is not None:
+            check_mapping("Tickets: fractions", fractions, "{glob: fraction}")
         _check(rounds, rewind, scope, {"fraction": fraction, **(fractions or {})}, output)
         self.model, self.rounds, self.rewind, self.scope = model, rounds, rewind, scope
         self.score, self.round = as_score(score), 0
+        if isinstance(self.score, Measured):
+            raise ConfigError(
+                f"Tickets: score {self.score} measures the model on data, and tickets are drawn by "
+                "what weights are after training: take 'magnitude'"
+            )
         self._kinds: dict[str, Any] = {
             "pattern": pattern,
             "skip": skip,
             "overrides": overrides,
             "on_misfit": on_misfit,
         }
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = seeded(seed)
         layers = self._layers(None)
         self.masks = {layer.name: layer.mask for layer in layers}
         self._rates, self._own = _rates(layers, fraction, output, fractions or {})
@@ -156,6 +166,11 @@ class Tickets:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict()`; the next iteration begins at its round."""
+        check_mapping("the state of Tickets", state, "what state_dict() gave")
+        if lacks := sorted({"round", "masks", "kept", "generator"} - set(state)):
+            raise StateError(
+                f"the state of Tickets must be what state_dict() gave; it lacks {lacks}"
+            )
         check_masks(self.model, state["masks"])
         if set(state["masks"]) != set(self.masks):
             raise StateError(
@@ -208,7 +223,11 @@ class Tickets:
             raise StateError(
                 f"the ticket is of round {ticket.round}, and the tickets are at {self.round}"
             )
-        given = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+        if fixed := sorted(set(options) & (set(self._kinds) | {"masks", "sparsity"})):
+            raise ConfigError(
+                f"{', '.join(fixed)}: the tickets' own; give it to Tickets, or leave it out"
+            )
+        given = optimizers_of(optimizer)
         if self.round and any(one.state for one in given):
             raise StateError(
                 f"round {self.round}: the optimizer has state of an earlier round; build a new one "
@@ -295,15 +314,17 @@ def _rates(
 def _check(
     rounds: int, rewind: Rewind, scope: str, fractions: Mapping[str, float], output: float
 ) -> None:
-    if rounds < 0:
-        raise ConfigError(f"Tickets: rounds must be 0 or more; got {rounds}")
-    if not (rewind in ("init", "lr") or (isinstance(rewind, int) and rewind >= 0)):
-        raise ConfigError(f"Tickets: rewind must be 'init', 'lr' or a step; got {rewind!r}")
+    whole("Tickets: rounds", rounds, least=0)
+    is_step = type(rewind) is int and rewind >= 0
+    if not is_step and not (isinstance(rewind, str) and rewind in ("init", "lr")):
+        raise ConfigError(f"Tickets: rewind must be 'init', 'lr' or a step; got {told(rewind)}")
     if scope not in SCOPES:
         raise UnknownNameError("value of Tickets' scope", scope, SCOPES)
     for name, value in fractions.items():
+        number(f"Tickets: {name}", value)
         if not 0.0 <= value < 1.0:
             raise ConfigError(f"Tickets: {name} (pruned in a round) must be in [0, 1); got {value}")
+    number("Tickets: output", output)
     if not 0.0 <= output <= 1.0:
         raise ConfigError(
             f"Tickets: output (factor of the fraction) must be in [0, 1]; got {output}"

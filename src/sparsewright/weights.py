@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
+from .arguments import check_model
 from .errors import StateError
 from .topology import Topology
 
@@ -48,11 +51,13 @@ def find_weights(model: nn.Module) -> list[Weight]:
     """All weights that can be made sparse, in the model's order; tied weights appear once.
 
     Those are the weights of Linear, Conv1d/2d/3d and Embedding, the projections inside
-    MultiheadAttention, and packed weights. Biases and norm parameters never are.
+    MultiheadAttention, and packed weights. Biases and norm parameters never are. Raises ConfigError
+    for what is no module, StateError for weights that have no shape yet (lazy modules).
 
     >>> [w.name for w in find_weights(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))]
     ['0', '2']
     """
+    check_model(model)
     found: dict[int, Weight] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         names: tuple[str, ...] = ()
@@ -66,6 +71,11 @@ def find_weights(model: nn.Module) -> list[Weight]:
                 continue
             full = f"{path}.{name}" if path else name
             short = full.removesuffix(".weight")
+            if is_lazy(parameter):
+                raise StateError(
+                    f"weight {short!r} of a {type(module).__name__} has no shape yet: run the "
+                    "model on one input first"
+                )
             first = found.get(id(parameter))
             if first is None:
                 found[id(parameter)] = Weight(short, parameter, module)
@@ -79,6 +89,25 @@ def find_weights(model: nn.Module) -> list[Weight]:
                     first.name, parameter, first.module, (*first.aliases, short)
                 )
     return list(found.values())
+
+
+def check_values(weights: Sequence[Weight]) -> None:
+    """StateError for weights on the device meta, which have no values to choose among."""
+    for weight in weights:
+        if weight.parameter.is_meta:
+            raise StateError(
+                f"weight {weight.name!r} is on the device meta and has no values: give the model "
+                "some first (to_empty, load_state_dict)"
+            )
+
+
+COMPUTES = "its layer computes its weight from it"
+_COMPUTED = re.compile(r"(.*\.)?(parametrizations\..+|weight_(orig|g|v))")
+
+
+def why_other(name: str) -> str:
+    """Why one of `other_weights` stays dense."""
+    return COMPUTES if _COMPUTED.fullmatch(name) else "of a kind of module that is not known"
 
 
 def other_weights(model: nn.Module, known: Sequence[Weight]) -> dict[str, nn.Parameter]:

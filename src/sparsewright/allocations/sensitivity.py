@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..allocate import ALLOCATIONS
+from ..arguments import number, told
 from ..calibration import Calibration
 from ..core import Layer, Score, Shape, keep_best
 from ..errors import BudgetError, ConfigError, StateError
@@ -54,6 +55,12 @@ class Sensitivity(ToMeasure):
     )
 
     def __post_init__(self) -> None:
+        if not isinstance(self.levels, tuple | list):
+            raise ConfigError(
+                f"allocation Sensitivity: levels must be several; got {told(self.levels)}"
+            )
+        for level in self.levels:
+            number("allocation Sensitivity: a level", level)
         ascending = all(a < b for a, b in zip(self.levels, self.levels[1:], strict=False))
         if not (ascending and all(0 < level < 1 for level in self.levels)):
             raise ConfigError(

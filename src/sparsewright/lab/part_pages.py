@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -138,12 +138,38 @@ def index() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def page_named(name: str) -> str:
-    """The page of the part or parts of a name; UnknownNameError if there is none."""
-    found = [page_of(kind, one, part) for kind, one, part in parts() if one == name]
+def page_named(name: str, tables: Sequence[Table[Any]] = PAGED) -> str:
+    """The page of the part or parts of a name in some tables; UnknownNameError if there is none.
+
+    Those that read short names of their own, such as "2:4", are found by these too.
+    """
+    found = [
+        page_of(table.kind, one, part)
+        for table in tables
+        for one, part in table.items()
+        if one == name or _reads(part, name)
+    ]
     if not found:
-        raise UnknownNameError("method or score", name, [one for _, one, _ in parts()])
+        kinds = ", ".join(table.kind for table in tables)
+        raise UnknownNameError(f"part ({kinds})", name, _names(tables))
     return "\n".join(found)
+
+
+def _reads(part: Any, name: str) -> bool:
+    parse = getattr(part, "parse", None)
+    return parse is not None and parse(name) is not None
+
+
+def _names(tables: Sequence[Table[Any]]) -> list[str]:
+    """What can be asked for, each name once."""
+    return list(
+        {
+            name: None
+            for table in tables
+            for one, part in table.items()
+            for name in getattr(part, "examples", (one,))
+        }
+    )
 
 
 def file_of(kind: str, name: str) -> str:

@@ -12,6 +12,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from ..arguments import number
 from ..core import Exchange, Layer, Schedule, Score
 from ..errors import ConfigError, UnknownNameError
 from ..ranking import best_absent, best_candidates, worst
@@ -62,6 +63,8 @@ def drop_and_grow(
 
 def check_fraction(place: str, fraction: float | Schedule) -> None:
     """Raise ConfigError unless a fraction that is a number is in [0, 1]."""
+    if not callable(fraction):
+        number(f"{place}: fraction", fraction, "a number in [0, 1], or a schedule")
     if not callable(fraction) and not 0.0 <= fraction <= 1.0:
         raise ConfigError(
             f"{place}: fraction (of the present units, moved at an update) must be in "

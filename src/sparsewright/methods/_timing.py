@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from ..arguments import whole
 from ..errors import ConfigError
 
 LAST_QUARTER = 0.75
@@ -11,7 +12,10 @@ LAST_QUARTER = 0.75
 
 
 def check_timing(name: str, every: int, start: int, end: int | None) -> None:
-    """Raise ConfigError unless every >= 1, start >= 0 and end >= start."""
+    """Raise ConfigError unless all are whole numbers, every >= 1, start >= 0 and end >= start."""
+    for option, value in (("every", every), ("start", start), ("end", end)):
+        if value is not None:
+            whole(f"method {name}: {option} (in optimizer steps)", value)
     if every < 1:
         raise ConfigError(
             f"method {name}: every (steps between updates) must be 1 or more; got {every}"

@@ -14,6 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..arguments import number
 from ..core import Layer, Score
 from ..errors import ConfigError
 from ..facts import Facts
@@ -79,6 +80,7 @@ class Gradual:
     def __post_init__(self) -> None:
         check_option("Gradual", "scope", self.scope, SCOPES)
         check_timing("Gradual", self.every, self.start, self.end)
+        number("method Gradual: initial_sparsity", self.initial_sparsity)
         if not 0.0 <= self.initial_sparsity < 1.0:
             raise ConfigError(
                 f"method Gradual: initial_sparsity must be in [0, 1); got {self.initial_sparsity}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from ..arguments import check_part
 from ..core import Pattern
 from ..errors import UnknownNameError
 from ..registry import Table
@@ -30,6 +31,7 @@ class PatternType(Protocol):
 
 
 PATTERNS: Table[PatternType] = Table("pattern", __name__)
+NEEDS = ("misfit", "fold", "unfold", "allowed")
 
 
 def as_pattern(spec: str | Pattern) -> Pattern:
@@ -39,7 +41,7 @@ def as_pattern(spec: str | Pattern) -> Pattern:
     '3:32'
     """
     if not isinstance(spec, str):
-        return spec
+        return check_part("pattern", spec, NEEDS)
     for _, kind in PATTERNS.items():
         found = kind.parse(spec)
         if found is not None:

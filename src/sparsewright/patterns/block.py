@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..arguments import whole
 from ..errors import ConfigError
 from . import PATTERNS
 from ._fold import from_matrix, from_parts, needs_matrix, parts_of_units, to_matrix, to_parts
@@ -34,6 +35,8 @@ class Block:
     sparsity: ClassVar[float | None] = None
 
     def __post_init__(self) -> None:
+        for size in (self.rows, self.columns):
+            whole("pattern block:RxC: R and C", size)
         if self.rows < 1 or self.columns < 1:
             raise ConfigError(
                 f"pattern block:RxC needs R and C of 1 or more; got {self.rows}x{self.columns}"

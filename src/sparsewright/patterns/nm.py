@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from ..arguments import whole
 from ..errors import ConfigError
 from . import PATTERNS
 from ._fold import from_matrix, from_parts, needs_matrix, parts_of_units, to_matrix, to_parts
@@ -35,6 +36,8 @@ class NM:
     row_step: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
+        for size in (self.n, self.m):
+            whole("pattern N:M: N and M", size)
         if not 0 < self.n < self.m:
             raise ConfigError(f"pattern N:M keeps N of every M, 0 < N < M; got {self.n}:{self.m}")
 

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..arguments import check_part
 from ..core import Score, any_nan
 from ..errors import StateError
 from ..registry import Table
 
 SCORES: Table[Score] = Table("score", __name__)
+NEEDS = ("__call__", "needs_gradient")
 
 
 def as_score(spec: str | Score) -> Score:
-    """A score from its object or its name; UnknownNameError if the name is in no table.
+    """A score from its object or its name; UnknownNameError if the name is in no table,
+    ConfigError for what is neither.
 
     >>> as_score("magnitude")
     Magnitude()
     """
-    return SCORES[spec] if isinstance(spec, str) else spec
+    return SCORES[spec] if isinstance(spec, str) else check_part("score", spec, NEEDS)
 
 
 def check_numbers(name: str, score: str | Score, scores: Tensor) -> None:

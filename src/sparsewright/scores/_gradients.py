@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..calibration import Calibration
-from ..errors import ConfigError
+from ..calibration import Calibration, check_loss
 from ._measured import check_reached, dense
 
 Gradients = list[Tensor]
@@ -27,7 +26,7 @@ def gradients(
     weights = [layer.weight for layer in layers]
     reached = {layer.name: False for layer in layers}
     for loss in losses:
-        found = torch.autograd.grad(_checked(loss), weights, allow_unused=True)
+        found = torch.autograd.grad(check_loss(loss), weights, allow_unused=True)
         for layer, one in zip(layers, found, strict=True):
             reached[layer.name] |= one is not None or layer.numel == 0
         yield [
@@ -64,7 +63,7 @@ def hessian_products(
     def each() -> Iterator[Gradients]:
         for loss in losses:
             first = torch.autograd.grad(
-                _checked(loss), weights, create_graph=True, allow_unused=True
+                check_loss(loss), weights, create_graph=True, allow_unused=True
             )
             pairs = zip(first, vectors, strict=True)
             inner = [(g * v).sum() for g, v in pairs if g is not None and g.requires_grad]
@@ -77,14 +76,3 @@ def hessian_products(
 
     with sdpa_kernel(SDPBackend.MATH):
         return mean(each())
-
-
-def _checked(loss: Tensor) -> Tensor:
-    """The loss; ConfigError if it has no gradient, or is no scalar."""
-    if not (isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad):
-        found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise ConfigError(
-            "a loss must be a scalar tensor with a gradient (no detach, no no_grad, and some layer "
-            f"in it); got {found}"
-        )
-    return loss

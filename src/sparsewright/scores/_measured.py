@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -34,7 +34,7 @@ class ToMeasure:
 class Found:
     """Scores that were measured: layer name -> scores in the dense weight's shape."""
 
-    scores: Mapping[str, Tensor]
+    scores: Mapping[str, Tensor] = field(repr=False)
     needs_gradient: ClassVar[bool] = False
     sees: ClassVar[str] = "all"
 
@@ -46,7 +46,7 @@ class Found:
 class FoundUnits:
     """Scores of whole units that were measured: layer name -> (groups, units)."""
 
-    tables: Mapping[str, Tensor]
+    tables: Mapping[str, Tensor] = field(repr=False)
     needs_gradient: ClassVar[bool] = False
     sees: ClassVar[str] = "all"
 

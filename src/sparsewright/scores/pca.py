@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..arguments import check_mapping, told
 from ..core import Score, View
 from ..errors import ConfigError
 from ..facts import Facts
@@ -55,7 +56,12 @@ class PCAStart:
             raise ConfigError(f"start PCAStart: explained must be in (0, 1]; got {self.explained}")
         if as_score(self.others).needs_gradient:
             raise ConfigError("start PCAStart: others must be a score that needs no gradient")
+        check_mapping("start PCAStart: data", self.data, "{layer: (samples, inputs) tensor}")
         for name, given in self.data.items():
+            if not isinstance(given, Tensor):
+                raise ConfigError(
+                    f"start PCAStart: data of layer {name!r} must be a tensor; got {told(given)}"
+                )
             if given.dim() < 2 or given.shape[0] < 2 or not torch.isfinite(given).all():
                 raise ConfigError(
                     f"start PCAStart: data of layer {name!r} must be finite, (samples, inputs) "

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from ..arguments import check_part
 from ..core import Pattern, Shape
 from ..registry import Table
 
@@ -57,6 +58,7 @@ class Solver(Protocol):
 
 
 SOLVERS: Table[type[Solver]] = Table("solver", __name__)
+NEEDS = ("refuses", "solve")
 
 
 def as_solver(spec: str | Solver) -> Solver:
@@ -65,4 +67,4 @@ def as_solver(spec: str | Solver) -> Solver:
     >>> as_solver("sparsegpt")
     SparseGPT(damp=0.01, block=128)
     """
-    return SOLVERS[spec]() if isinstance(spec, str) else spec
+    return SOLVERS[spec]() if isinstance(spec, str) else check_part("solver", spec, NEEDS)
