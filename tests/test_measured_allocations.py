@@ -48,6 +48,14 @@ def test_input_squares_are_those_of_what_each_weight_sees(conv):
         assert float(found.reshape(-1)[place]) == pytest.approx(float(expected), rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    "measured", [Ratios({"a": 1.0, "b": 2.0}, 0.08), Curves({"a": ((0, 0), (1, 1)), "b": ()})]
+)
+def test_what_was_not_measured_has_no_share(measured):
+    with pytest.raises(sw.BudgetError, match=r"layer 'c': .* not measure it; it measured: a, b$"):
+        measured(dict.fromkeys("abc", (4, 4)), 0.5)
+
+
 def test_owl_by_hand():
     """D of 0, 50 and 100 over a window of 0.16 around a mean density of 0.4."""
     ratios = Ratios({"a": 0.0, "b": 50.0, "c": 100.0}, window=0.08)
@@ -78,7 +86,7 @@ def test_owl_counts_outliers_of_weight_times_norm():
     x = torch.ones(2, 8)
     x[:, 0] = 100.0  # A: 141 and seven of 1.4: mean 18.9; 5 times that is 94
     bound = OWL().measured(calibration(model, [x]), SCORES["magnitude"])
-    assert bound.ratios == {"0": 12.5, "1": 0.0}
+    assert bound.found == {"0": 12.5, "1": 0.0}
     assert outlier_ratio([torch.tensor([1.0, 2.0, 9.0])], 2.0) == pytest.approx(100 / 3)
 
 
@@ -95,8 +103,8 @@ def test_owl_pools_the_layers_of_a_block():
     model.forward = lambda x: [block[key](x) for block in model.layers for key in ("q", "v")]
     nn.init.eye_(model.layers[1]["q"].weight)
     seen = calibration(model, [torch.randn(16, 4)])
-    pooled = OWL(outlier=2.0).measured(seen, SCORES["magnitude"]).ratios
-    alone = OWL(outlier=2.0, by="layer").measured(seen, SCORES["magnitude"]).ratios
+    pooled = OWL(outlier=2.0).measured(seen, SCORES["magnitude"]).found
+    alone = OWL(outlier=2.0, by="layer").measured(seen, SCORES["magnitude"]).found
     assert pooled["layers.1.q"] == pooled["layers.1.v"] != pooled["layers.0.q"]
     assert alone["layers.1.q"] == 25.0  # the diagonal of four by four
 
@@ -149,7 +157,7 @@ def test_sensitivity_prunes_what_the_loss_does_not_feel():
     rise = F.cross_entropy(
         F.linear(x, by_hand, model.felt.bias) + 1e-3 * model.idle(x), data[0][1]
     ) - start  # fmt: skip
-    assert bound.curves["felt"][1] == (0.5, pytest.approx(max(0.0, float(rise.detach())), abs=1e-6))
+    assert bound.found["felt"][1] == (0.5, pytest.approx(max(0.0, float(rise.detach())), abs=1e-6))
     report = sw.prune(model, 0.5, allocate="sensitivity", data=data)
     felt, idle = report.rows
     assert report.present == 64

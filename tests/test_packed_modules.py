@@ -57,7 +57,9 @@ def test_second_gradients_are_refused() -> None:
     packed = PackedLinear(5, 4, sparsity=0.5)
     x = torch.randn(2, 5, requires_grad=True)
     (gradient,) = torch.autograd.grad(packed(x).square().sum(), x, create_graph=True)
-    with pytest.raises(KernelError, match="first gradients only"):
+    with pytest.raises(
+        KernelError, match=r"PackedLinear of shape \(4, 5\): .* first gradients only"
+    ):
         gradient.sum().backward()
 
 
@@ -67,6 +69,32 @@ def test_shapes_and_types_that_do_not_fit_are_refused() -> None:
         packed(torch.ones(2, 6))
     with pytest.raises(KernelError, match="must be the same"):
         packed(torch.ones(2, 5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("layer", "x", "why"),
+    [
+        (nn.Linear(5, 4), torch.ones(2, 6), r"needs x \(\.\.\., 5\); got \(2, 6\)"),
+        (nn.Linear(5, 4), torch.ones(2, 5).double(), "x is torch.float64 on cpu, but values"),
+        (nn.Conv1d(2, 4, 3), torch.ones(2, 3, 5), r"needs x \(N, 2, H, W\); got \(2, 3, 1, 5\)"),
+        (nn.Conv2d(2, 4, 3), torch.ones(2, 5), r"needs x \(N, 2, H, W\); got \(2, 5\)"),
+        (nn.Embedding(4, 3), torch.tensor([4]), r"needs ids in \[0, 4\); got 4 to 4"),
+    ],
+)
+def test_errors_name_the_layer(layer: nn.Module, x: Tensor, why: str) -> None:
+    """By its name in the model that was packed, and once attached in that which is trained."""
+    model = sw.pack(nn.ModuleDict({"body": nn.Sequential(nn.ReLU(), layer)}))
+    with pytest.raises(KernelError, match=rf"^layer 'body\.1': {why}"):
+        model["body"][1](x)
+    kept = copy.deepcopy(model)["body"][1]
+    kept.move(kept.topology.places()[1:], kept.weight.detach()[1:])
+    with pytest.raises(KernelError, match=rf"^layer 'body\.1': {why}"):
+        kept(x)
+    whole = nn.ModuleDict({"whole": model})
+    optimizer = torch.optim.SGD(whole.parameters(), 0.1)
+    sw.attach(whole, optimizer, method="static", sparsity=0.0)
+    with pytest.raises(KernelError, match=rf"^layer 'whole\.body\.1': {why}"):
+        model["body"][1](x)
 
 
 @pytest.mark.parametrize(

@@ -69,9 +69,12 @@ def pack(
         if reason is None:
             _refuse_hooks(weight)
             try:
-                made[id(weight.module)] = KINDS[type(weight.module)].from_dense(weight.module, mask)
+                twin = KINDS[type(weight.module)].from_dense(weight.module, mask)
             except KernelError as error:
                 reason = str(error)
+            else:
+                twin.named(weight.name)
+                made[id(weight.module)] = twin
         if reason is not None and mask is not None:
             raise StateError(f"masks: {weight.name!r} stays dense: {reason}")
         if reason is not None:

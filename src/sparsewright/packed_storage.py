@@ -36,6 +36,8 @@ class PackedStorage:
         self.module, self.pattern, self.name = module, pattern, name
         self._replicas: Replicas | None = None
         self._known = module.topology
+        if name:
+            module.named(name)
 
     def check(self, name: str) -> None:
         """StateError if the places changed since, to others of which there are more or fewer."""

@@ -16,7 +16,7 @@ from .errors import KernelError
 from .kernels import KERNELS, Choice, Timing, choose, recall
 from .layouts import FP32, VALUES
 from .measure.dense import relative_error
-from .nn import KINDS, Task, task_of
+from .nn import KINDS, LayoutLayer, Task, task_of
 from .plan import Candidate, LayerPlan, pattern_of
 from .weights import Weight
 
@@ -162,6 +162,10 @@ def _checked_modules(
     users = [m for m in model.modules() if type(m) is kind and m.weight is weight.parameter]
     alike = [m for m in users if _computes(m, task)]
     modules = {user: KINDS[kind].build(choice, user) for user in alike}
+    names = {module: name for name, module in model.named_modules()}
+    for user, made in modules.items():
+        if isinstance(made, LayoutLayer):
+            made.name = names[user]
     x, expected = seen[id(weight.module)]
     slack = _rounding(task, choice).reshape(expected.shape) if choice.values != FP32 else 0.0
     _check(weight.name, choice.kernel, modules[weight.module](x), expected, slack)

@@ -31,7 +31,8 @@ class Topology:
     starts: (rows + 1) int64, the first weight of every row. columns: (nnz) uint16 where there are
     at most 65536 columns, else int32; ascending in every row. number: int64 scalar tensor that
     operations take; `of` finds the topology by it. watch: what keeps the inputs and the gradients
-    that pass, if anything does. Make one by `from_places` or `from_starts`.
+    that pass, if anything does. owner: who holds it, as errors say it. Make one by `from_places` or
+    `from_starts`.
     """
 
     def __init__(self, shape: tuple[int, int], starts: Tensor, columns: Tensor):
@@ -39,6 +40,7 @@ class Topology:
         self.starts, self.columns = starts, columns
         self._derived: dict[Hashable, Any] = {}
         self.watch: Watch | None = None
+        self.owner = ""
         self.number = torch.tensor(next(_numbers), device="cpu")  # whatever the default device is
         _alive[int(self.number)] = self
 

@@ -1,14 +1,19 @@
-"""What allocations share that must measure first: before, they say how."""
+"""What allocations share that must measure first: before, they say how; after, they have looked at
+every layer."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import ClassVar, Generic, TypeVar
 
 from torch import Tensor
 
 from ..core import Shape
-from ..errors import StateError
+from ..errors import BudgetError, StateError
+
+T = TypeVar("T")
 
 
 class ToMeasure:
@@ -25,6 +30,34 @@ class ToMeasure:
             "data=batches) call it, and train on under its masks with "
             "sw.attach(..., method='static', masks=sw.masks_of(model))"
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Found(Generic[T]):
+    """An allocation that has measured: layer name -> what it shares out by."""
+
+    found: Mapping[str, T]
+    needs_scores: ClassVar[bool] = False
+    dense_first: ClassVar[bool] = False
+
+    def __call__(
+        self,
+        shapes: Mapping[str, Shape],
+        sparsity: float,
+        scores: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, float]:
+        """BudgetError for a layer that was not measured."""
+        for name in shapes:
+            if name not in self.found:
+                raise BudgetError(
+                    f"layer {name!r}: this allocation did not measure it; it measured: "
+                    f"{', '.join(self.found) or 'none'}"
+                )
+        return self.shared({name: math.prod(shape) for name, shape in shapes.items()}, sparsity)
+
+    def shared(self, sizes: Mapping[str, int], sparsity: float) -> dict[str, float]:
+        """Layer name -> sparsity, by the layers' numbers of weights; all of them were measured."""
+        raise NotImplementedError
 
 
 def solve(rises: Callable[[float], float], wanted: float, low: float, high: float) -> float:

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from ..allocate import ALLOCATIONS
 from ..calibration import Calibration
-from ..core import Score, Shape
-from ..errors import BudgetError, ConfigError
+from ..core import Score
+from ..errors import ConfigError
 from ..facts import Facts
 from ..scores._measured import dense
 from ..scores.wanda import products, squares_of
-from ._measured import ToMeasure, solve
+from ._measured import Found, ToMeasure, solve
 
 
 @dataclass(frozen=True)
@@ -77,41 +77,28 @@ class OWL(ToMeasure):
 
 
 @dataclass(frozen=True, eq=False)
-class Ratios:
-    """Sparsities by layers' outlier ratios, in percent, that were measured."""
+class Ratios(Found[float]):
+    """Sparsities by layers' outlier ratios, in percent.
 
-    ratios: Mapping[str, float]
+    >>> found = Ratios({"a": 1.0, "b": 3.0}, window=0.08)({"a": (4, 4), "b": (4, 4)}, 0.7)
+    >>> {name: round(s, 6) for name, s in found.items()}
+    {'a': 0.78, 'b': 0.62}
+    """
+
     window: float
-    needs_scores: ClassVar[bool] = False
-    dense_first: ClassVar[bool] = False
 
-    def __call__(
-        self,
-        shapes: Mapping[str, Shape],
-        sparsity: float,
-        scores: Mapping[str, Tensor] | None = None,
-    ) -> dict[str, float]:
-        """BudgetError for a layer that was not measured.
-
-        >>> found = Ratios({"a": 1.0, "b": 3.0}, window=0.08)({"a": (4, 4), "b": (4, 4)}, 0.7)
-        >>> {name: round(s, 6) for name, s in found.items()}
-        {'a': 0.78, 'b': 0.62}
-        """
-        for name in shapes:
-            if name not in self.ratios:
-                raise BudgetError(f"layer {name!r}: no outliers of it were counted")
-        sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-        seen = [self.ratios[name] for name in shapes]
+    def shared(self, sizes: Mapping[str, int], sparsity: float) -> dict[str, float]:
+        seen = [self.found[name] for name in sizes]
         low, high = min(seen, default=0.0), max(seen, default=0.0)
         scale = 2 * self.window / (high - low) if high > low else 0.0
-        above = {name: (self.ratios[name] - low) * scale for name in shapes}
+        above = {name: (self.found[name] - low) * scale for name in sizes}
         wanted = (1.0 - sparsity) * sum(sizes.values())
 
         def held(shift: float) -> float:
             return math.fsum(size * _cut(above[name] + shift) for name, size in sizes.items())
 
         shift = solve(held, wanted, -2 * self.window, 1.0)
-        return {name: 1.0 - _cut(above[name] + shift) for name in shapes}
+        return {name: 1.0 - _cut(above[name] + shift) for name in sizes}
 
 
 def outlier_ratio(scores: Sequence[Tensor], times: float) -> float:

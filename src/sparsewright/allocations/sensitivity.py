@@ -14,12 +14,12 @@ from torch import Tensor
 from ..allocate import ALLOCATIONS
 from ..arguments import number, told
 from ..calibration import Calibration
-from ..core import Layer, Score, Shape, keep_best
-from ..errors import BudgetError, ConfigError, StateError
+from ..core import Layer, Score, keep_best
+from ..errors import ConfigError, StateError
 from ..facts import Facts
 from ..patterns import places_of
 from ..ranking import present_scores
-from ._measured import ToMeasure, solve
+from ._measured import Found, ToMeasure, solve
 
 Curve = tuple[tuple[float, float], ...]
 """(sparsity, rise of the loss), both ascending, from (0, 0) to sparsity 1."""
@@ -94,44 +94,30 @@ class Sensitivity(ToMeasure):
 
 
 @dataclass(frozen=True, eq=False)
-class Curves:
-    """Sparsities at an equal rise of the loss, by curves that were measured."""
+class Curves(Found[Curve]):
+    """Sparsities at an equal rise of the loss, by the layers' curves.
 
-    curves: Mapping[str, Curve]
-    needs_scores: ClassVar[bool] = False
-    dense_first: ClassVar[bool] = False
+    >>> curves = Curves({"a": ((0, 0), (1, 1)), "b": ((0, 0), (1, 3))})
+    >>> found = curves({"a": (4, 4), "b": (4, 4)}, 0.5)
+    >>> {name: round(s, 6) for name, s in found.items()}
+    {'a': 0.75, 'b': 0.25}
+    """
 
-    def __call__(
-        self,
-        shapes: Mapping[str, Shape],
-        sparsity: float,
-        scores: Mapping[str, Tensor] | None = None,
-    ) -> dict[str, float]:
-        """BudgetError for a layer that was not measured.
-
-        >>> curves = Curves({"a": ((0, 0), (1, 1)), "b": ((0, 0), (1, 3))})
-        >>> found = curves({"a": (4, 4), "b": (4, 4)}, 0.5)
-        >>> {name: round(s, 6) for name, s in found.items()}
-        {'a': 0.75, 'b': 0.25}
-        """
-        for name in shapes:
-            if name not in self.curves:
-                raise BudgetError(f"layer {name!r}: its sensitivity was not measured")
-        sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    def shared(self, sizes: Mapping[str, int], sparsity: float) -> dict[str, float]:
         absent = sparsity * sum(sizes.values())
 
         def reached(rise: float) -> float:
-            return math.fsum(n * sparsest(self.curves[y], rise) for y, n in sizes.items())
+            return math.fsum(n * sparsest(self.found[y], rise) for y, n in sizes.items())
 
-        top = max((self.curves[name][-1][1] for name in shapes), default=0.0)
+        top = max((self.found[name][-1][1] for name in sizes), default=0.0)
         high = solve(reached, absent, 0.0, top)
         # Where curves are level many sparsities have one rise: there all go as far as it takes.
         low = math.nextafter(high, -math.inf)
         more, less = reached(high), reached(low)
         part = (absent - less) / (more - less) if more > less else 1.0
         found = {}
-        for name in shapes:
-            a, b = sparsest(self.curves[name], low), sparsest(self.curves[name], high)
+        for name in sizes:
+            a, b = sparsest(self.found[name], low), sparsest(self.found[name], high)
             found[name] = min(max(a + part * (b - a), 0.0), 1.0)
         return found
 

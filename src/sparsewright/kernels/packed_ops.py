@@ -137,13 +137,19 @@ def _differentiate(product: Product, grads_op: Any) -> None:
 
 
 def _refuse_second(name: str) -> None:
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(inputs[3])
+
     def backward(ctx: Any, *gradients: Tensor) -> Any:
+        who = topology.of(ctx.saved_tensors[0]).owner or name
         raise KernelError(
-            "packed weights have first gradients only: a gradient of a gradient went through "
-            f"{name}; unpack the model (sw.unpack) for it"
+            f"{who}: packed weights have first gradients only, and a gradient of a gradient went "
+            "through it; unpack the model (sw.unpack) for it"
         )
 
-    torch.library.register_autograd(f"sparsewright::{name}", backward, lib=_kept[-1])
+    torch.library.register_autograd(
+        f"sparsewright::{name}", backward, setup_context=setup, lib=_kept[-1]
+    )
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -164,27 +170,28 @@ def _check(
     numbers: Sequence[Any],
 ) -> None:
     """KernelError unless all fit together: kernels follow the topology's places into x."""
+    who = found.owner or product.name
     reason = product.misfit(found, x, *numbers)
     if reason is not None:
-        raise KernelError(f"{product.name}: {reason}")
+        raise KernelError(f"{who}: {reason}")
     if values.shape != (found.nnz,):
         raise KernelError(
-            f"{product.name}: needs {found.nnz} values, as many as places; got a weight of shape "
+            f"{who}: needs {found.nnz} values, as many as places; got a weight of shape "
             f"{tuple(values.shape)}"
         )
     if bias is not None and bias.shape != (found.shape[0],):
         raise KernelError(
-            f"{product.name}: needs a bias of shape ({found.shape[0]},); got {tuple(bias.shape)}"
+            f"{who}: needs a bias of shape ({found.shape[0]},); got {tuple(bias.shape)}"
         )
     kind = values.dtype if product.takes_ids else x.dtype
     for name, tensor in (("values", values), ("bias", bias)):
         if tensor is not None and (tensor.dtype, tensor.device) != (kind, x.device):
             raise KernelError(
-                f"{product.name}: x is {x.dtype} on {x.device}, but {name} {tensor.dtype} on "
+                f"{who}: x is {x.dtype} on {x.device}, but {name} {tensor.dtype} on "
                 f"{tensor.device}: they must be the same"
             )
     if found.device != x.device:
-        raise KernelError(f"{product.name}: x is on {x.device}, the places on {found.device}")
+        raise KernelError(f"{who}: x is on {x.device}, the places on {found.device}")
 
 
 def _linear_misfit(found: Topology, x: Tensor) -> str | None:

@@ -19,11 +19,13 @@ class LayoutLayer(nn.Module):
 
     packed: the (out, fan-in) weight; validated here. operation: what the layer computes. kernel:
     a name of KERNELS for its layout; None takes the best instruction set that this CPU has. shape:
-    of inputs that are likely. The packed tensors are buffers by their layout's own names. Raises
-    LayoutError if the weight breaks a rule, KernelError if the kernel cannot serve.
+    of inputs that are likely. The packed tensors are buffers by their layout's own names. name: the
+    layer's own in the model that was deployed; errors say it. Raises LayoutError if the weight
+    breaks a rule, KernelError if the kernel cannot serve.
     """
 
     bias: Tensor | None
+    name: str = ""
 
     def __init__(
         self, packed: Packed, operation: Operation, bias: Tensor | None, kernel: str | None
@@ -54,6 +56,11 @@ class LayoutLayer(nn.Module):
         for name, tensor in prepared.tensors.items():
             self.register_buffer(name, tensor)
         self.register_buffer("bias", None if bias is None else bias.detach().contiguous())
+
+    @property
+    def who(self) -> str:
+        """The layer as errors name it."""
+        return f"layer {self.name!r}" if self.name else type(self).__name__
 
     def run(self, x: Tensor) -> Tensor:
         """The kernel on an input that has been checked."""

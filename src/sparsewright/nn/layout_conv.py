@@ -56,7 +56,9 @@ class LayoutConv2d(LayoutLayer):
         whole = x.unsqueeze(0) if single else x
         if whole.dim() != self.axes + 2 or whole.shape[1] != self.in_channels:
             sizes = ("H, W", "L")[self.axes == 1]
-            raise KernelError(f"needs x (N, {self.in_channels}, {sizes}); got {tuple(x.shape)}")
+            raise KernelError(
+                f"{self.who}: needs x (N, {self.in_channels}, {sizes}); got {tuple(x.shape)}"
+            )
         y = self.convolve(whole)
         return y.squeeze(0) if single else y
 

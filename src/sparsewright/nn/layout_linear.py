@@ -32,7 +32,9 @@ class LayoutLinear(LayoutLayer):
     def forward(self, x: Tensor) -> Tensor:
         library.refuse_gradient(x)
         if x.shape[-1] != self.in_features:
-            raise KernelError(f"needs x (..., {self.in_features}); got {tuple(x.shape)}")
+            raise KernelError(
+                f"{self.who}: needs x (..., {self.in_features}); got {tuple(x.shape)}"
+            )
         return self.run(x)
 
     def extra_repr(self) -> str:

@@ -33,6 +33,7 @@ class PackedModule(nn.Module):
     asks. A state_dict holds the places beside the values, as `starts` (int64, first weight of every
     row) and `columns` (int32); loading one replaces the topology. Replicas of a data-parallel run
     must begin with the same places, by one seed or one state_dict: `check_replicas` says if not.
+    name: the layer's own in its model, once `pack` or `attach` has seen it; errors say it.
     """
 
     kind: ClassVar[type[Any]]
@@ -42,6 +43,7 @@ class PackedModule(nn.Module):
     topology: Topology
     watch: Watch
     shape: Shape
+    name: str = ""
 
     def _begin(
         self,
@@ -204,11 +206,23 @@ class PackedModule(nn.Module):
     def _gradient_at(self, chosen: Topology, x: Tensor, dy: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def named(self, name: str) -> None:
+        """Know the layer's name in its model."""
+        self.name = name
+        self.topology.owner = self.who
+
+    @property
+    def who(self) -> str:
+        """The layer as errors name it."""
+        if self.name:
+            return f"layer {self.name!r}"
+        return f"{type(self).__name__} of shape {self.shape}"
+
     def _hold(self, topology: Topology) -> None:
         """Make a topology this module's own: what another module has is copied."""
         own = topology.watch in (None, self.watch)
         self.topology = topology if own else copy.deepcopy(topology)
-        self.topology.watch = self.watch
+        self.topology.watch, self.topology.owner = self.watch, self.who
 
     def _replace(self, topology: Topology, values: Tensor) -> None:
         """Another topology, and a copy of its values in the same Parameter."""

@@ -74,7 +74,9 @@ class PackedConv2d(PackedModule):
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() not in (self.axes + 1, self.axes + 2):
             sizes = ("H, W", "L")[self.axes == 1]
-            raise KernelError(f"needs x (N, {self.in_channels}, {sizes}); got {tuple(x.shape)}")
+            raise KernelError(
+                f"{self.who}: needs x (N, {self.in_channels}, {sizes}); got {tuple(x.shape)}"
+            )
         single = x.dim() == self.axes + 1
         y = self.convolve(x.unsqueeze(0) if single else x)
         return y.squeeze(0) if single else y
