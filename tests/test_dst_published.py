@@ -376,17 +376,20 @@ def test_soft_mest_drops_to_the_budget_before_it_grows():
     assert not {0, 2} & set(units)
 
 
-def test_mest_starts_what_it_regrows_at_zero():
-    """It prunes, then grows, each for itself: the public code zeroes what it pruned."""
-    layer = layer_of([[0.1, 0.2, 0.3, 0.4]], [[O] * 4], keep=4)
-    layer.set_table(torch.tensor([[True, True, True, False]]))
-    layer.keep = 3
-    seen = set()
+@pytest.mark.parametrize(
+    "method", [MEST(every=1, fraction=0.34), DSR(every=1, threshold=0.15, fraction=1 / 3)]
+)
+def test_what_is_dropped_and_regrown_starts_at_zero(method):
+    """They prune, then grow, each for itself: what comes back was zeroed (MEST's code)."""
+    layer = layer_of([[0.1, 0.2, 0.3, 0.4]], [[O, O, O, X]])
+    bound, seen = method.bind(100), set()
+    bound.begin(layer)
     for _ in range(20):
-        wish = MEST(every=1, fraction=0.34).bind(100).update(layer, 1)
-        comes = wish.comes.tolist()
+        if isinstance(method, DSR):
+            bound.rebudget([layer], 1)
+        wish = bound.update(layer, 1)
         assert wish.leaves.tolist() == [True, False, False]
-        seen |= set(comes)
+        seen |= set(wish.comes.tolist())
     assert seen == {0, 3}, "0 among them, as new"
 
 

@@ -59,12 +59,14 @@ def test_saliency_ablation_and_growth_by_hand():
     assert update.comes.tolist() == [2, 3, 14, 15]
 
 
-def test_a_lower_bound_leaves_a_neuron_more():
+@pytest.mark.parametrize("saliency", [0.5, 0.3, 0.0])
+def test_a_lower_bound_leaves_a_neuron_more(saliency):
     """Bound: max(1, floor(0.5 * 2)) = 1, so row 1 goes alone, and k' = 8 // 3 = 2, two left over.
 
-    Row 0 keeps 5 and 4, row 3 keeps 6 and 2; row 2 keeps 3 and regrows its place 1 (8.0)."""
+    Row 0 keeps 5 and 4, row 3 keeps 6 and 2; row 2 keeps 3 and regrows its place 1 (8.0). A lower
+    saliency changes nothing: a neuron without a salient weight always goes."""
     layer = by_hand(WEIGHT, GRADIENT, keep=2)
-    method = SRigL(fraction=lambda step: 3 / 8, end=10, saliency=0.5, spared=())
+    method = SRigL(fraction=lambda step: 3 / 8, end=10, saliency=saliency, spared=())
     update = method.update(layer, 1)
     assert units_of(layer, update).tolist() == [0, 1, 8, 9, 12, 13]
     assert update.comes.tolist() == [], "place 1 of row 2 was there before, and keeps its value"
@@ -129,6 +131,16 @@ def test_saliency_is_a_part_of_a_fan_in_or_of_the_inputs(part_of, rows):
     method = SRigL(fraction=lambda step: 1 / 4, end=10, saliency=0.5, spared=(), part_of=part_of)
     after = units_of(layer, method.update(layer, 1))
     assert set((after // 8).tolist()) == rows
+
+
+def test_as_many_neurons_stay_as_the_budget_needs():
+    """6 weights in rows of 4 need two neurons. K = 2: 0.1 and 0.05. Salient: 4, 2, 0; the bound of
+    3 (the longest row) would leave row 0 alone, and two weights without a place. k' = 3."""
+    weight = [[5.0, 4.0, 3.0, 0.0], [0.3, 0.0, 0.0, 0.0], [0.1, 0.05, 0.0, 0.0]]
+    gradient = [[0.0, 0.0, 0.0, 9.0], [0.0, 1.0, 8.0, 2.0], [0.0] * 4]
+    layer = by_hand(weight, gradient, keep=2)
+    method = SRigL(fraction=lambda step: 1 / 3, end=10, saliency=1.0, spared=())
+    assert units_of(layer, method.update(layer, 1)).tolist() == [0, 1, 2, 4, 6, 7]
 
 
 def test_enough_neurons_survive():
