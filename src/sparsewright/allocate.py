@@ -82,7 +82,8 @@ class ER:
 class ERK:
     """Erdos-Renyi-Kernel: density in proportion to sum(shape) / prod(shape) (Evci et al. 2020).
 
-    Layers whose share would exceed their size are dense, and the rest is solved again.
+    Layers whose share would exceed their size are dense, and the rest is solved again: of those
+    the ones of the largest share at once, and not one by one as in the public code of LAMP.
     dense_first: as in Uniform; RigL's tables have it at 99 %.
 
     >>> ERK()({"fc1": (300, 784), "fc2": (100, 300), "fc3": (10, 100)}, 0.9)
@@ -132,7 +133,8 @@ class LAMP:
 
     The best unit of every layer scores exactly 1, so no layer empties before the others
     (Lee, Park, Mo, Ahn, Shin 2021). Units are compared by their mean score per weight; those of
-    score -inf, which are absent, come last.
+    score -inf, which are absent, come last. As many stay as the budget says; the public code keeps
+    all that tie with the threshold.
 
     >>> scores = {"a": torch.tensor([[4., 3.]]), "b": torch.tensor([[2., 1.]])}
     >>> LAMP()({"a": (1, 2), "b": (1, 2)}, 0.5, scores)
