@@ -161,6 +161,16 @@ def test_fisher_is_of_examples_and_not_of_batches():
     assert torch.autograd.grad(together, model[0].weight)[0].item() == 0.0
 
 
+def test_fisher_runs_examples_alone_in_evaluation_mode():
+    """A norm in training mode has no variance of one example."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    found = weights_scores(OBD(), calibration(model, batches(1)))
+    assert model.training
+    again = weights_scores(OBD(), calibration(model.eval(), batches(1)))
+    assert all(torch.equal(found[name], again[name]) for name in ("0", "2"))
+
+
 def test_fisher_by_single_gradients():
     model, data = classifier(), batches(2)
     found = weights_scores(OBD(), calibration(model, data))

@@ -132,6 +132,23 @@ def test_one_threshold_over_all_layers():
             assert torch.equal(mask, size >= least)
 
 
+def test_one_threshold_over_all_but_the_last_layer():
+    """OpenLTH's way: a fifth of all weights together, and none of the last layer's."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 32), nn.Linear(32, 8))
+    with torch.no_grad():
+        model[2].weight.mul_(3.0)
+    sizes = [model[0].weight.detach().abs(), model[2].weight.detach().abs()]
+    for ticket in Tickets(model, rounds=2, output=0.0, scope="global"):
+        first, second, last = ticket.masks.values()
+        assert last.all()
+        keep = 2 * round(2048 * 0.8**ticket.round)
+        least = torch.cat([size.reshape(-1) for size in sizes]).sort().values[-keep]
+        assert torch.equal(first, sizes[0] >= least)
+        assert torch.equal(second, sizes[1] >= least)
+    assert first.sum() < 0.8 * second.sum()
+
+
 @pytest.mark.parametrize("pattern", ["channel", "block:4x4", "fan_in"])
 def test_tickets_of_other_patterns(pattern):
     model = small_model()

@@ -76,9 +76,10 @@ class Tickets:
     their own, the last among them unless output is 1. score: what is worth keeping. pattern, skip,
     overrides, on_misfit: as for `sw.attach`.
 
-    In round n a layer keeps (1 - fraction)^n of its weights, to the unit. A loop that was left goes
-    on with the round it was in, from its beginning. The masks go with another network of the same
-    shape, say one with other first values: `sw.attach(twin, optimizer, method="static",
+    In round n a layer keeps (1 - fraction)^n of its weights, to the unit; the public code of the
+    paper prunes one weight more. OpenLTH's way is scope="global" with output=0. A loop that was
+    left goes on with the round it was in, from its beginning. The masks go with another network of
+    the same shape, say one with other first values: `sw.attach(twin, optimizer, method="static",
     masks=ticket.masks)`. Raises ConfigError, StateError or UnknownNameError.
 
     >>> model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 8))

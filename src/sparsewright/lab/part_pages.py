@@ -1,4 +1,5 @@
-"""A page of the docs for every method, score and solver, printed from its docstring and facts."""
+"""A page of the docs for every method, score, solver and allocation, printed from its docstring
+and facts."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from ..abilities import Measured
+from ..abilities import Measured, MeasuredAllocation
+from ..allocate import ALLOCATIONS
 from ..errors import UnknownNameError
 from ..facts import Facts
 from ..files import write_text
@@ -18,7 +20,7 @@ from ..registry import Table
 from ..scores import SCORES
 from ..solvers import SOLVERS
 
-PAGED: tuple[Table[Any], ...] = (METHODS, SCORES, SOLVERS)
+PAGED: tuple[Table[Any], ...] = (METHODS, SCORES, SOLVERS, ALLOCATIONS)
 """The tables whose parts have pages."""
 
 OURS = "[The comparison](../comparison.md) has it beside all others, where it was run."
@@ -28,14 +30,17 @@ USE = {
     METHODS.kind: "sw.attach(model, optimizer, method={name!r}, sparsity=0.9, steps=steps)",
     SCORES.kind: "sw.prune(model, sparsity=0.9, score={name!r}{takes})",
     SOLVERS.kind: "sw.prune(model, sparsity=0.7, solver={name!r}, data=batches)",
+    ALLOCATIONS.kind: "sw.prune(model, sparsity=0.9, allocate={name!r}{takes})",
 }
 """The line of code that uses a part of a kind."""
 
 
 def _takes(part: Any) -> str:
-    """What a score must be given besides its name."""
+    """What a score or an allocation must be given besides its name."""
     pattern = ", pattern='channel'" if getattr(part, "of_rows", False) else ""
-    looks = isinstance(part, Measured) or getattr(part, "needs_gradient", False)
+    looks = isinstance(part, Measured | MeasuredAllocation) or getattr(
+        part, "needs_gradient", False
+    )
     return pattern + (", data=batches" if looks else "")
 
 
@@ -56,7 +61,8 @@ def page_of(kind: str, name: str, part: Any, ours: str | None = None) -> str:
     """One part's page in Markdown; ours: the table of what a comparison measured of it."""
     facts = facts_of(part)
     about, example = split_docstring(inspect.getdoc(part) or "")
-    lines = [f"# {name}: a {kind}", "", about, ""]
+    article = "an" if kind[0] in "aeiou" else "a"
+    lines = [f"# {name}: {article} {kind}", "", about, ""]
     if kind in USE:
         use = USE[kind].format(name=name, takes=_takes(part)).replace("'", '"')
         lines += [f"Used as `{use}`.", ""]
@@ -123,7 +129,7 @@ def _ended(sentence: str) -> str:
 def index() -> str:
     """The list of all pages, by kind."""
     lines = [
-        "# Every method, score and solver",
+        "# Every method, score, solver and allocation",
         "",
         "Made by `sparsewright methods --pages` from the docstrings and the lines of comparisons.",
         "",
