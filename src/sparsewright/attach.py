@@ -50,11 +50,12 @@ def attach(
     `prune` takes "uniform", which leaves the first one dense. steps: optimizer steps of the run,
     for methods that must know. skip: names, globs or module types left dense. overrides: {glob:
     {"sparsity": ..., "pattern": ...}}; a layer with a sparsity of its own is outside the budget.
-    on_misfit: "error", "skip", or the pattern for weights that do not fit. init: "fan_in" redraws present weights with the
-    variance of each neuron's actual fan-in (Evci et al. 2022), or a function layer -> values.
-    seed: of all random choices; the same seed gives the same masks on every replica.
-    process_group: of torch.distributed, over which packed weights average the gradients that they
-    grow by; None takes that of a DistributedDataParallel model, False averages none.
+    on_misfit: "error", "skip", or the pattern for weights that do not fit. init: "fan_in" redraws
+    present weights with the variance of each neuron's actual fan-in (Evci et al. 2022), or a
+    function layer -> values. seed: of all random choices; the same seed gives the same masks on
+    every replica. process_group: of torch.distributed, over which packed weights average the
+    gradients that they grow by; None takes that of a DistributedDataParallel model, False averages
+    none.
     masks: {layer: bool in the weight's shape} fixes the first mask and the budget of those layers,
     whatever the method; they count in no sparsity asked for, and without one all others stay dense.
 

@@ -10,7 +10,7 @@ import fnmatch
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,18 +55,22 @@ def jobs_of(asked: Asked) -> list[Job]:
     """Every run of a comparison: all recipes of one seed before the next seed.
 
     methods: recipes by name or glob. A recipe without a sparsity runs once for every seed.
-    UnknownNameError for a suite or a name that fits no recipe, ConfigError for a sparsity.
+    UnknownNameError for a suite or a name that fits no recipe, ConfigError for a sparsity, a seed
+    or epochs that no run can have.
     """
     suite = SUITES[asked.suite]
     sparsities = asked.sparsities or suite.sparsities
     check_sparsities(sparsities)
-    epochs = asked.epochs or suite.config.epochs
+    epochs = suite.config.epochs if asked.epochs is None else asked.epochs
+    seeds = list(dict.fromkeys(asked.seeds or suite.seeds))
+    for seed in seeds:
+        replace(suite.config, epochs=epochs, seed=seed)  # its error before any run
     known = {name: recipe for name, (_, recipe) in recipes().items()}
     return [
         Job(asked.suite, name, sparsity, seed, epochs)
-        for seed in asked.seeds or suite.seeds
+        for seed in seeds
         for name in chosen(asked.methods, known)
-        for sparsity in (sparsities if known[name].sparse else (0.0,))
+        for sparsity in (dict.fromkeys(sparsities) if known[name].sparse else (0.0,))
     ]
 
 

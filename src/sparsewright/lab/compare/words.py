@@ -90,9 +90,12 @@ def answer(args: argparse.Namespace, html: Callable[[Sequence[Path], Path], Path
     if args.tune:
         print(grid_text(tune(args.suite, epochs=args.epochs)))
         return
+    names = tuple(name for word in args.methods for name in word.split(",") if name)
+    if args.methods and not names:
+        raise ConfigError(f"--methods must name recipes; got {' '.join(args.methods)!r}")
     asked = Asked(
         args.suite,
-        tuple(name for word in args.methods for name in word.split(",") if name),
+        names,
         tuple(args.sparsity),
         tuple(args.seeds),
         args.epochs,
