@@ -427,6 +427,21 @@ def test_detaching_twice_does_nothing() -> None:
     sw.attach(model, optimizer, method="static", sparsity=0.75)
 
 
+@pytest.mark.parametrize("pack", [lambda model: model, sw.pack], ids=["masked", "packed"])
+def test_what_is_attached_is_not_pruned(pack: Any) -> None:
+    model = pack(mlp())
+    sparse = sw.attach(model, sgd(model), method="static", sparsity=0.5)
+    held = "is held by a Sparsifier.*detach"
+    refused(held, lambda: sw.prune(model, 0.9))
+    refused(held, lambda: sw.prune(model, 0.9, solver="wanda", data=[X]))
+    refused(
+        "attached already",
+        lambda: sw.attach(model, sgd(model), method="set", sparsity=0.9, steps=300),
+    )
+    sparse.detach()
+    sw.prune(model, 0.9, allocate="uniform_all")
+
+
 @pytest.mark.parametrize("method", ["rigl", "sr_ste", "l0"])
 def test_copies_hold_nothing_and_a_sparsifier_is_not_copied(method: str) -> None:
     model = mlp()

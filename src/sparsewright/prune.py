@@ -20,7 +20,7 @@ from .ranking import first_units
 from .scores import as_score
 from .selection import Candidates, LeftDense, Overrides, Skip, candidates
 from .solvers import Solver
-from .solving import solve
+from .solving import refuse_held, solve
 from .summary import Summary, summarise
 
 
@@ -101,6 +101,7 @@ def prune(
         overrides=overrides,
         on_misfit=on_misfit,
     )
+    refuse_held(chosen.layers)
     before = [(layer, *_state(layer)) for layer in chosen.layers] if count > 1 else []
     try:
         for k in range(1, count + 1):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
+from dataclasses import Field, fields, is_dataclass
+from typing import Any
 
 from ..arguments import check_part
 from ..core import Method
@@ -24,7 +25,8 @@ def as_method(spec: str | Method) -> Method:
     if isinstance(spec, str):
         return METHODS[spec]()
     method = check_part("method", spec, NEEDS)
-    for option in fields(method) if is_dataclass(method) else ():
+    options: tuple[Field[Any], ...] = fields(method) if is_dataclass(method) else ()
+    for option in options:
         value = getattr(method, option.name)
         if "Score" in str(option.type) and not (value is None and "None" in str(option.type)):
             as_score(value)  # now, not at the first update
