@@ -512,3 +512,32 @@ def test_what_is_named_twice_is_compared_once() -> None:
         "dense, sparsity 0, seed 0",
         "rigl, sparsity 0.9, seed 0",
     ]
+
+
+def test_a_comparison_that_is_stopped_says_how_it_goes_on(
+    tmp_path: Any, capsys: Any, monkeypatch: Any
+) -> None:
+    def stopped(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sparsewright.lab.compare.command.make_runs", stopped)
+    asked = ["compare", "--suite", "digits-mlp", "--methods", "dense", "--out", str(tmp_path)]
+    assert main(asked) == 130
+    assert "stopped; the same command goes on where it stopped" in capsys.readouterr().err
+    monkeypatch.setattr("sparsewright.lab.demo.demo", stopped)
+    assert main(["demo", "--out", str(tmp_path)]) == 130
+    assert "sparsewright: stopped" in capsys.readouterr().err
+
+
+def test_files_of_runs_that_are_none(tmp_path: Any, capsys: Any) -> None:
+    asked = ["compare", "--from", str(tmp_path), "--page"]
+    assert main([*asked, str(tmp_path / "page.pdf")]) == 2
+    assert "--page must be FILE.md or FILE.html" in capsys.readouterr().err
+    page = str(tmp_path / "page.md")
+    assert main([*asked, page]) == 2
+    assert "no runs in" in capsys.readouterr().err
+    job = b'{"suite": "digits-mlp", "recipe": "set", "sparsity": 0.9, "seed": 0, "epochs": 1}'
+    for line in (b'{"broken', b"[]", b"{}", bytes(range(128, 160)), job):
+        (tmp_path / "runs.jsonl").write_bytes(line + b"\n")
+        assert main([*asked, page]) == 2
+        assert "line 1: must be the JSON of a run" in capsys.readouterr().err

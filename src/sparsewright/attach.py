@@ -15,10 +15,11 @@ from .errors import SparsityWarning
 from .initialise import Init, check_init
 from .masks import Masks
 from .methods import as_method
+from .naming import Overrides, Skip
 from .nn import check_replicas
 from .replicas import Group, check_group
 from .scores import as_score
-from .selection import Overrides, Skip, select_layers
+from .selection import select_layers
 from .sparsifier import Sparsifier
 
 LOOKED_AT = 10**6

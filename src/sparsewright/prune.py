@@ -16,9 +16,10 @@ from .arguments import check_call, check_model, check_sparsity, seeded, whole
 from .calibration import Calibration, Loss, check_loss, left_as_it_was
 from .core import Allocate, Layer, Pattern, Score, View
 from .errors import ConfigError
+from .naming import Overrides, Skip
 from .ranking import first_units
 from .scores import as_score
-from .selection import Candidates, LeftDense, Overrides, Skip, candidates
+from .selection import Candidates, LeftDense, candidates
 from .solvers import Solver
 from .solving import refuse_held, solve
 from .summary import Summary, summarise

@@ -18,8 +18,9 @@ from .capture import Together, check_layers, walk
 from .core import Allocate, Layer, Pattern
 from .errors import ConfigError, MisfitError, StateError
 from .moments import Moments, sizes
+from .naming import Overrides, Skip
 from .scores import as_score
-from .selection import Overrides, Skip, candidates
+from .selection import candidates
 from .solvers import Problem, Solution, Solver, as_solver
 from .summary import Summary, summarise
 from .weights import Weight, find_weights
