@@ -21,6 +21,8 @@ QUICK = {
     "deep_r": {"l1": 5.0},
     "dsr": {"fraction": 0.02},  # LBFGS without a line search does not stand much more
     "sr_ste": {"start": 1},
+    "chts": {"every": 2},
+    "srigl": {"every": 2},
 }
 
 

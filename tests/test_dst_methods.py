@@ -165,6 +165,7 @@ def test_sparse_momentum_moves_budget_and_keeps_the_total():
     assert [layer.present for layer in sparse.layers] != before
 
 
+@pytest.mark.filterwarnings("ignore:frozen layers lose weights")
 def test_a_layer_without_a_gradient_keeps_its_budget():
     model = small_model()
     model[0].weight.requires_grad_(False)

@@ -182,6 +182,7 @@ FLOORS = {
         (
             "exploration",
             "selection",
+            "naming",
             "stages",
             "allocations",
             "summary",

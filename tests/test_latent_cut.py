@@ -109,6 +109,7 @@ def test_what_is_cut_is_the_least_by_the_methods_own_measure(method, learned, ke
 
 
 @pytest.mark.parametrize("name", MINE)
+@pytest.mark.filterwarnings("ignore:frozen layers lose weights")
 def test_frozen_and_unused_layers_meet_the_budget_too(name):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32))

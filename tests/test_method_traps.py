@@ -97,6 +97,7 @@ def test_a_state_of_another_sparsity_of_its_own_is_refused():
 
 
 @pytest.mark.parametrize("name", METHODS.names())
+@pytest.mark.filterwarnings("ignore:frozen layers lose weights")
 def test_frozen_weights_meet_the_budget_and_are_not_worn_away(name):
     model = net()
     model[3].weight.requires_grad_(False)

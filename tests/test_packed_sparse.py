@@ -341,6 +341,7 @@ def test_a_layer_that_no_example_has_reached_stays_as_it_is():
         assert torch.equal(layer.present_units, units)
 
 
+@pytest.mark.filterwarnings("ignore:frozen layers lose weights")
 def test_what_is_unfrozen_later_grows_too():
     model = sw.pack(mlp())
     model[0].weight.requires_grad_(False)

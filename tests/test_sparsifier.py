@@ -449,6 +449,7 @@ def test_an_optimizer_of_another_model_is_refused():
         sw.attach(small_model(), optimizer, method="static", sparsity=0.5)
 
 
+@pytest.mark.filterwarnings("ignore:frozen layers lose weights")
 def test_frozen_weights_are_masked_and_stay():
     model = small_model()
     model[0].weight.requires_grad_(False)

@@ -15,10 +15,11 @@ from .errors import SparsityWarning
 from .initialise import Init, check_init
 from .masks import Masks
 from .methods import as_method
+from .naming import Overrides, Skip
 from .nn import check_replicas
 from .replicas import Group, check_group
 from .scores import as_score
-from .selection import Overrides, Skip, select_layers
+from .selection import select_layers
 from .sparsifier import Sparsifier
 
 LOOKED_AT = 10**6
@@ -53,9 +54,9 @@ def attach(
     on_misfit: "error", "skip", or the pattern for weights that do not fit. init: "fan_in" redraws
     present weights with the variance of each neuron's actual fan-in (Evci et al. 2022), or a
     function layer -> values. seed: of all random choices; the same seed gives the same masks on
-    every replica.
-    process_group: of torch.distributed, over which packed weights average the gradients that they
-    grow by; None takes that of a DistributedDataParallel model, False averages none.
+    every replica. process_group: of torch.distributed, over which packed weights average the
+    gradients that they grow by; None takes that of a DistributedDataParallel model, False averages
+    none.
     masks: {layer: bool in the weight's shape} fixes the first mask and the budget of those layers,
     whatever the method; they count in no sparsity asked for, and without one all others stay dense.
 

@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"sparsewright: {error}", file=sys.stderr)
             return REFUSED
         except KeyboardInterrupt as stop:
-            print(f"\nsparsewright: {stop or 'stopped'}", file=sys.stderr)
+            print(f"\nsparsewright: {str(stop) or 'stopped'}", file=sys.stderr)
             return INTERRUPTED
         except BrokenPipeError:  # the reader of our output went away, as `head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -115,6 +115,9 @@ class Storage(Protocol):
         """The same in training: units that come take their values and the optimizer state of a
         first step, no gradient, and those that leave none behind."""
 
+    def is_held(self) -> bool:
+        """Whether a Sparsifier watches the weight."""
+
     def watch(self, wanted: Callable[[], bool], replicas: Replicas) -> Any:
         """Begin to train sparse: gradients of absent weights are kept when wanted() as they
         arrive, else not. replicas: the processes that train together. Returns what

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from .arguments import check_model
 from .errors import KernelError, SparsityWarning, StateError, UnknownNameError
 from .masks import check_masks_kind
+from .naming import Skip, skipped
 from .nn import PackedConv1d, PackedConv2d, PackedEmbedding, PackedLinear, PackedModule
-from .selection import Skip, skipped
 from .weights import Weight, find_weights, is_packed
 
 KINDS: dict[type[nn.Module], type[PackedModule]] = {

@@ -204,8 +204,11 @@ class PackedStorage:
         move(self.module, gone, born, values, optimizer)
         self._known = self.module.topology
 
+    def is_held(self) -> bool:
+        return self.module.watch.wanted is not None
+
     def watch(self, wanted: Callable[[], bool], replicas: Replicas) -> Any:
-        refuse_second(self.module.watch.wanted is not None)
+        refuse_second(self.is_held())
         self._replicas = replicas
         return self.module.watch.begin(wanted)
 

@@ -16,11 +16,12 @@ from .arguments import check_call, check_model, check_sparsity, seeded, whole
 from .calibration import Calibration, Loss, check_loss, left_as_it_was
 from .core import Allocate, Layer, Pattern, Score, View
 from .errors import ConfigError
+from .naming import Overrides, Skip
 from .ranking import first_units
 from .scores import as_score
-from .selection import Candidates, LeftDense, Overrides, Skip, candidates
+from .selection import Candidates, LeftDense, candidates
 from .solvers import Solver
-from .solving import solve
+from .solving import refuse_held, solve
 from .summary import Summary, summarise
 
 
@@ -101,6 +102,7 @@ def prune(
         overrides=overrides,
         on_misfit=on_misfit,
     )
+    refuse_held(chosen.layers)
     before = [(layer, *_state(layer)) for layer in chosen.layers] if count > 1 else []
     try:
         for k in range(1, count + 1):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,17 +12,16 @@ from torch import Tensor, nn
 
 from .abilities import Measured
 from .allocate import as_allocation
-from .arguments import check_mapping, check_sparsity, told
 from .budget import Budgeted, solve_budget
-from .core import Allocate, Layer, Pattern, Score, Shape
+from .core import Allocate, Layer, Pattern, Score
 from .errors import (
     BudgetError,
     ConfigError,
     MisfitError,
-    SparsewrightError,
     UnknownNameError,
 )
 from .masks import Masks, check_masks_kind, hold_mask
+from .naming import Overrides, Skip, check_on_misfit, check_overrides, override_of, skipped
 from .patterns import as_pattern
 from .ranking import whole_scores
 from .scores import as_score
@@ -31,20 +29,13 @@ from .stages import part_of_way
 from .storage import misfit, storage_of
 from .weights import COMPUTES, Weight, check_values, find_weights, other_weights, why_other
 
-Skip = str | type[nn.Module] | Sequence[str | type[nn.Module]]
-Override = Mapping[str, Any]
-Overrides = Mapping[str, Override] | Callable[[str, Shape], Override | None]
-"""By glob of names, or a function of a weight's name and shape; None or {} overrides nothing."""
 MAGNITUDE = as_score("magnitude")
 NO_MASK = "no mask was given"
-OVERRIDABLE = ("pattern", "sparsity")
-SKIPS = "names of modules, globs or types of modules, one or a list"
 COMPUTED = (
     ". What a layer computes its weight from (weight_norm, a parametrization, "
     "torch.nn.utils.prune) cannot be sparse: make a plain weight of it first "
     "(remove_parametrizations, prune.remove)"
 )
-OVERRIDES = "{glob: {'sparsity': ..., 'pattern': ...}}, or a function (name, shape) -> such"
 
 
 @dataclass(frozen=True)
@@ -206,8 +197,8 @@ def candidates(
             + (COMPUTED if any(why_other(name) == COMPUTES for name in others) else "")
         )
     check_values(weights)
-    _check_overrides(overrides)
-    _check_on_misfit(on_misfit)
+    check_overrides(overrides)
+    check_on_misfit(on_misfit)
     if masks is not None:
         check_masks_kind(masks)
     asked = as_pattern(pattern)
@@ -217,7 +208,7 @@ def candidates(
         if weight.name in left_out:
             left_dense.append(_left(weight, "skipped by request"))
             continue
-        wish = _wish(weight, asked, _override_of(weight, overrides, weights))
+        wish = _wish(weight, asked, override_of(weight, overrides, weights))
         fitted, reason = _fit(wish, on_misfit)
         if fitted is None:
             left_dense.append(_left(weight, reason))
@@ -242,78 +233,6 @@ def candidates(
 
 def _left(weight: Weight, reason: str) -> LeftDense:
     return LeftDense(weight.name, math.prod(weight.shape), reason)
-
-
-def _matches(weight: Weight, glob: str) -> bool:
-    return any(fnmatch.fnmatchcase(name, glob) for name in (weight.name, *weight.aliases))
-
-
-def skipped(weights: Sequence[Weight], skip: Skip) -> set[str]:
-    """The names of the weights that `skip` names; UnknownNameError if it names one that is not."""
-    wanted = [skip] if isinstance(skip, str | type | nn.Module) else skip
-    if not isinstance(wanted, Iterable):
-        raise ConfigError(f"skip must be {SKIPS}; got {told(skip)}")
-    out: set[str] = set()
-    for one in wanted:
-        if isinstance(one, str):
-            hits = {w.name for w in weights if _matches(w, one)}
-        elif not (isinstance(one, type) and issubclass(one, nn.Module)):
-            raise ConfigError(f"skip must be {SKIPS}; got {told(one)}")
-        else:
-            hits = {w.name for w in weights if _is_a(w.module, one)}
-        if not hits and isinstance(one, str):
-            raise UnknownNameError("weight to skip", one, [w.name for w in weights])
-        out |= hits
-    return out
-
-
-def _is_a(module: nn.Module, kind: type) -> bool:
-    """Whether a module is of a kind, or packed in place of one."""
-    return isinstance(module, kind) or issubclass(getattr(module, "kind", type(None)), kind)
-
-
-def _override_of(
-    weight: Weight, overrides: Overrides | None, weights: list[Weight]
-) -> Mapping[str, Any]:
-    if callable(overrides):
-        ruled = overrides(weight.name, weight.shape)
-        if ruled is None:
-            return {}
-        _check_override(weight.name, ruled)
-        return ruled
-    merged: dict[str, Any] = {}
-    for glob, values in (overrides or {}).items():
-        if not any(_matches(w, glob) for w in weights):
-            raise UnknownNameError("weight to override", glob, [w.name for w in weights])
-        _check_override(glob, values)
-        if _matches(weight, glob):
-            merged.update(values)
-    return merged
-
-
-def _check_overrides(overrides: Any) -> None:
-    if overrides is not None and not callable(overrides):
-        check_mapping("overrides", overrides, OVERRIDES)
-
-
-def _check_on_misfit(on_misfit: Any) -> None:
-    if isinstance(on_misfit, str) and on_misfit in ("error", "skip"):
-        return
-    try:
-        as_pattern(on_misfit)
-    except SparsewrightError as error:
-        raise ConfigError(
-            f"on_misfit must be 'error', 'skip' or the pattern for what does not fit: {error}"
-        ) from None
-
-
-def _check_override(weight: str, values: Any) -> None:
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"overrides must be {OVERRIDES}; for {weight!r} got {told(values)}")
-    if values.get("sparsity") is not None:
-        check_sparsity(values["sparsity"], f"overrides: {weight!r}: ")
-    if unknown := set(values) - set(OVERRIDABLE):
-        raise UnknownNameError("per-layer override", sorted(unknown)[0], OVERRIDABLE)
 
 
 def _wish(weight: Weight, pattern: Pattern, override: Mapping[str, Any]) -> _Wish:

@@ -18,8 +18,9 @@ from .capture import Together, check_layers, walk
 from .core import Allocate, Layer, Pattern
 from .errors import ConfigError, MisfitError, StateError
 from .moments import Moments, sizes
+from .naming import Overrides, Skip
 from .scores import as_score
-from .selection import Overrides, Skip, candidates
+from .selection import candidates
 from .solvers import Problem, Solution, Solver, as_solver
 from .summary import Summary, summarise
 from .weights import Weight, find_weights
@@ -73,6 +74,7 @@ def solve(
         overrides=overrides,
         on_misfit=on_misfit,
     )
+    refuse_held(found.layers)
     # Its buffers and torch's random state too: a forward, or a DataLoader, may change them.
     with left_as_it_was(model, found.layers, seed):
         if isinstance(shared, MeasuredAllocation):
@@ -82,6 +84,16 @@ def solve(
         layers, left_dense = found.share_out(sparsity, shared, score)
         solve_layers(model, layers, chosen, data, together=together, dtype=dtype)
     return summarise(layers, left_dense, sparsity)
+
+
+def refuse_held(layers: Sequence[Layer]) -> None:
+    """StateError for weights of a Sparsifier, whose masks would not know what is gone."""
+    for layer in layers:
+        if layer.storage.is_held():
+            raise StateError(
+                f"layer {layer.name!r} is held by a Sparsifier, which would train what is pruned: "
+                "call its detach() first"
+            )
 
 
 def solve_layers(

@@ -179,12 +179,15 @@ class MaskedStorage:
             self.weight[torch.unravel_index(places, self.shape)] = exchange.values.to(self.weight)
         reset_state(optimizer, self.weight, new)
 
+    def is_held(self) -> bool:
+        hooks = (self.weight._backward_hooks or {}).values()
+        return any(getattr(hook, "of_sparsifier", False) for hook in hooks)
+
     def watch(self, wanted: Callable[[], bool], replicas: Replicas) -> Any:
         """A hook that masks a gradient as it arrives, unless it is wanted dense."""
         if not self.weight.requires_grad:
             return RemovableHandle(OrderedDict())
-        hooks = (self.weight._backward_hooks or {}).values()
-        refuse_second(any(getattr(hook, "of_sparsifier", False) for hook in hooks))
+        refuse_second(self.is_held())
 
         def hook(gradient: Tensor) -> Tensor | None:
             return None if wanted() else masked(gradient, self.absent)

@@ -24,9 +24,10 @@ from .core import Layer, Method, Pattern, Score
 from .errors import ConfigError, StateError, UnknownNameError
 from .masks import Masks, check_masks
 from .methods._share import SCOPES, Scope, share_by_rank
+from .naming import Overrides, Skip
 from .ranking import best_units
 from .scores import as_score
-from .selection import Overrides, Skip, select_layers
+from .selection import select_layers
 from .sparsifier import Sparsifier
 
 Rewind = int | Literal["init", "lr"]

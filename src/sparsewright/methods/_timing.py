@@ -14,7 +14,7 @@ LAST_QUARTER = 0.75
 def check_timing(name: str, every: int, start: int, end: int | None) -> None:
     """Raise ConfigError unless all are whole numbers, every >= 1, start >= 0 and end >= start."""
     for option, value in (("every", every), ("start", start), ("end", end)):
-        if value is not None:
+        if value is not None or option != "end":
             whole(f"method {name}: {option} (in optimizer steps)", value)
     if every < 1:
         raise ConfigError(

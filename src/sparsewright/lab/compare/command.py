@@ -24,9 +24,12 @@ def compare(asked: Asked, out: Path, *, processes: int = 0, retry: bool = False)
     if not left:
         return results
     clock = Clock(len(left))
-    for number, (job, line) in enumerate(make_runs(left, processes), start=1):
-        results.append(line)
-        say(f"[{number}/{len(left)}] {job}: {outcome(suite, line)}; {time_left(clock, number)}")
+    try:
+        for number, (job, line) in enumerate(make_runs(left, processes), start=1):
+            results.append(line)
+            say(f"[{number}/{len(left)}] {job}: {outcome(suite, line)}; {time_left(clock, number)}")
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("stopped; the same command goes on where it stopped") from None
     return results
 
 

@@ -52,6 +52,8 @@ def shared_out(count: int) -> list[list[int]]:
     """
     known = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     total = len(known) or cores()
+    if count < 0:
+        raise ConfigError(f"jobs must be 0 (one on each core) or more; got {count}")
     if count > total:
         raise ConfigError(f"jobs must not be more than the {total} cores of this process")
     each = total // (count or total)

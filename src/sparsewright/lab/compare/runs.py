@@ -10,7 +10,7 @@ import fnmatch
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from .recipes import recipes
 from .suites import SUITES, Suite, check_sparsities
 
 LINES = "runs.jsonl"
+FIGURES = ("measure", "training_flops", "inference_flops", "seconds", "parameters")
 Line = Mapping[str, Any]
 
 
@@ -55,18 +56,22 @@ def jobs_of(asked: Asked) -> list[Job]:
     """Every run of a comparison: all recipes of one seed before the next seed.
 
     methods: recipes by name or glob. A recipe without a sparsity runs once for every seed.
-    UnknownNameError for a suite or a name that fits no recipe, ConfigError for a sparsity.
+    UnknownNameError for a suite or a name that fits no recipe, ConfigError for a sparsity, a seed
+    or epochs that no run can have.
     """
     suite = SUITES[asked.suite]
     sparsities = asked.sparsities or suite.sparsities
     check_sparsities(sparsities)
-    epochs = asked.epochs or suite.config.epochs
+    epochs = suite.config.epochs if asked.epochs is None else asked.epochs
+    seeds = list(dict.fromkeys(asked.seeds or suite.seeds))
+    for seed in seeds:
+        replace(suite.config, epochs=epochs, seed=seed)  # its error before any run
     known = {name: recipe for name, (_, recipe) in recipes().items()}
     return [
         Job(asked.suite, name, sparsity, seed, epochs)
-        for seed in asked.seeds or suite.seeds
+        for seed in seeds
         for name in chosen(asked.methods, known)
-        for sparsity in (sparsities if known[name].sparse else (0.0,))
+        for sparsity in (dict.fromkeys(sparsities) if known[name].sparse else (0.0,))
     ]
 
 
@@ -101,15 +106,18 @@ class Results:
     def lines(self) -> list[dict[str, Any]]:
         """Whole lines; of a job that was run again the last one. What a crash cut short is left
         out."""
-        text = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
+        there = self.path.read_bytes() if self.path.is_file() else b""
+        text = there.decode("utf-8", errors="replace")  # what is no text is no line
         last: dict[Job, dict[str, Any]] = {}
         for number, line in enumerate(text.split("\n")[:-1], start=1):
             try:
                 found = json.loads(line)
                 last[Job.of(found)] = found
+                _check_figures(found)
             except (ValueError, KeyError, TypeError) as error:
                 raise StateError(
-                    f"{self.path}, line {number}: must be the JSON of a run; {error!r}"
+                    f"{self.path}, line {number}: must be the JSON of a run; {error!r}. "
+                    "Take the line out to go on without it"
                 ) from None
         return list(last.values())
 
@@ -142,6 +150,13 @@ class Results:
                     )
         done = {job for job, line in known.items() if not (retry and "error" in line)}
         return [job for job in jobs if job not in done]
+
+
+def _check_figures(line: Line) -> None:
+    """ValueError if a run that ended well lacks what pages and tables show."""
+    lacks = [name for name in FIGURES if not isinstance(line.get(name), int | float)]
+    if lacks and "error" not in line:
+        raise ValueError(f"it has no {', '.join(lacks)}")
 
 
 def _end_last_line(place: int) -> None:

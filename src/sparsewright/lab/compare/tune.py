@@ -30,7 +30,8 @@ def tune(name: str, *, epochs: int | None = None, path: Path = TUNED) -> dict[st
     """
     suite = SUITES[name]
     problem = suite.problem(suite).held_out()
-    length = epochs or suite.config.epochs
+    length = suite.config.epochs if epochs is None else epochs
+    replace(suite.config, epochs=length)  # its error before any run
     grid: dict[str, float | None] = {}
     for rate in suite.grid:
         grid[f"{rate:g}"] = tried(suite, problem, rate, length)

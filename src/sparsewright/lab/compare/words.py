@@ -11,6 +11,7 @@ from ...errors import ConfigError
 
 OUT = Path("runs/compare")
 HTML = ".html"
+MARKDOWN = ".md"
 
 
 def add_compare(commands: Any, command: Callable[..., Any], run: Callable[..., None]) -> None:
@@ -54,7 +55,7 @@ def add_compare(commands: Any, command: Callable[..., Any], run: Callable[..., N
         "--page",
         type=Path,
         metavar="FILE",
-        help="write a page, Markdown or (FILE.html) HTML, from runs that are there; make none",
+        help="write a page, FILE.md or FILE.html, from runs that are there; make none",
     )
     add.add_argument(
         "--from",
@@ -82,6 +83,8 @@ def answer(args: argparse.Namespace, html: Callable[[Sequence[Path], Path], Path
             print(f"{name} ({kind}): {recipe.about}")
         return
     if args.page is not None:
+        if args.page.suffix not in (HTML, MARKDOWN):
+            raise ConfigError(f"--page must be FILE{MARKDOWN} or FILE{HTML}; got {args.page}")
         writes = html if args.page.suffix == HTML else write_page
         print(f"written: {writes(args.folders or [args.out or OUT], args.page)}")
         return
@@ -90,9 +93,12 @@ def answer(args: argparse.Namespace, html: Callable[[Sequence[Path], Path], Path
     if args.tune:
         print(grid_text(tune(args.suite, epochs=args.epochs)))
         return
+    names = tuple(name for word in args.methods for name in word.split(",") if name)
+    if args.methods and not names:
+        raise ConfigError(f"--methods must name recipes; got {' '.join(args.methods)!r}")
     asked = Asked(
         args.suite,
-        tuple(name for word in args.methods for name in word.split(",") if name),
+        names,
         tuple(args.sparsity),
         tuple(args.seeds),
         args.epochs,
