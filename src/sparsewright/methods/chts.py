@@ -4,26 +4,31 @@ gradient is looked at (Zhang, Zhao, Wu, Cannistraci et al., ICLR 2024 and NeurIP
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core import Exchange, Layer, Score, Update
-from ..errors import ConfigError
+from ..errors import ConfigError, SparsityWarning
 from ..facts import Facts
 from ..kernels.best import best_table
 from ..patterns import places_of
 from ..ranking import first_units
 from . import METHODS
 from ._drop_grow import check_fraction, check_option
+from ._percolate import Chains, chains_of, check_chains, pairs_among, percolated
 from ._refill import refill
 from ._timing import check_timing, check_within, end_of, is_due
 from ._topology import LINKS
 
 LAST = -1e30
 """Key of what is taken only where nothing with a probability above 0 is left."""
+STAYS = "stays"
+"""Table of what percolation left, from the removal to the growth of one update; else empty."""
 STEEPNESS = 6.0
 """Of the sigmoid decay of CHTss (the paper's k)."""
 
@@ -45,8 +50,12 @@ class CHTs:
     of paths, or "CH3-L3p", by paths. grow_softness: d of the growth; CHT's is 1, the best come.
     initial_sparsity: CHTss's; the sparsity rises from it to the asked one along a sigmoid, met at
     `end` exactly; None holds it from the start. A convolution's inputs are its channels at every
-    place of the kernel. end: by default three quarters of the run. initial: score of the first
-    mask.
+    place of the kernel. chains: names of layers that feed one another, in order. Between two of a
+    chain a neuron that the removal left without inputs or outputs is inactive: its other links go,
+    until nothing changes, and as many grow elsewhere in the layer. None finds the chains inside
+    every nn.Sequential, over activations, norms, pooling, dropout and Flatten, and warns where
+    there are none; () removes no neurons. end: by default three quarters of the run. initial: score
+    of the first mask.
 
     >>> chts = CHTs(every=10, end=100)
     >>> [round(chts.softness_at(step), 3) for step in (0, 50, 100)]
@@ -62,6 +71,7 @@ class CHTs:
     grow_softness: float = 0.5
     initial_sparsity: float | None = None
     initial: str | Score = "random"
+    chains: Chains | None = None
     needs_gradient: ClassVar[bool] = False
     skips_step: ClassVar[bool] = False
     facts: ClassVar[Facts] = Facts(
@@ -94,7 +104,10 @@ class CHTs:
             "the survivors are drawn and not the removed, the growth's softness, the fraction's "
             "default and that it is constant, links scored after the removal, new weights of 0, "
             "and the sigmoid's scale (k times the fraction of the ramp less a half, stretched so "
-            "that both ends are met). Neurons without inputs or outputs are not taken out."
+            "that both ends are met). Inactive neurons are removed only where layers are known to "
+            "feed one another; a group that must hold a number of units (fan_in, N:M) may link "
+            "them again, and a unit of several weights stays while one of them joins active ones. "
+            "The constant that a neuron without inputs passes on, its bias, is lost with it."
         ),
     )
 
@@ -120,7 +133,24 @@ class CHTs:
             check_within(type(self).__name__, "the sparsity must be met", end, steps)
         return replace(self, end=end)
 
+    def meet(self, model: nn.Module, layers: Sequence[Layer]) -> CHTs:
+        """The same, that knows which layers feed one another."""
+        if self.chains is not None:
+            check_chains(type(self).__name__, self.chains, layers)
+            return self
+        chains = chains_of(model, layers)
+        if len(layers) > 1 and not chains:
+            warnings.warn(
+                f"method {type(self).__name__} removes no inactive neurons: no nn.Sequential says "
+                "which layers feed one another; name them (chains=((first, second, ...),)), or "
+                "do without (chains=())",
+                SparsityWarning,
+                stacklevel=3,
+            )
+        return replace(self, chains=chains)
+
     def begin(self, layer: Layer) -> Tensor:
+        layer.memory[STAYS] = torch.empty(0, dtype=torch.bool)
         first = replace(layer, keep=self.kept(layer, 0))
         return first_units(first, self.initial)
 
@@ -148,24 +178,56 @@ class CHTs:
             1.0, step / max(1, self.end)
         )
 
+    def rebudget(self, layers: Sequence[Layer], step: int) -> None:
+        """The removal in layers that feed one another, of all of them before any grows; budgets
+        stay."""
+        pairs = pairs_among(layers, self.chains or ()) if self._acts(step) else []
+        chained = {layer.name for pair in pairs for layer in pair}
+        stays = {y.name: self._stays(y, step) for y in layers if y.name in chained}
+        fixed = {name for name, table in stays.items() if table is None}
+        tables = {
+            layer.name: layer.table if (table := stays[layer.name]) is None else table
+            for layer in layers
+            if layer.name in chained
+        }
+        left = percolated(pairs, tables, fixed)
+        for layer in layers:
+            if layer.name in chained - fixed:
+                layer.memory[STAYS] = left[layer.name]
+
     def update(self, layer: Layer, step: int) -> Update | Exchange | None:
-        ends = self.initial_sparsity is not None and step == self.end
-        if not (ends or self._moves(step)):
+        if not self._acts(step):
             return None
-        here, keep = layer.table, self.kept(layer, step)
+        keep = self.kept(layer, step)
         if not layer.weight.requires_grad:  # what it grew would be 0 for ever
             return refill(layer, 0, keep, drop="magnitude", grow="random")
+        left = layer.memory.pop(STAYS, torch.empty(0, dtype=torch.bool))
+        layer.memory[STAYS] = torch.empty(0, dtype=torch.bool)
+        stays = left if left.numel() else self._stays(layer, step)
+        if stays is None:
+            return None
+        wanted = drawn(self._likely(layer, stays), self.grow_softness, layer)
+        table = best_table(wanted.masked_fill_(stays, torch.inf), keep)
+        return Update(table, table & ~stays)
+
+    def _acts(self, step: int) -> bool:
+        return self._ends(step) or self._moves(step)
+
+    def _ends(self, step: int) -> bool:
+        return self.initial_sparsity is not None and step == self.end
+
+    def _stays(self, layer: Layer, step: int) -> Tensor | None:
+        """(groups, units) bool: what the removal leaves; None for a layer in which nothing moves"""
+        here, keep = layer.table, self.kept(layer, step)
         present = layer.storage.count()
         moved = math.floor(self.fraction * present + 1e-9)
-        if (moved == 0 and not ends) or keep == layer.units:
+        still = (moved == 0 and not self._ends(step)) or keep == layer.units
+        if still or not layer.weight.requires_grad:
             return None
         keys = drawn(self._importance(layer), self.softness_at(step), layer)
         keys.masked_fill_(~here, -torch.inf)
         stays = best_table(keys.view(1, -1), present - moved).view(here.shape)
-        stays &= best_table(keys.masked_fill(~stays, -torch.inf), keep)
-        wanted = drawn(self._likely(layer, stays), self.grow_softness, layer)
-        table = best_table(wanted.masked_fill_(stays, torch.inf), keep)
-        return Update(table, table & ~stays)
+        return stays & best_table(keys.masked_fill(~stays, -torch.inf), keep)
 
     def _importance(self, layer: Layer) -> Tensor:
         """(groups, units) S, summed over the weights of a unit; 0 where absent."""
