@@ -1,5 +1,5 @@
-"""Every method, score, solver and allocation says what it is, whence it comes and what it costs, and
-the pages of the docs are what it says."""
+"""Every method, score, solver and allocation says what it is, its source and its cost, and the
+pages of the docs are what it says."""
 
 from __future__ import annotations
 
