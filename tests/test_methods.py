@@ -193,6 +193,9 @@ def test_gradual_prunes_nothing_before_its_ramp_and_begins_it_where_asked():
     # A ramp from the first step on begins there.
     at_once = sw.Gradual(every=10, end=100, initial_sparsity=0.2)
     assert len(at_once.begin(layer)) == 800
+    # Nor does it begin with fewer than are kept in the end.
+    sparser = sw.Gradual(every=10, end=100, initial_sparsity=0.95)
+    assert len(sparser.begin(layer)) == 100
 
 
 def test_gradual_of_nm_passes_through_whole_numbers_to_n():

@@ -524,6 +524,14 @@ def test_dsd_cuts_every_layer_by_itself_and_weights_return_from_zero():
     assert model[0].weight.tolist() == [[80.0, 70.0, 60.0, 50.0], [2.0, 0.0, 0.0, -3.0]]
 
 
+def test_the_sparse_phase_of_dsd_is_never_sparser_than_what_was_asked():
+    model = small_model()
+    optimizer, sparse = attached(model, DSD(middle=0.9), lr=0.05, steps=30, sparsity=0.5)
+    for number in range(12):
+        train_step(model, [optimizer], number)
+    assert [layer.present for layer in sparse.layers] == [1024, 1024]
+
+
 def test_dsd_as_published_ends_dense():
     model = small_model()
     optimizer, sparse = attached(model, DSD(last=None), lr=0.05, steps=30)
