@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ...errors import ConfigError
 from ...files import write_text
@@ -62,11 +63,11 @@ def suite_text(outcome: Outcome) -> str:
 def about(outcome: Outcome) -> str:
     """The suite, its settings, and what its runs were made on."""
     config, good = outcome.suite.config, [x for x in outcome.lines if "error" not in x]
-    machines = dict.fromkeys(
-        f"{m['cpu']}, {m['threads']} thread{'s' if m['threads'] > 1 else ''} a run, torch "
-        f"{m['torch']}, commit {m['commit']}"
-        for m in (line["machine"] for line in good)
-    )
+    made: dict[str, dict[str, None]] = {}
+    for machine in (line["machine"] for line in good):
+        commits = made.setdefault(machine_text(machine), {})
+        commits[commit_text(machine["commit"])] = None
+    machines = [f"{machine}, commit {', '.join(commits)}" for machine, commits in made.items()]
     rate = good[0]["settings"]["lr"] if good else config.lr
     total = sum(line["seconds"] for line in good)
     return (
@@ -75,6 +76,24 @@ def about(outcome: Outcome) -> str:
         f"{len(good)} runs, {total / 3600:.1f} hours of training in all. "
         f"Made on {'; '.join(machines)}."
     )
+
+
+def machine_text(machine: Mapping[str, Any]) -> str:
+    """A machine, and what ran on it, in a few words."""
+    threads = machine["threads"]
+    each = f"{threads} thread{'s' if threads > 1 else ''} a run"
+    return f"{machine['cpu']}, {each}, torch {machine['torch']}"
+
+
+def commit_text(commit: str | None) -> str:
+    """The first digits of a commit, and whether the files were those of it.
+
+    >>> commit_text("a76254be9305de6579defe6e515accbc85ee3eb4+"), commit_text(None)
+    ('a76254be93 (changed)', 'unknown')
+    """
+    if commit is None:
+        return "unknown"
+    return f"{commit[:10]}{' (changed)' if commit.endswith('+') else ''}"
 
 
 def claim_text(outcome: Outcome, verdict: Verdict) -> str:
