@@ -95,6 +95,20 @@ def test_weights_outside_of_b_rest_whatever_momentum_would_do():
     assert layer.memory["latent"][0].tolist() == [4.0, 1.0, 1.5]
 
 
+def test_momentum_learns_nothing_of_weights_outside_of_b():
+    """Neither gradient nor penalty: when 2 takes the place of 3 in B, its first step is of its own.
+
+    D = 1/3. First: 4 by 0.1 * 4 to 3.6, 3 by 2 + 0.1 * 3 * 3 = 2.9 to 0.1. Then: 3.6 by 0.9 * 0.4 +
+    0.36 to 2.88, 2 by 0.5 + 0.1 * 2 * 3 = 1.1 to 0.9; 0.1 rests.
+    """
+    method = TopKAST(every=1, extra=1.0, penalty=0.1)
+    step, layer = one_layer([4.0, 3.0, 2.0], method, 2 / 3, momentum=0.9)
+    step([0.0, 2.0, 7.0])
+    assert layer.memory["latent"][0].tolist() == near(3.6, 0.1, 2.0)
+    step([0.0, 0.0, 0.5])
+    assert layer.memory["latent"][0].tolist() == near(2.88, 0.1, 0.9)
+
+
 def test_top_kast_holds_its_sets_between_renewals():
     model, optimizers, sparse = attached(TopKAST(every=3), optimizer="Adam")
     tables = []
