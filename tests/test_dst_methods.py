@@ -402,7 +402,7 @@ def test_a_weight_that_crosses_zero_goes_dormant_and_another_joins():
     for _ in range(60):
         layer.memory["sign"] = before.clone()
         wish = method.update(layer, 1)
-        (new,) = wish.fresh.tolist()
+        (new,) = wish.comes.tolist()
         assert sorted({*after(layer, wish).tolist()} - {new}) == [0, 2]
         place = after(layer, wish).tolist().index(new)
         assert layer.memory["born"].tolist() == [i == place for i in range(3)]

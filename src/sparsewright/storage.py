@@ -71,7 +71,9 @@ class MaskedStorage:
             size = table_size(pattern, tuple(weight.shape))
             table = torch.ones(size, dtype=torch.bool, device=weight.device)
         self._table = table
-        self._forget()
+        self._absent: Tensor | None = None
+        self._units: Tensor | None = None
+        self._count: int | None = None
 
     @property
     def shape(self) -> Shape:
@@ -209,9 +211,7 @@ class MaskedStorage:
 
     def _forget(self) -> None:
         """What follows from the table: made when it is first asked for."""
-        self._absent: Tensor | None = None
-        self._units: Tensor | None = None
-        self._count: int | None = None
+        self._absent = self._units = self._count = None
 
     def _exchange(self, exchange: Exchange) -> Tensor:
         """Change the table; (groups, units) bool of all units that leave or come."""
