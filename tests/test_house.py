@@ -150,6 +150,7 @@ FLOORS = {
             "exchange",
             "freed",
             "kept",
+            "keeping",
         ),
         0,
     ),

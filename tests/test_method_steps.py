@@ -43,5 +43,7 @@ def test_the_table_is_of_ratios_the_longest_first() -> None:
     console.print(method_steps.table(rows))
     text = console.export_text().replace("│", " ")
     lines = [" ".join(line.split()) for line in text.splitlines()]
-    at = [lines.index(f"mlp {n} 1.00 {t} {t} {t}") for n, t in (("slow", "4.00"), ("quick", "2.00"))]
+    at = [
+        lines.index(f"mlp {n} 1.00 {t} {t} {t}") for n, t in (("slow", "4.00"), ("quick", "2.00"))
+    ]
     assert at == sorted(at)

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from ..allocate import ALLOCATIONS
 from ..calibration import Calibration
-from ..core import Layer, Score, Shape, keep_best
+from ..core import Layer, Score, Shape
 from ..errors import BudgetError, ConfigError, StateError
 from ..facts import Facts
+from ..keeping import keep_best
 from ..patterns import places_of
 from ..ranking import present_scores
 from ._measured import ToMeasure, solve
