@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from sparsewright.core import Layer, Packed, keep_best
+from sparsewright.core import Layer, Packed
+from sparsewright.keeping import keep_best
 from sparsewright.patterns import as_pattern
 from sparsewright.storage import MaskedStorage
 from sparsewright.weights import find_weights

@@ -151,6 +151,7 @@ FLOORS = {
             "exchange",
             "freed",
             "kept",
+            "keeping",
         ),
         0,
     ),

@@ -9,8 +9,8 @@ import torch
 from test_storages import mlp, step
 
 import sparsewright as sw
-from sparsewright.core import keep_best
 from sparsewright.exchange import exchange_of
+from sparsewright.keeping import keep_best
 from sparsewright.kernels import best, library, moving
 from sparsewright.kernels.packed import is_there
 from sparsewright.topology import Topology

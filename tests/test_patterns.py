@@ -5,8 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsewright.core import Pattern, keep_best
+from sparsewright.core import Pattern
 from sparsewright.errors import ConfigError, UnknownNameError
+from sparsewright.keeping import keep_best
 from sparsewright.patterns import PATTERNS, as_pattern, places_of, row_step, units_of
 from sparsewright.patterns._places import unit_of_all
 from sparsewright.patterns.block import Block

@@ -22,7 +22,6 @@ from .core import (
     Schedule,
     Score,
     Update,
-    keep_best,
 )
 from .deploy import Deployed, deploy
 from .errors import (
@@ -39,6 +38,7 @@ from .errors import (
     UnknownNameError,
 )
 from .exploration import Exploration
+from .keeping import keep_best
 from .masks import load_masks, masks_of, save_masks
 from .methods.acdc import ACDC
 from .methods.admm import ADMM

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from .abilities import OfUnits
-from .core import Layer, Score, View, keep_best
+from .core import Layer, Score, View
 from .errors import StateError
+from .keeping import keep_best
 from .kernels.best import best_of, best_table, marked_scores
 from .patterns import places_of, units_are_places
 from .sampling import Taken, draw, merged

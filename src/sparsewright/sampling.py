@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .core import keep_best
+from .keeping import keep_best
 
 CROWDED = 0.5
 """Part of all units, taken or wanted, from which on every free unit is given a random key: drawing

@@ -97,7 +97,7 @@ class Steering:
     def after(self, step: int) -> list[tuple[Layer, Tensor]]:
         """After the optimizer's step: what the model computes with takes the parameters' place.
 
-        Returns the layers for which the method says what is present, and their tables of that.
+        Returns the layers whose present units the method names, and those as (groups, units) bool.
         """
         if self._shapes is None or not self._stepping:  # no step was taken
             return []

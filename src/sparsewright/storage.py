@@ -74,7 +74,9 @@ class MaskedStorage:
             size = table_size(pattern, tuple(weight.shape))
             table = torch.ones(size, dtype=torch.bool, device=weight.device)
         self._table = table
-        self._forget()
+        self._absent: Tensor | None = None
+        self._units: Tensor | None = None
+        self._count: int | None = None
 
     @property
     def shape(self) -> Shape:

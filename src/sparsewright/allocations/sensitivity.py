@@ -14,9 +14,10 @@ from torch import Tensor
 from ..allocate import ALLOCATIONS
 from ..arguments import number, told
 from ..calibration import Calibration
-from ..core import Layer, Score, keep_best
+from ..core import Layer, Score
 from ..errors import ConfigError, StateError
 from ..facts import Facts
+from ..keeping import keep_best
 from ..patterns import places_of
 from ..ranking import present_scores
 from ._measured import Found, ToMeasure, solve

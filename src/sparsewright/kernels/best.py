@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import any_nan, keep_best
+from ..keeping import any_nan, keep_best
 from ..kept import Offers
 from ..topology import Topology
 from .library import why_not_compiled
@@ -42,7 +42,7 @@ def best_of(scores: Tensor, keep: int) -> Tensor:
 
 
 def best_table(scores: Tensor, keep: int) -> Tensor:
-    """`core.keep_best`, of one group by the above: (groups, units) bool; ValueError if one is NaN.
+    """`keeping.keep_best`, of one group by the above: (groups, units) bool; ValueError for a NaN.
 
     >>> best_table(torch.tensor([[3., 1., 2., 2.]]), 2)
     tensor([[ True, False,  True, False]])

@@ -12,9 +12,10 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ..core import Exchange, Layer, keep_best
+from ..core import Exchange, Layer
 from ..errors import ConfigError
 from ..facts import Facts
+from ..keeping import keep_best
 from ..kernels.best import best_table
 from ..ranking import all_scores, present_scores
 from ..weights import find_weights

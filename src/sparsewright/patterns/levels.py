@@ -16,8 +16,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..core import Pattern, Shape, keep_best, table_size
+from ..core import Pattern, Shape, table_size
 from ..errors import ConfigError
+from ..keeping import keep_best
 from . import PATTERNS, as_pattern
 from ._places import places_of, units_of
 

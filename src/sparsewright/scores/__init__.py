@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..arguments import check_part
-from ..core import Score, any_nan
+from ..core import Score
 from ..errors import StateError
+from ..keeping import any_nan
 from ..registry import Table
 
 SCORES: Table[Score] = Table("score", __name__)

@@ -9,9 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..core import Pattern, Shape, keep_best
+from ..core import Pattern, Shape
 from ..errors import ConfigError
 from ..facts import Facts
+from ..keeping import keep_best
 from . import SOLVERS, Problem, Solution
 from ._grid import Grid, grid_of
 from ._inverse import check_damp, inverse_of, prepared

@@ -6,9 +6,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..core import Pattern, Shape, keep_best
+from ..core import Pattern, Shape
 from ..errors import ConfigError
 from ..facts import Facts
+from ..keeping import keep_best
 from ..scores.wanda import PER, in_row, misfit, products
 from . import SOLVERS, Problem, Solution
 
