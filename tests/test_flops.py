@@ -145,7 +145,7 @@ def test_snfs_takes_dense_gradients_at_every_step(f_s: float, published: float) 
 
 def test_static_costs_three_sparse_forwards() -> None:
     assert fraction("static", 0.1, 3) == pytest.approx(0.1)
-    assert fraction("set", 0.1, 3) == pytest.approx(0.1)
+    assert fraction(sw.SET(every=1), 0.1, 3) == pytest.approx(0.1)
 
 
 def test_pruning_costs_the_mean_of_its_densities() -> None:

@@ -17,6 +17,7 @@ from sparsewright.methods import METHODS
 from sparsewright.nn import PackedLinear
 
 STEPS = 12
+QUICK = QUICK | {"chts": {"every": 2}, "srigl": {"every": 2}}
 PLACES = [(name, False) for name in METHODS.names()] + [(name, True) for name in BOTH]
 
 

@@ -517,7 +517,7 @@ def test_what_is_named_twice_is_compared_once() -> None:
 def test_a_comparison_that_is_stopped_says_how_it_goes_on(
     tmp_path: Any, capsys: Any, monkeypatch: Any
 ) -> None:
-    def stopped(*_: Any) -> Any:
+    def stopped(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("sparsewright.lab.compare.command.make_runs", stopped)

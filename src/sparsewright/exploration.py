@@ -24,7 +24,7 @@ class Exploration:
     >>> import sparsewright as sw
     >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 8))
     >>> optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    >>> sparse = sw.attach(model, optimizer, method="set", sparsity=0.75, steps=9)
+    >>> sparse = sw.attach(model, optimizer, method=sw.SET(every=3), sparsity=0.75, steps=9)
     >>> Exploration(sparse).rate()
     0.25
     """
