@@ -62,6 +62,7 @@ from .methods.set import SET
 from .methods.set_itop import SETITOP
 from .methods.slimming import Slimming
 from .methods.snfs import SNFS
+from .methods.soft_deep_r import SoftDeepR
 from .methods.soft_l1 import SoftL1
 from .methods.soft_movement import SoftMovement
 from .methods.soft_threshold import STR
@@ -171,6 +172,7 @@ __all__ = [
     "Sensitivity",
     "Slimming",
     "SmallWorld",
+    "SoftDeepR",
     "SoftL1",
     "SoftMovement",
     "SparseGPT",
