@@ -68,6 +68,7 @@ def attach(
     SparsityWarning where signal cannot pass, where a method that updates `every` so many steps has
     no update within the run, and where a frozen layer loses weights.
 
+    >>> import torch
     >>> model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
     >>> optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     >>> sparse = attach(model, optimizer, method="rigl", sparsity=0.9, steps=1000)
