@@ -84,11 +84,12 @@ def test_gradients_of_all_weights_count_as_in_the_code():
 
 
 def test_rows_above_the_fan_in_keep_their_largest():
-    """No ablation: row 0 has 4 present of the 8, and is cut to its best two."""
-    weight = [[5.0, 4.0, 3.0, 2.0], [1.0, 1.5, 1.2, 1.1], [0.0] * 4, [0.0] * 4]
+    """No ablation: row 0 has 4 present of the 8, and is cut to its best two,
+    which are not its first."""
+    weight = [[2.0, 3.0, 5.0, 4.0], [1.0, 1.5, 1.2, 1.1], [0.0] * 4, [0.0] * 4]
     layer = by_hand(weight, [[0.0, 0.0, 0.0, 0.0]] * 2 + [[3.0, 1.0, 2.0, 0.0]] * 2, keep=2)
     method = SRigL(fraction=lambda step: 1 / 8, end=10, ablate=False)
-    assert units_of(layer, method.update(layer, 1)).tolist() == [0, 1, 5, 6, 8, 10, 12, 14]
+    assert units_of(layer, method.update(layer, 1)).tolist() == [2, 3, 5, 6, 8, 10, 12, 14]
 
 
 def test_what_is_ablated_goes_before_what_is_small():
