@@ -42,7 +42,7 @@ def best_of(scores: Tensor, keep: int) -> Tensor:
 
 
 def best_table(scores: Tensor, keep: int) -> Tensor:
-    """`keeping.keep_best`, of one group by the above: (groups, units) bool; ValueError if one is NaN.
+    """`keep_best`, of one group by the above: (groups, units) bool; ValueError if one is NaN.
 
     >>> best_table(torch.tensor([[3., 1., 2., 2.]]), 2)
     tensor([[ True, False,  True, False]])
