@@ -12,8 +12,6 @@ from sparsewright.patterns import PATTERNS, as_pattern
 
 STEPS = 9
 EXAMPLES = [example for _, kind in PATTERNS.items() for example in kind.examples]
-# CHTs and SRigL have no update within so few steps, and say so.
-pytestmark = pytest.mark.filterwarnings("ignore:method .* no update is due")
 # Settings under which each method moves within a few steps; a method added later runs as it is.
 QUICK = {
     "gradual": {"every": 2, "end": 6},
@@ -23,6 +21,8 @@ QUICK = {
     "deep_r": {"l1": 5.0},
     "dsr": {"fraction": 0.02},  # LBFGS without a line search does not stand much more
     "sr_ste": {"start": 1},
+    "chts": {"every": 2},
+    "srigl": {"every": 2, "end": 8, "fraction": 0.5, "ablate": False},  # ablated: in test_srigl
 }
 
 
