@@ -150,20 +150,20 @@ class Own(nn.Module):
 
 def test_a_model_without_a_known_chain_says_so_and_can_be_told():
     with pytest.warns(sw.SparsityWarning, match="no nn.Sequential says which layers feed one"):
-        _, sparse = attached(Own(), CHTs())
+        _, sparse = attached(Own(), CHTs(every=2))
     assert sparse.method.chains == ()
-    _, sparse = attached(Own(), CHTs(chains=(("a", "b"),)))
+    _, sparse = attached(Own(), CHTs(every=2, chains=(("a", "b"),)))
     assert sparse.method.chains == (("a", "b"),)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        attached(Own(), CHTs(chains=()))
-        attached(nn.Sequential(nn.Linear(32, 64)), CHTs())  # one layer: nothing lies between
+        attached(Own(), CHTs(every=2, chains=()))
+        attached(nn.Sequential(nn.Linear(32, 64)), CHTs(every=2))  # one layer: nothing lies between
     with pytest.raises(sw.UnknownNameError, match="no sparse layer is called 'c'"):
-        attached(Own(), CHTs(chains=(("a", "c"),)))
+        attached(Own(), CHTs(every=2, chains=(("a", "c"),)))
     with pytest.raises(sw.ConfigError, match=r"got 'a' of shape \(64, 32\) before 'a'"):
-        attached(Own(), CHTs(chains=(("a", "a"),)))
+        attached(Own(), CHTs(every=2, chains=(("a", "a"),)))
     with pytest.raises(sw.ConfigError, match="one behind it; got two beside 'a'"):
-        attached(Own(), CHTs(chains=(("a", "b"), ("a", "b"))))
+        attached(Own(), CHTs(every=2, chains=(("a", "b"), ("a", "b"))))
 
 
 def hidden_neurons(sparse):
@@ -221,6 +221,7 @@ def test_both_storages_agree(pattern):
     check_storages_agree(CHTs(every=2), pattern)
 
 
+@pytest.mark.filterwarnings("ignore:frozen layers lose weights")
 def test_frozen_layers_keep_their_links():
     model = small_model()
     model[0].weight.requires_grad_(False)

@@ -55,7 +55,7 @@ class CHTs:
     until nothing changes, and as many grow elsewhere in the layer. None finds the chains inside
     every nn.Sequential, over activations, norms, pooling, dropout and Flatten, and warns where
     there are none; () removes no neurons. end: by default three quarters of the run. initial: score
-    of the first mask.
+    of the first mask, by default the paper's bipartite receptive field.
 
     >>> chts = CHTs(every=10, end=100)
     >>> [round(chts.softness_at(step), 3) for step in (0, 50, 100)]
@@ -70,7 +70,7 @@ class CHTs:
     links: str = "CH2-L3n"
     grow_softness: float = 0.5
     initial_sparsity: float | None = None
-    initial: str | Score = "random"
+    initial: str | Score = "receptive_field"
     chains: Chains | None = None
     needs_gradient: ClassVar[bool] = False
     skips_step: ClassVar[bool] = False

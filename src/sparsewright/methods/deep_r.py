@@ -73,8 +73,9 @@ class DeepR:
             "the paper has 0: at 0 exactly they could not be told from dormant ones. They join at "
             "the end of a backward, and are spared drift and noise until they have had a gradient "
             "of their own. Signs are drawn at each activation; the code fixes one for each place "
-            "beforehand. The temperature's default is this library's; l1 is the code's. soft-DEEP "
-            "R, which holds no count, is soft_deep_r."
+            "beforehand. The temperature's default is this library's; l1 is the code's. "
+            "Starting masks hold the exact count, where the code draws places with replacement. "
+            "soft-DEEP R, which holds no count, is soft_deep_r."
         ),
     )
     l1: float = 1e-5

@@ -75,8 +75,8 @@ class GraNet:
             "gives it, as the code's GraNet_uniform (without the 20 % that it leaves the "
             "classifier); the commands of its README take GraNet, here scope='global'. Layers "
             "whose pattern fixes their count (N:M), or with a sparsity of their own, keep their "
-            "ramp. A weight that the ramp cut and the same update regrows keeps its value; in the "
-            "code it starts at 0."
+            "ramp. A weight that an update cuts or drops and regrows keeps its value; in the code "
+            "it starts at 0."
         ),
     )
     every: int | None = None
