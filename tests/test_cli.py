@@ -119,7 +119,8 @@ def test_the_documented_command_trains(tmp_path: Path, monkeypatch: pytest.Monke
 def test_train_prints_the_outcome_and_what_next(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = train_small(tmp_path / "a", "--method", "set", "--sparsity", 0.5, "--skip", "head")
+    words = ("--method", "set", "--every", 5, "--sparsity", 0.5, "--skip", "head")
+    folder = train_small(tmp_path / "a", *words)
     shown = capsys.readouterr()
     assert re.search(r"test accuracy \d+\.\d\d%, sparsity 0\.5000", shown.out)
     assert f"sparsewright deploy {folder}" in shown.out

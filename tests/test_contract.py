@@ -22,7 +22,7 @@ QUICK = {
     "dsr": {"fraction": 0.02},  # LBFGS without a line search does not stand much more
     "sr_ste": {"start": 1},
     "chts": {"every": 2},
-    "srigl": {"every": 2, "end": 8, "fraction": 0.5, "ablate": False},  # ablated: in test_srigl
+    "srigl": {"every": 2, "end": 6, "fraction": 0.5, "ablate": False},  # ablated: in test_srigl
 }
 
 

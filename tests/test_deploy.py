@@ -275,7 +275,7 @@ def test_a_model_that_magnifies_differences_is_refused():
             return torch.sin(1e9 * y)
 
     torch.manual_seed(3)
-    with pytest.raises(KernelError, match=r"must equal the original within 0.001.*'fc' \(csr"):
+    with pytest.raises(KernelError, match=r"within 0\.001 of (its|the) largest"):
         sw.deploy(Chaos(), torch.randn(4, 64), kernels=[CSR], seconds=0)
 
 

@@ -73,6 +73,7 @@ def pair(make=mlp):
     return masked, sw.pack(copy.deepcopy(masked))
 
 
+@pytest.mark.filterwarnings("ignore:method CHTs")  # no chain is known here
 @pytest.mark.parametrize("method", BOTH)
 def test_convolutions_and_embeddings_follow_the_same_masks(method):
     runs = []
@@ -427,6 +428,7 @@ def test_a_packed_weight_that_does_not_hold_the_pattern_can_be_left_out():
 
 @pytest.mark.parametrize(("method", "packed"), PLACES)
 @pytest.mark.filterwarnings("ignore:Initializing zero-element", "ignore:layer .* no path leads")
+@pytest.mark.filterwarnings("ignore:method CHTs")  # no chain is known here
 def test_layers_without_weights_are_no_trouble(method, packed):
     with torch.device("meta"):  # torch warns of initial values that are none
         model = nn.Sequential(nn.Linear(4, 0), nn.Linear(0, 3))

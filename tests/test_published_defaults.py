@@ -31,7 +31,7 @@ from sparsewright.tickets import Tickets
 PUBLISHED = {
     ACDC: {"scope": "global", "reset_momentum": False},
     DSD: {"scope": "layer"},
-    Gradual: {"initial_sparsity": 0.0, "score": "magnitude"},
+    Gradual: {"initial_sparsity": 0.0, "score": "magnitude", "scope": "layer"},
     L0: {"droprate": 0.5},
     Movement: {"rate": 1e-2, "by": "sgd"},
     OBC: {"damp": 0.0},

@@ -51,6 +51,7 @@ LONGER = {
     "rigl": {"every": 10, "end": None},
     "set": {"every": 10, "end": None},
     "gse": {"every": 10, "end": None},
+    "srigl": {"every": 10, "end": None},
 }
 
 

@@ -42,7 +42,7 @@ class SoftDeepR(UntilCut):
     -floor and 0. Signs are fixed.
 
     >>> method = SoftDeepR(noise=0.2, l1=0.1)
-    >>> method.temperature_of(lr=0.5), round(method.floor_of(lr=0.5, density=0.1), 6)
+    >>> round(method.temperature_of(lr=0.5), 6), round(method.floor_of(lr=0.5, density=0.1), 6)
     (0.01, 0.9)
     """
 
@@ -137,7 +137,9 @@ class SoftDeepR(UntilCut):
         return below.where(dormant, recall(layer, SIGN) * wide(layer.weight.detach()))
 
     def _floor(self, layer: Layer) -> float:
-        return self.floor_of(layer.rate, layer.keep / max(1, layer.units))
+        if not layer.keep:  # a layer without weights
+            return 0.0
+        return self.floor_of(layer.rate, layer.keep / layer.units)
 
     def _walk(self, layer: Layer, dormant: Tensor) -> None:
         """Drift and noise; what crosses 0 sleeps or wakes."""

@@ -48,6 +48,7 @@ def pruned(trial: Trial, model: nn.Module, score: str, allocate: str, sparsity: 
         sparsity = without(model, wishes["skip"], last, sparsity)
         wishes |= {"pattern": ROWS, "skip": [*wishes["skip"], last]}
         trial.options |= {"pattern": ROWS, "left dense": last}
+    trial.let_go()  # of the masks of an earlier round
     model.train()
     with trial.pruning():
         summary = prune(model, sparsity, score=chosen, allocate=allocate, seed=trial.seed, **wishes)
