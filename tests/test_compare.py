@@ -397,7 +397,7 @@ def test_the_page_names_the_front_of_training_flops() -> None:
         line_of("gradual", 0.9, 0.75, training_flops=50.0),
     ]
     front = page.front_text(outcome_of(lines, TINY), 0.9)
-    assert front.endswith("in fewer FLOPs: static (0.100x), rigl (0.120x).")
+    assert front.endswith("in fewer FLOPs: static (0.100x), rigl (0.120x), dense (1.000x).")
 
 
 def test_the_html_page_holds_claims_fronts_and_tables(tmp_path: Path) -> None:

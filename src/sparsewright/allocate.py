@@ -37,12 +37,12 @@ def as_allocation(spec: str | Allocate) -> Allocate:
 
 @dataclass(frozen=True)
 class Uniform:
-    """The same sparsity in every layer.
+    """The same sparsity in every layer: `uniform` leaves the first one dense, `uniform_all` none.
 
     dense_first: leave the model's first layer dense and outside the budget, as in the tables of
-    RigL (Evci et al. 2020).
+    RigL (Evci et al. 2020). It is taken out before the others are shared out among.
 
-    >>> Uniform()({"a": (4, 4), "b": (8, 4)}, 0.5)
+    >>> Uniform(dense_first=False)({"a": (4, 4), "b": (8, 4)}, 0.5)
     {'a': 0.5, 'b': 0.5}
     """
 

@@ -291,7 +291,7 @@ def summary_line(run: Path) -> str:
     summary = RunFolder(run).read("summary.json")
     return (
         f"{run}: test accuracy {summary['test_accuracy']:.2%}, sparsity {summary['sparsity']:.4f} "
-        f"({summary['sparsity_of_all']:.4f} of all weights), {summary['seconds']:.1f} s\n"
+        f"({summary['sparsity_of_all']:.4f} with what was left dense), {summary['seconds']:.1f} s\n"
         f"{patterns_line(summary)}{storage_line(summary)}"
         f"next: sparsewright deploy {run}; sparsewright report {run}"
     )

@@ -58,7 +58,7 @@ def facts_of(part: Any) -> Facts | None:
 
 
 def page_of(kind: str, name: str, part: Any, ours: str | None = None) -> str:
-    """One part's page in Markdown; ours: the table of what a comparison measured of it."""
+    """One part's page in Markdown; ours: what this library measured of it."""
     facts = facts_of(part)
     about, example = split_docstring(inspect.getdoc(part) or "")
     article = "an" if kind[0] in "aeiou" else "a"
@@ -80,7 +80,7 @@ def page_of(kind: str, name: str, part: Any, ours: str | None = None) -> str:
             *("f_D and f_S are a dense and a sparse forward; a backward is two.", ""),
             *("## Source", "", _ended(facts.source), ""),
             *(f"**Published.** {_ended(facts.published)}", ""),
-            *(f"**Ours.** {OURS_THERE}\n\n{ours}" if ours else f"**Ours.** {OURS}", ""),
+            *((f"**Ours.** {ours}", "") if ours else ()),
         ]
         if facts.departs:
             lines += [f"**Where this differs.** {facts.departs}", ""]
@@ -111,14 +111,17 @@ def _options(part: Any) -> str:
     kind = part if isinstance(part, type) else type(part)
     if not is_dataclass(kind) or not fields(kind):
         return ""
-    made = [f"{f.name}={_default(f)!r}" for f in fields(kind) if f.init]
+    made = [_option(part, f) for f in fields(kind) if f.init]
     return "`" + "`, `".join(made) + "`"
 
 
-def _default(option: Field[Any]) -> Any:
-    """What an option is if nobody says."""
+def _option(part: Any, option: Field[Any]) -> str:
+    """An option and what it is if nobody says: of an object in a table, what it has there."""
+    if not isinstance(part, type):
+        return f"{option.name}={getattr(part, option.name)!r}"
     made = option.default_factory
-    return option.default if made is MISSING else made()
+    default = option.default if made is MISSING else made()
+    return option.name if default is MISSING else f"{option.name}={default!r}"
 
 
 def _ended(sentence: str) -> str:
@@ -187,10 +190,15 @@ def pages(ours: Mapping[tuple[str, str], str] | None = None) -> dict[str, str]:
     """File name -> text of all pages and their index; ours: (kind, name) -> what was measured."""
     known = ours or {}
     made = {
-        file_of(kind, name): page_of(kind, name, part, known.get((kind, name)))
+        file_of(kind, name): page_of(kind, name, part, _ours(known.get((kind, name))))
         for kind, name, part in parts()
     }
     return {"index.md": index(), **made}
+
+
+def _ours(table: str | None) -> str:
+    """What a page of the docs says of a comparison's table, or in its place."""
+    return OURS if table is None else f"{OURS_THERE}\n\n{table}"
 
 
 def write_pages(folder: Path, ours: Mapping[tuple[str, str], str] | None = None) -> int:

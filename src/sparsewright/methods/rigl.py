@@ -37,7 +37,7 @@ class RigL:
     regrow at once what was just dropped; off as in paper and code. regrown: a unit dropped and
     grown in one update keeps its value and optimizer state as in the code, or is "reset".
     grown: new weights start at "zero" or N(0, 1)/10 ("normal"). step_on_update: take the
-    optimizer's step at updates too; the paper's Algorithm 1 and the code take either, or.
+    optimizer's step at updates too; the paper's Algorithm 1 and the code take only one of both.
     initial: score that picks the first mask.
 
     >>> rigl = RigL(fraction=0.3, end=100)

@@ -26,7 +26,10 @@ solver; `lottery` trains all epochs in every round, and pays for it. Floors are 
 `small-dense` of no more parameters than the sparse one, and `static`, a random mask. FLOPs are
 parts of the dense network's, counted by the rules of Evci et al. 2020 from the masks as they were
 at every step. Masked training computes densely whatever the mask: seconds are those of this
-implementation, FLOPs those of the idea. Where other work ran beside, wall seconds count its turns
+implementation, FLOPs those of the idea. `start-` scores rank all layers together, and starts by a
+network's shape take ERK's shares, as everything else does; recipes that come to the same on a task
+have equal rows. Chance may have decided where a difference is less than two standard errors from
+what is claimed. Where other work ran beside, wall seconds count its turns
 too, and CPU seconds less of it.
 """
 
@@ -69,11 +72,11 @@ def about(outcome: Outcome) -> str:
         commits[commit_text(machine["commit"])] = None
     machines = [f"{machine}, commit {', '.join(commits)}" for machine, commits in made.items()]
     rate = good[0]["settings"]["lr"] if good else config.lr
-    total = sum(line["seconds"] for line in good)
+    total = sum(line["cpu_seconds"] for line in good)
     return (
         f"{outcome.suite.about[0].upper()}{outcome.suite.about[1:]}: {outcome.epochs} epochs, "
         f"batches of {config.batch}, {config.optimizer}, learning rate {rate:g}. "
-        f"{len(good)} runs, {total / 3600:.1f} hours of training in all. "
+        f"{len(good)} runs, {total / 3600:.1f} CPU hours of training in all. "
         f"Made on {'; '.join(machines)}."
     )
 
@@ -126,7 +129,7 @@ def finding_text(outcome: Outcome, finding: Finding) -> str:
 
 def front_text(outcome: Outcome, sparsity: float) -> str:
     """The recipes that no other one beats at as few training FLOPs, the cheapest first."""
-    groups = outcome.at(sparsity)
+    groups = [*outcome.at(sparsity), *([outcome.dense] if outcome.dense else [])]
     found = pareto([(group.training, group.mean) for group in groups], outcome.suite.higher)
     names = ", ".join(f"{groups[i].recipe} ({times(groups[i].training)})" for i in found)
     return f"Better than all that train in fewer FLOPs: {names or 'none, without the dense run'}."
