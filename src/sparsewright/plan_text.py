@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 WIDTH = 150
 NUMBERS = ("sparsity", "time", "best dense", "speed-up", "bytes")
 COLUMNS = ("layer", "shape", "sparsity", "pattern", "kernel", *NUMBERS[1:])
-WHOLE = ("kernel", "time", "best dense")
+WHOLE = ("shape", "kernel", "time", "best dense")
 """Columns that are never cut or wrapped."""
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 SHOWN = 3
