@@ -64,9 +64,6 @@ class MaskedStorage:
     """A dense weight and a mask of its absent weights, which are put to 0 after every step."""
 
     holds_absent: ClassVar[bool] = True
-    _absent: Tensor | None
-    _units: Tensor | None
-    _count: int | None
 
     def __init__(self, weight: nn.Parameter, pattern: Pattern, table: Tensor | None = None):
         self.weight, self.pattern = weight, pattern
