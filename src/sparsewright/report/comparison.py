@@ -13,13 +13,12 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from .. import __version__
-from ..errors import ConfigError
 from ..files import write_text
 from ..lab.compare import page as words
 from ..lab.compare import table
 from ..lab.compare.claims import CLAIMS, verdicts
 from ..lab.compare.groups import Group, Outcome, outcome_of, pareto
-from ..lab.compare.runs import Results
+from ..lab.compare.runs import lines_of
 from .figures import COLOURS, SYMBOLS, Chart, blank, curve, safe
 from .page import Drawing, _templates
 
@@ -43,9 +42,7 @@ def write_comparison(folders: Sequence[Path], out: Path) -> Path:
 
     ConfigError if there is no run in them.
     """
-    lines = [line for folder in folders for line in Results(folder).lines()]
-    if not lines:
-        raise ConfigError(f"no runs in {', '.join(map(str, folders))}; make some: compare --suite")
+    lines = lines_of(folders)
     suites = dict.fromkeys(line["suite"] for line in lines)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, render([outcome_of(lines, suite) for suite in suites]))

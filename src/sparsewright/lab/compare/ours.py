@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ...errors import ConfigError
 from .groups import Group, Outcome, outcome_of
 from .page import table
 from .recipes import Part, recipes
-from .runs import Results
+from .runs import lines_of
 
 Row = tuple[Outcome, str]
 """A suite's outcome and a recipe that has a result in it."""
@@ -20,9 +19,7 @@ def figures(folders: Sequence[Path]) -> dict[Part, str]:
 
     ConfigError if there is no run in the folders.
     """
-    lines = [line for folder in folders for line in Results(folder).lines()]
-    if not lines:
-        raise ConfigError(f"no runs in {', '.join(map(str, folders))}; make some: compare --suite")
+    lines = lines_of(folders)
     suites = dict.fromkeys(line["suite"] for line in lines)
     rows: dict[Part, list[Row]] = {}
     for outcome in (outcome_of(lines, suite) for suite in suites):

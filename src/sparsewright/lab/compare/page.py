@@ -6,11 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...errors import ConfigError
 from ...files import write_text
 from .claims import Finding, Verdict, verdicts
 from .groups import Outcome, outcome_of, pareto
-from .runs import Results
+from .runs import lines_of
 from .table import LEFT, columns, failures, rows, times
 
 INTRODUCTION = """# Every method compared
@@ -36,9 +35,7 @@ too, and CPU seconds less of it.
 
 def write_page(folders: Sequence[Path], page: Path) -> Path:
     """Write the page from folders of runs; ConfigError if there is no run in them."""
-    lines = [line for folder in folders for line in Results(folder).lines()]
-    if not lines:
-        raise ConfigError(f"no runs in {', '.join(map(str, folders))}; make some: compare --suite")
+    lines = lines_of(folders)
     suites = dict.fromkeys(line["suite"] for line in lines)
     parts = [INTRODUCTION, *(suite_text(outcome_of(lines, suite)) for suite in suites)]
     page.parent.mkdir(parents=True, exist_ok=True)

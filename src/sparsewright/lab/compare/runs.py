@@ -14,12 +14,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...errors import StateError, UnknownNameError
+from ...errors import ConfigError, StateError, UnknownNameError
 from .recipes import recipes
 from .suites import SUITES, Suite, check_sparsities
 
 LINES = "runs.jsonl"
-FIGURES = ("measure", "training_flops", "inference_flops", "seconds", "parameters")
+COSTS = ("training_flops", "inference_flops", "seconds", "cpu_seconds")
+FIGURES = ("measure", "parameters", *COSTS)
 Line = Mapping[str, Any]
 
 
@@ -150,6 +151,14 @@ class Results:
                     )
         done = {job for job, line in known.items() if not (retry and "error" in line)}
         return [job for job in jobs if job not in done]
+
+
+def lines_of(folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """The lines in all of some folders; ConfigError if there is none."""
+    lines = [line for folder in folders for line in Results(folder).lines()]
+    if not lines:
+        raise ConfigError(f"no runs in {', '.join(map(str, folders))}; make some: compare --suite")
+    return lines
 
 
 def _check_figures(line: Line) -> None:
