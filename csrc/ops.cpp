@@ -1,7 +1,7 @@
 // The torch ops: they check every argument, share the work out over torch's own threads and call
 // the kernels of the chosen instruction set. Indices are validated where a weight is packed or
 // loaded; here only sizes are, and what bounds a row of csr.
-#include "ops.h"
+#include "bound.h"
 
 namespace sparsewright {
 
@@ -71,36 +71,36 @@ int64_t isa_missing(int64_t isa) { return why_not(isa) ? 1 : 0; }
 }  // namespace
 }  // namespace sparsewright
 
+// What every product takes but x: its op's own, and that which binds them (bound.h).
+#define SW_PRODUCT(name, rest)                  \
+  m.def(name "(Tensor x, " rest ") -> Tensor"); \
+  m.def("bind_" name "(" rest ") -> int")
+
 STABLE_TORCH_LIBRARY(sparsewright, m) {
-  m.def(
-      "csr_linear(Tensor x, Tensor rows, Tensor columns, Tensor values, Tensor? scales, Tensor? "
-      "bias, "
-      "int activation, int isa) -> Tensor");
-  m.def(
-      "nm_linear(Tensor x, Tensor values, Tensor columns, Tensor? scales, Tensor? bias, int "
-      "out_features, "
-      "int chunk, int activation, int isa) -> Tensor");
-  m.def(
-      "sell_linear(Tensor x, Tensor starts, Tensor order, Tensor columns, Tensor values, "
-      "Tensor? scales, Tensor? bias, int out_features, int activation, int isa) -> Tensor");
-  m.def(
-      "csb_linear(Tensor x, Tensor starts, Tensor pairs, Tensor columns, Tensor values, "
-      "Tensor? scales, Tensor? bias, int out_features, int chunk, int block, int activation, int "
-      "isa) -> Tensor");
-  m.def(
-      "csb_conv2d(Tensor x, Tensor starts, Tensor pairs, Tensor columns, Tensor values, "
-      "Tensor? scales, Tensor? bias, Tensor? residual, int out_features, int chunk, int block, int "
-      "kernel_h, "
-      "int kernel_w, int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h, "
-      "int dilation_w, int groups, int activation, int isa) -> Tensor");
-  m.def(
-      "block_linear(Tensor x, Tensor starts, Tensor columns, Tensor values, Tensor? scales, "
-      "Tensor? bias, "
-      "int in_features, int out_features, int activation, int isa) -> Tensor");
-  m.def(
-      "dense_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int kernel_h, "
-      "int kernel_w, int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h, "
-      "int dilation_w, int groups, int activation, int isa) -> Tensor");
+  SW_PRODUCT("csr_linear",
+             "Tensor rows, Tensor columns, Tensor values, Tensor? scales, Tensor? bias, int "
+             "activation, int isa");
+  SW_PRODUCT("nm_linear",
+             "Tensor values, Tensor columns, Tensor? scales, Tensor? bias, int out_features, int "
+             "chunk, int activation, int isa");
+  SW_PRODUCT("sell_linear",
+             "Tensor starts, Tensor order, Tensor columns, Tensor values, Tensor? scales, Tensor? "
+             "bias, int out_features, int activation, int isa");
+  SW_PRODUCT("csb_linear",
+             "Tensor starts, Tensor pairs, Tensor columns, Tensor values, Tensor? scales, Tensor? "
+             "bias, int out_features, int chunk, int block, int activation, int isa");
+  SW_PRODUCT("block_linear",
+             "Tensor starts, Tensor columns, Tensor values, Tensor? scales, Tensor? bias, int "
+             "in_features, int out_features, int activation, int isa");
+  SW_PRODUCT("csb_conv2d",
+             "Tensor starts, Tensor pairs, Tensor columns, Tensor values, Tensor? scales, Tensor? "
+             "bias, Tensor? residual, int out_features, int chunk, int block, int kernel_h, int "
+             "kernel_w, int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h, "
+             "int dilation_w, int groups, int activation, int isa");
+  SW_PRODUCT("dense_conv2d",
+             "Tensor weight, Tensor? bias, Tensor? residual, int kernel_h, int kernel_w, int "
+             "stride_h, int stride_w, int padding_h, int padding_w, int dilation_h, int "
+             "dilation_w, int groups, int activation, int isa");
   m.def(
       "csb_outer(Tensor dy, Tensor x, Tensor starts, Tensor pairs, Tensor columns, Tensor cuts, "
       "int "
@@ -130,11 +130,20 @@ STABLE_TORCH_LIBRARY(sparsewright, m) {
 }
 STABLE_TORCH_LIBRARY_IMPL(sparsewright, CPU, m) {
   m.impl("csr_linear", TORCH_BOX(&sparsewright::csr_linear));
+  m.impl("bind_csr_linear", TORCH_BOX((&sparsewright::Bind<&sparsewright::csr_linear>::bind)));
   m.impl("nm_linear", TORCH_BOX(&sparsewright::nm_linear));
+  m.impl("bind_nm_linear", TORCH_BOX((&sparsewright::Bind<&sparsewright::nm_linear>::bind)));
   m.impl("sell_linear", TORCH_BOX(&sparsewright::sell_linear));
+  m.impl("bind_sell_linear", TORCH_BOX((&sparsewright::Bind<&sparsewright::sell_linear>::bind)));
   m.impl("block_linear", TORCH_BOX(&sparsewright::block_linear));
+  m.impl("bind_block_linear", TORCH_BOX((&sparsewright::Bind<&sparsewright::block_linear>::bind)));
   m.impl("csb_linear", TORCH_BOX(&sparsewright::csb_linear));
+  m.impl("bind_csb_linear", TORCH_BOX((&sparsewright::Bind<&sparsewright::csb_linear>::bind)));
   m.impl("csb_conv2d", TORCH_BOX(&sparsewright::csb_conv2d));
+  m.impl("bind_csb_conv2d", TORCH_BOX((&sparsewright::Bind<&sparsewright::csb_conv2d, 6>::bind)));
+  m.impl("dense_conv2d", TORCH_BOX(&sparsewright::dense_conv2d));
+  m.impl("bind_dense_conv2d",
+         TORCH_BOX((&sparsewright::Bind<&sparsewright::dense_conv2d, 2>::bind)));
   m.impl("csb_outer", TORCH_BOX(&sparsewright::csb_outer));
   m.impl("csb_conv2d_outer", TORCH_BOX(&sparsewright::csb_conv2d_outer));
   m.impl("csr_outer", TORCH_BOX(&sparsewright::csr_outer));
@@ -144,7 +153,6 @@ STABLE_TORCH_LIBRARY_IMPL(sparsewright, CPU, m) {
   m.impl("csb_cuts", TORCH_BOX(&sparsewright::csb_cuts));
   m.impl("csb_places", TORCH_BOX(&sparsewright::csb_places));
   m.impl("csr_transpose", TORCH_BOX(&sparsewright::csr_transpose));
-  m.impl("dense_conv2d", TORCH_BOX(&sparsewright::dense_conv2d));
 }
 STABLE_TORCH_LIBRARY_IMPL(sparsewright, CompositeExplicitAutograd, m) {
   m.impl("isa_missing", TORCH_BOX(&sparsewright::isa_missing));

@@ -68,7 +68,7 @@ class Deployed(nn.Module):
         self.eval()
 
     def forward(self, *inputs: Any) -> Any:
-        if self.program is not None:
+        if self.program is not None and not torch.compiler.is_compiling():
             output = self.program.run(*inputs)
             if output is not MISS:
                 return output

@@ -20,6 +20,7 @@ from .declared import Declared, describe, with_best_isa
 from .errors import ArtifactError, KernelError
 from .fuse import TOLERANCE
 from .graph import BATCH, Document, Graph, is_same, trace, written
+from .kernels.bound import bind, binder_of
 from .measure.dense import relative_error
 from .nn import Prepacked
 from .operations import expect_width
@@ -303,6 +304,32 @@ class _Writer:
                 lines.append(" = ".join([*done, "None"]))  # memory that the next step may have
         return lines
 
+    def _bound(self, node: fx.Node) -> str | None:
+        """A call of an operation whose arguments never change but for x and the residual."""
+        target: Any = node.target
+        rest = list(node.args[1:])
+        if node.op != "call_function" or node.kwargs or binder_of(target) is None:
+            return None
+        given = [self.value(node.args[0])]
+        names = [a.name for a in target._schema.arguments[1:]]
+        if "residual" in names:
+            place = names.index("residual")
+            given.append(self.value(rest[place]))
+            rest[place] = None
+        try:
+            kept = [self._constant(value) for value in rest]
+        except KeyError:
+            return None
+        return f"{self.bind(bind(target, kept))}({', '.join(given)})"
+
+    def _constant(self, value: Any) -> Any:
+        """An argument that is the same at every call; KeyError if it is not."""
+        if not isinstance(value, fx.Node):
+            return value
+        if value.op != "get_attr":
+            raise KeyError(value)
+        return self.module.get_buffer(str(value.target))
+
     def _lines(self, node: fx.Node) -> list[str]:
         if node.op == "placeholder":
             return []
@@ -311,6 +338,10 @@ class _Writer:
         if node.op == "get_attr":
             self.names[node] = self.bind(self.module.get_buffer(str(node.target)))
             return []
+        bound = self._bound(node)
+        if bound is not None:
+            self.names[node] = f"v{len(self.names)}"
+            return [f"{self.names[node]} = {bound}"]
         target: Any = node.target
         if node.op == "call_module":
             target = self.module.get_submodule(str(target)).forward

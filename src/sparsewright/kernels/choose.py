@@ -9,7 +9,6 @@ no kernel's doing.
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from ..core import Packed
 from ..errors import KernelError
 from ..layouts import FP32, LAYOUTS, pack, rounded
 from . import library
+from .bound import call_on
 from .operation import Linear, Operation
 from .table import KERNELS
 
@@ -257,8 +257,8 @@ def _candidates(
         prepared = operation.prepare(
             kernel, packed.get(kernel.layout, weight), tuple(example.shape)
         )
-        arguments = (example, *prepared.tensors.values(), bias, *prepared.numbers)
-        runs[name] = functools.partial(kernel.op, *arguments)
+        rest = (*prepared.tensors.values(), bias, *prepared.numbers)
+        runs[name] = call_on(kernel.op, example, rest)
     return runs, packed, refusals
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..deploy import deploy
 from ..errors import ConfigError
 from ..kernels import KERNELS
+from ..kernels.bound import call_on
 from ..kernels.choose import LINEAR, is_dense, kernels_of
 from ..layouts import FP32, LAYOUTS, pack
 from ..measure.peers import Case, Ready
@@ -143,7 +144,7 @@ def candidates(case: Case, seconds: float) -> list[Candidate]:
 
 
 def _kernel(name: str, near: Callable[[], Tensor | None], case: Case) -> Ready | str:
-    """One kernel of the table, called as a packed layer calls it; near: what it must give."""
+    """One kernel of the table, called as a deployed layer is; near: what it must give."""
     assert isinstance(case.model, nn.Linear)
     kernel, weight = KERNELS[name], case.model.weight.detach()
     layout = LAYOUTS[kernel.layout]
@@ -154,12 +155,10 @@ def _kernel(name: str, near: Callable[[], Tensor | None], case: Case) -> Ready |
     prepared = kernel.prepare(
         pack(layout.name, weight, case.values), case.example.shape[:-1].numel()
     )
-    op, x, bias = kernel.op, case.example, case.model.bias
-    tensors, numbers = tuple(prepared.tensors.values()), prepared.numbers
+    rest = (*prepared.tensors.values(), case.model.bias, *prepared.numbers)
     expected = near()
-    return Ready(
-        lambda: op(x, *tensors, bias, *numbers), note=loss(case, expected), expected=expected
-    )
+    call = call_on(kernel.op, case.example, rest)
+    return Ready(call, note=loss(case, expected), expected=expected)
 
 
 def deployed(seconds: float, case: Case) -> Ready | str:

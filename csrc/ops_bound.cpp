@@ -1,0 +1,77 @@
+// Calls with bound arguments: kept by number, called by number.
+#include <map>
+#include <mutex>
+#include <shared_mutex>
+
+#include "bound.h"
+
+namespace sparsewright {
+namespace {
+
+class Calls {
+ public:
+  int64_t add(Bound call) {
+    const std::unique_lock<std::shared_mutex> lock(mutex_);
+    calls_.emplace(++last_, std::make_shared<const Bound>(std::move(call)));
+    return last_;
+  }
+
+  // Shared: another thread may unbind it while it runs.
+  std::shared_ptr<const Bound> find(int64_t number) {
+    const std::shared_lock<std::shared_mutex> lock(mutex_);
+    const auto found = calls_.find(number);
+    SW_CHECK(found != calls_.end(), "no call is bound to the number ", number);
+    return found->second;
+  }
+
+  void remove(int64_t number) {
+    std::shared_ptr<const Bound> gone;  // its tensors are let go after the lock is
+    const std::unique_lock<std::shared_mutex> lock(mutex_);
+    const auto found = calls_.find(number);
+    if (found == calls_.end()) return;
+    gone = std::move(found->second);
+    calls_.erase(found);
+  }
+
+  int64_t count() {
+    const std::shared_lock<std::shared_mutex> lock(mutex_);
+    return static_cast<int64_t>(calls_.size());
+  }
+
+ private:
+  std::shared_mutex mutex_;
+  std::map<int64_t, std::shared_ptr<const Bound>> calls_;
+  int64_t last_ = 0;
+};
+
+Calls& calls() {
+  static Calls* const only = new Calls;  // outlives every module of Python's
+  return *only;
+}
+
+Tensor bound(int64_t number, const Tensor& x, const std::optional<Tensor>& residual) {
+  return (*calls().find(number))(x, residual);
+}
+
+void unbind(int64_t number) { calls().remove(number); }
+
+int64_t bound_count() { return calls().count(); }
+
+}  // namespace
+
+int64_t keep(Bound call) { return calls().add(std::move(call)); }
+
+}  // namespace sparsewright
+
+STABLE_TORCH_LIBRARY_FRAGMENT(sparsewright, m) {
+  m.def("bound(int number, Tensor x, Tensor? residual=None) -> Tensor");
+  m.def("unbind(int number) -> ()");
+  m.def("bound_count() -> int");
+}
+STABLE_TORCH_LIBRARY_IMPL(sparsewright, CPU, m) {
+  m.impl("bound", TORCH_BOX(&sparsewright::bound));
+}
+STABLE_TORCH_LIBRARY_IMPL(sparsewright, CompositeExplicitAutograd, m) {
+  m.impl("unbind", TORCH_BOX(&sparsewright::unbind));
+  m.impl("bound_count", TORCH_BOX(&sparsewright::bound_count));
+}

@@ -1,0 +1,78 @@
+"""A product with all its arguments bound but the activations: one call, two arguments.
+
+Torch takes each argument of an op out of Python, wraps it and looks at it, at every call. For
+layers of some thousand weights that took as long as the product itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import library
+
+Call = Callable[..., Tensor]
+
+
+def bind(op: Callable[..., Any], rest: Sequence[Any]) -> Call:
+    """op with `rest`, all that follows x: (x) -> y, or (x, residual) -> y for a convolution.
+
+    op: one of sparsewright's; of another, or where the library is not compiled, the call is
+    simply op(x, *rest), and of a residual nothing is known. It holds the tensors of `rest`
+    themselves, so that what is written into them counts; every check of the op is made at every
+    call. Nothing is recorded: torch's modes and autograd see an op `bound`, not the product.
+
+    >>> from sparsewright.kernels import KERNELS
+    >>> from sparsewright.layouts import pack
+    >>> kernel = KERNELS["csr.portable"]
+    >>> ready = kernel.prepare(pack("csr", 2 * torch.eye(2)), 1)
+    >>> bind(kernel.op, [*ready.tensors.values(), None, *ready.numbers])(torch.ones(1, 2))
+    tensor([[2., 2.]])
+    """
+    binder = binder_of(op)
+    if binder is None:
+        return functools.partial(_follow, op, tuple(rest))
+    number = binder(*rest)
+    # Past the wrapper in Python: it forwards, at a fifth of the cost of the whole call.
+    call = _Bound(torch.ops.sparsewright.bound.default._op, number)
+    weakref.finalize(call, torch.ops.sparsewright.unbind.default, number).atexit = False
+    return call
+
+
+def binder_of(op: Callable[..., Any]) -> Callable[..., int] | None:
+    """The op that binds the arguments of this one, or None where there is none."""
+    if not isinstance(op, torch._ops.OpOverload) or op.namespace != "sparsewright":
+        return None
+    name = op._schema.name.partition("::")[2]
+    if library.why_not_compiled(name) is not None:
+        return None
+    binder = getattr(torch.ops.sparsewright, f"bind_{name}", None)
+    return None if binder is None else binder.default
+
+
+class _Bound(functools.partial[Tensor]):
+    """A partial call that can be watched; nobody copies it: the number belongs to this one."""
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a bound call cannot be copied: bind it again")
+
+
+def call_on(op: Callable[..., Any], x: Tensor, rest: Sequence[Any]) -> Callable[[], Tensor]:
+    """op(x, *rest), again and again, as a deployed model's program calls it.
+
+    >>> call_on(torch.add, torch.ones(2), [1])()
+    tensor([2., 2.])
+    """
+    if binder_of(op) is None:
+        return functools.partial(op, x, *rest)
+    call = bind(op, rest)
+    return lambda: call(x)  # a partial of a partial would keep its parts, and not the call itself
+
+
+def _follow(op: Callable[..., Tensor], rest: tuple[Any, ...], x: Tensor) -> Tensor:
+    return op(x, *rest)
