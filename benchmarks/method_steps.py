@@ -30,7 +30,7 @@ from sparsewright.lab.compare.recipes.trained import scaled_options
 from sparsewright.lab.config import TrainConfig
 from sparsewright.lab.models import build
 from sparsewright.lab.recipe import OPTIMIZERS, decay_groups, make_method
-from sparsewright.measure.environment import environment
+from sparsewright.measure.environment import environment, threads
 from sparsewright.methods import METHODS
 from sparsewright.steering import keeps_absent
 
@@ -124,11 +124,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
     console = Console(width=None if os.isatty(1) else 120)
     asked = {"steps": args.steps, "batch": args.batch, "sparsity": args.sparsity}
     pairs = [(model, method) for model in args.models for method in args.methods]
-    results = [measure(model, method, **asked) for model, method in pairs]
+    with threads(args.threads):
+        results = [measure(model, method, **asked) for model, method in pairs]
     console.print(table(results))
     about = {**environment(), **asked, "threads": args.threads, "load": os.getloadavg()[0]}
     console.print("  ".join(f"{key} {value}" for key, value in about.items()))

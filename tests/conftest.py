@@ -6,6 +6,7 @@ import itertools
 import os
 import random
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
-torch.set_num_threads(2)
+THREADS = 2
+count_threads = torch.get_num_threads  # as it is before any test patches it
+torch.set_num_threads(THREADS)
 
 # Plans that tests measure, in no time at all, are not for this machine's other runs; nor are those
 # of one test for the next.
@@ -42,12 +45,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test starts from the same random state and an empty cache, in whatever order."""
+def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every test starts from the same random state and an empty cache, in whatever order; and
+    leaves torch's threads to the next one as they were."""
     monkeypatch.setenv("SPARSEWRIGHT_CACHE", f"{CACHE.name}/{next(NUMBERS)}")
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 - libraries under test draw from the global state
     torch.manual_seed(0)
+    yield
+    threads = count_threads()
+    torch.set_num_threads(THREADS)  # one test is to blame, not all that follow
+    assert threads == THREADS, f"a test left torch with {threads} threads instead of {THREADS}"
 
 
 @pytest.fixture(scope="session")
