@@ -26,7 +26,7 @@ from sparsewright.lab.compare.recipes._masks import is_start
 from sparsewright.lab.compare.recipes.floors import parameters, smaller_scale, sparse_parameters
 from sparsewright.lab.compare.recipes.trained import scaled_options
 from sparsewright.lab.compare.run import run
-from sparsewright.lab.compare.runs import Asked, Job, Results, jobs_of
+from sparsewright.lab.compare.runs import Asked, Job, Results, jobs_of, settings_of
 from sparsewright.lab.compare.suites import SUITES, Suite
 from sparsewright.lab.compare.table import failures, results_tables
 from sparsewright.lab.compare.trial import Trial
@@ -427,6 +427,20 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     for name in ("it.html", "it.md"):
         assert main(["compare", "--from", str(tmp_path), "--page", str(tmp_path / name)]) == 0
         assert "rigl" in (tmp_path / name).read_text()
+
+
+def test_a_comparison_of_which_no_run_ends_well_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["compare", "--suite", TINY, "--methods", "static", "--sparsity", "0.9", "--seeds", "0"]
+    words += ["--epochs", "1", "--jobs", "1", "--out", str(tmp_path)]
+    line = line_of("static", 0.9, 0.8, settings=settings_of(SUITES[TINY]))
+    Results(tmp_path).append({**line, "error": "it broke"})
+    assert main(words) == 2
+    told = capsys.readouterr().err
+    assert "none of the 1 runs ended well; the first: it broke. With --retry they" in told
+    Results(tmp_path).append(line)
+    assert main(words) == 0
 
 
 def test_a_rate_is_tuned_on_what_is_held_out(tmp_path: Path, monkeypatch: Any) -> None:

@@ -161,6 +161,17 @@ def lines_of(folders: Sequence[Path]) -> list[dict[str, Any]]:
     return lines
 
 
+def refuse_failures(lines: Sequence[Line], jobs: Sequence[Job]) -> None:
+    """StateError if not one of the jobs ended well: whoever runs them in a script is told."""
+    ours = [line for line in lines if Job.of(line) in set(jobs)]
+    errors = [line["error"] for line in ours if "error" in line]
+    if errors and len(errors) == len(ours):
+        raise StateError(
+            f"none of the {len(errors)} runs ended well; the first: {errors[0]}. With --retry they "
+            "are made again"
+        )
+
+
 def _check_figures(line: Line) -> None:
     """ValueError if a run that ended well lacks what pages and tables show."""
     lacks = [name for name in FIGURES if not isinstance(line.get(name), int | float)]

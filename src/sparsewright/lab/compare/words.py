@@ -74,7 +74,7 @@ def answer(args: argparse.Namespace, html: Callable[[Sequence[Path], Path], Path
     from .groups import outcome_of
     from .page import write_page
     from .recipes import recipes
-    from .runs import Asked
+    from .runs import Asked, jobs_of, refuse_failures
     from .table import results_tables
     from .tune import grid_text, tune
 
@@ -108,3 +108,4 @@ def answer(args: argparse.Namespace, html: Callable[[Sequence[Path], Path], Path
     for table in results_tables(outcome_of(results.lines(), args.suite, args.epochs)):
         show(table)
     print(f"written: {html([out], out / f'comparison{HTML}')}")
+    refuse_failures(results.lines(), jobs_of(asked))
