@@ -10,6 +10,7 @@ from ...files import write_text
 from .claims import Finding, Verdict, verdicts
 from .groups import Outcome, outcome_of, pareto
 from .runs import lines_of
+from .suites import tuned_grids
 from .table import LEFT, columns, failures, rows, times
 
 INTRODUCTION = """# Every method compared
@@ -72,9 +73,25 @@ def about(outcome: Outcome) -> str:
     total = sum(line["cpu_seconds"] for line in good)
     return (
         f"{outcome.suite.about[0].upper()}{outcome.suite.about[1:]}: {outcome.epochs} epochs, "
-        f"batches of {config.batch}, {config.optimizer}, learning rate {rate:g}. "
+        f"batches of {config.batch}, {config.optimizer}, {rate_text(outcome.name, rate)}. "
         f"{len(good)} runs, {total / 3600:.1f} CPU hours of training in all. "
         f"Made on {'; '.join(machines)}."
+    )
+
+
+def rate_text(suite: str, rate: float) -> str:
+    """The learning rate, and whether a grid chose it for the dense network.
+
+    >>> rate_text("digits-mlp", 0.1)
+    'learning rate 0.1 (not tuned)'
+    """
+    grid = tuned_grids().get(suite)
+    if grid is None or grid["lr"] != rate:
+        return f"learning rate {rate:g} (not tuned)"
+    epochs, rates = grid["epochs"], ", ".join(sorted(grid["grid"], key=float))
+    return (
+        f"learning rate {rate:g} (the dense network's best of {rates}, in {epochs} epochs, on "
+        "held-out examples)"
     )
 
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -80,8 +80,13 @@ SUITES: Table[Suite] = Table("suite", __name__)
 
 def tuned(name: str, default: float) -> float:
     """The learning rate that a suite's grid chose; the default where none was measured yet."""
-    known = json.loads(TUNED.read_text(encoding="utf-8")) if TUNED.is_file() else {}
+    known = tuned_grids()
     return float(known[name]["lr"]) if name in known else default
+
+
+def tuned_grids() -> dict[str, Any]:
+    """What `--tune` wrote down of every suite: its rate, and what every rate of the grid gave."""
+    return json.loads(TUNED.read_text(encoding="utf-8")) if TUNED.is_file() else {}
 
 
 def register(name: str, suite: Suite) -> None:
