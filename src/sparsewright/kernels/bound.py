@@ -38,7 +38,7 @@ def bind(op: Callable[..., Any], rest: Sequence[Any]) -> Call:
     if binder is None:
         return functools.partial(_follow, op, tuple(rest))
     number = binder(*rest)
-    # Past the wrapper in Python: it forwards, at a fifth of the cost of the whole call.
+    # Past the op's wrapper in Python, which only forwards.
     call = _Bound(torch.ops.sparsewright.bound.default._op, number)
     weakref.finalize(call, torch.ops.sparsewright.unbind.default, number).atexit = False
     return call

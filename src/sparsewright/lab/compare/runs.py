@@ -163,7 +163,8 @@ def lines_of(folders: Sequence[Path]) -> list[dict[str, Any]]:
 
 def refuse_failures(lines: Sequence[Line], jobs: Sequence[Job]) -> None:
     """StateError if not one of the jobs ended well: whoever runs them in a script is told."""
-    ours = [line for line in lines if Job.of(line) in set(jobs)]
+    asked = set(jobs)
+    ours = [line for line in lines if Job.of(line) in asked]
     errors = [line["error"] for line in ours if "error" in line]
     if errors and len(errors) == len(ours):
         raise StateError(

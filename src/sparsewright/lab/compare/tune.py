@@ -16,7 +16,7 @@ from typing import Any
 from ...errors import ConfigError, StateError
 from ...files import write_text
 from .run import machine
-from .suites import SUITES, TUNED, Problem, Suite
+from .suites import SUITES, TUNED, Problem, Suite, tuned_grids
 from .trial import Trial
 
 SEEDS = (0, 1)
@@ -48,8 +48,8 @@ def tune(name: str, *, epochs: int | None = None, path: Path = TUNED) -> dict[st
         "command": f"sparsewright compare --suite {name} --tune",
         "machine": machine(),
     }
-    old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    write_text(path, json.dumps({**old, name: found}, indent=2, sort_keys=True) + "\n")
+    grids = {**tuned_grids(path), name: found}
+    write_text(path, json.dumps(grids, indent=2, sort_keys=True) + "\n")
     return found
 
 

@@ -84,9 +84,9 @@ def tuned(name: str, default: float) -> float:
     return float(known[name]["lr"]) if name in known else default
 
 
-def tuned_grids() -> dict[str, Any]:
+def tuned_grids(path: Path = TUNED) -> dict[str, Any]:
     """What `--tune` wrote down of every suite: its rate, and what every rate of the grid gave."""
-    return json.loads(TUNED.read_text(encoding="utf-8")) if TUNED.is_file() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def register(name: str, suite: Suite) -> None:
