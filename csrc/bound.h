@@ -3,6 +3,7 @@
 // again: for a layer of some thousand weights that took as long as the product.
 #pragma once
 #include <functional>
+#include <memory>
 #include <tuple>
 #include <utility>
 
@@ -13,25 +14,40 @@ namespace sparsewright {
 // (x, what is added to the output or nothing) -> y.
 using Bound = std::function<Tensor(const Tensor&, const std::optional<Tensor>&)>;
 
+class Stage;  // chain.h
+
+struct Product {
+  Bound call;
+  std::shared_ptr<const Stage> stage;  // what a chain of products needs, or null
+};
+
+// The product, its call by way of its stage where that serves.
+Product product_of(Bound call, std::shared_ptr<const Stage> stage);
+
 // Keeps a call, and with it the tensors that it holds, until `unbind` is given the same number.
-int64_t keep(Bound call);
+int64_t keep(Product product);
 
 // bind: the op's arguments but x -> the number of the call. kResidual: which of these is the
-// residual, which comes with each call instead; -1 where the op takes none.
-template <auto kOp, int kResidual = -1>
+// residual, which comes with each call instead; -1 where the op takes none. kStage: the same
+// arguments -> the product as a stage of a chain.
+template <auto kOp, int kResidual = -1, auto kStage = nullptr>
 struct Bind;
-template <class... Rest, Tensor (*kOp)(const Tensor&, Rest...), int kResidual>
-struct Bind<kOp, kResidual> {
+template <class... Rest, Tensor (*kOp)(const Tensor&, Rest...), int kResidual, auto kStage>
+struct Bind<kOp, kResidual, kStage> {
   using Kept = std::tuple<std::decay_t<Rest>...>;
 
   static int64_t bind(Rest... rest) {
     Kept kept(rest...);
     if constexpr (kResidual >= 0)
       SW_CHECK(!std::get<kResidual>(kept), "a residual is an argument of each call, not bound");
-    return keep([kept = std::move(kept)](const Tensor& x, const std::optional<Tensor>& residual) {
+    std::shared_ptr<const Stage> stage;
+    if constexpr (kStage != nullptr) stage = kStage(rest...);
+    Bound run = [kept = std::move(kept)](const Tensor& x, const std::optional<Tensor>& residual) {
       SW_CHECK(kResidual >= 0 || !residual, "a product with a matrix takes no residual");
       return call(x, residual, kept, std::index_sequence_for<Rest...>());
-    });
+    };
+    if (stage) return keep(product_of(std::move(run), std::move(stage)));
+    return keep({std::move(run), nullptr});
   }
 
  private:

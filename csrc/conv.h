@@ -31,13 +31,6 @@ inline void check_image(const Tensor& x) {
            " dimensions");
 }
 
-inline const float* bias_of(const std::optional<Tensor>& bias, int64_t out) {
-  if (!bias) return nullptr;
-  check_tensor(*bias, "bias", ScalarType::Float, "float32");
-  SW_CHECK(bias->dim() == 1 && bias->size(0) == out, "bias must have shape (", out, ",)");
-  return static_cast<const float*>(bias->const_data_ptr());
-}
-
 // What is added to an output of four sizes, contiguous.
 inline std::optional<Tensor> residual_of(const std::optional<Tensor>& residual,
                                          const int64_t* shape) {

@@ -59,6 +59,8 @@ struct Sell {
   Values values;          // (steps, 16)
   int64_t in, out, slices;
   int64_t x_step;  // from one row of the activations to the next: in + 1
+  // sell_dot alone: sums of one row of the batch stay in the order of the lanes, slices * 16.
+  bool in_lanes = false;
 };
 
 // Blocks of rows, chunks of columns, pairs of rows (layout csb). Padding has value 0 and place

@@ -1,7 +1,7 @@
 // The torch ops: they check every argument, share the work out over torch's own threads and call
 // the kernels of the chosen instruction set. Indices are validated where a weight is packed or
 // loaded; here only sizes are, and what bounds a row of csr.
-#include "bound.h"
+#include "chain.h"
 
 namespace sparsewright {
 
@@ -130,11 +130,16 @@ STABLE_TORCH_LIBRARY(sparsewright, m) {
 }
 STABLE_TORCH_LIBRARY_IMPL(sparsewright, CPU, m) {
   m.impl("csr_linear", TORCH_BOX(&sparsewright::csr_linear));
-  m.impl("bind_csr_linear", TORCH_BOX((&sparsewright::Bind<&sparsewright::csr_linear>::bind)));
+  m.impl("bind_csr_linear",
+         TORCH_BOX(
+             (&sparsewright::Bind<&sparsewright::csr_linear, -1, &sparsewright::csr_stage>::bind)));
   m.impl("nm_linear", TORCH_BOX(&sparsewright::nm_linear));
   m.impl("bind_nm_linear", TORCH_BOX((&sparsewright::Bind<&sparsewright::nm_linear>::bind)));
   m.impl("sell_linear", TORCH_BOX(&sparsewright::sell_linear));
-  m.impl("bind_sell_linear", TORCH_BOX((&sparsewright::Bind<&sparsewright::sell_linear>::bind)));
+  m.impl(
+      "bind_sell_linear",
+      TORCH_BOX(
+          (&sparsewright::Bind<&sparsewright::sell_linear, -1, &sparsewright::sell_stage>::bind)));
   m.impl("block_linear", TORCH_BOX(&sparsewright::block_linear));
   m.impl("bind_block_linear", TORCH_BOX((&sparsewright::Bind<&sparsewright::block_linear>::bind)));
   m.impl("csb_linear", TORCH_BOX(&sparsewright::csb_linear));

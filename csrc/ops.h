@@ -134,6 +134,14 @@ inline Tensor new_output(const int64_t* shape, size_t dims) {
   return Tensor(made);
 }
 
+inline const float* bias_of(const std::optional<Tensor>& bias, int64_t out) {
+  if (!bias) return nullptr;
+  check_tensor(*bias, "bias", ScalarType::Float, "float32");
+  SW_CHECK(bias->dim() == 1 && bias->size(0) == out, "bias must have shape (", out, ",); got ",
+           bias->numel(), " entries in ", bias->dim(), " dimensions");
+  return static_cast<const float*>(bias->const_data_ptr());
+}
+
 inline Linear begin(const Tensor& x, const std::optional<Tensor>& bias, int64_t out,
                     int64_t activation) {
   SW_CHECK(x.is_cpu(), "x must be on the CPU");
@@ -143,13 +151,7 @@ inline Linear begin(const Tensor& x, const std::optional<Tensor>& bias, int64_t 
   SW_CHECK(dims >= 1, "x must have at least one dimension, (..., in_features)");
   SW_CHECK(dims <= kMaxDims, "x must have at most ", kMaxDims, " dimensions; got ", dims);
   const Activation then = activation_of(activation);
-  const float* bias_data = nullptr;
-  if (bias) {
-    check_tensor(*bias, "bias", ScalarType::Float, "float32");
-    SW_CHECK(bias->dim() == 1 && bias->size(0) == out, "bias must have shape (", out, ",); got ",
-             bias->numel(), " entries in ", bias->dim(), " dimensions");
-    bias_data = static_cast<const float*>(bias->const_data_ptr());
-  }
+  const float* bias_data = bias_of(bias, out);
   int64_t shape[kMaxDims];
   int64_t batch = 1;
   for (size_t i = 0; i + 1 < dims; ++i) batch *= shape[i] = sizes[i];
@@ -240,79 +242,6 @@ inline int64_t row_at(const Csr& w, int64_t target) {
   return std::lower_bound(w.rows, w.rows + w.out, target,
                           [](int32_t a, int64_t b) { return a < b; }) -
          w.rows;
-}
-
-// How the columns of the activations lie in a tile: `piece` after `piece`, each `stride` columns
-// after the one before. Zeros lie at column `zero` of every piece, where it has one, and at `end`.
-struct Stored {
-  int64_t piece = 64, stride = 64;
-  int64_t zero = -1, end = -1;
-  int64_t rows = 0;  // most rows of the batch in a tile; 0: kernels.tile
-};
-
-// Rows of activations (batch, in), transposed tile by tile into memory of the op's.
-struct Turned {
-  const float* x;
-  int64_t in;
-  Stored stored;
-  int64_t most;       // rows of the batch in a tile
-  int64_t zeros = 0;  // columns beyond `in`, up to this number, are zeros (of pieces that adjoin)
-  float* to = nullptr;
-  int64_t pieces() const { return ceil_div(in, stored.piece); }
-  int64_t columns() const { return std::max(pieces() * stored.stride + 1, zeros); }
-  float* tile(int64_t t) const { return to + t * most * columns(); }
-  int64_t rows(int64_t t, int64_t batch) const { return std::min(most, batch - t * most); }
-  int64_t width(const Kernels& k, int64_t t, int64_t batch) const {
-    return ceil_div(rows(t, batch), k.width) * k.width;
-  }
-  // Rows [first, first + batch).
-  void lay(const Kernels& k, int64_t first, int64_t batch) const {
-    const int64_t of_tile = pieces();
-    const auto some = [&](int64_t from, int64_t end) {
-      for (int64_t i = from; i < end; ++i) {
-        const int64_t t = i / of_tile, piece = i % of_tile, column = piece * stored.piece;
-        const int64_t wide = width(k, t, batch);
-        float* out = tile(t) + piece * stored.stride * wide;
-        k.transpose_in(x + (first + t * most) * in, in, rows(t, batch), out - column * wide, wide,
-                       column, std::min(in, column + stored.piece));
-        if (stored.zero >= 0) std::fill_n(out + stored.zero * wide, wide, 0.0f);
-        if (stored.end >= 0 && piece == of_tile - 1)
-          std::fill_n(tile(t) + stored.end * wide, wide, 0.0f);
-        if (zeros > in && piece == of_tile - 1)
-          std::fill_n(tile(t) + in * wide, (zeros - in) * wide, 0.0f);
-      }
-    };
-    torch::stable::parallel_for(0, ceil_div(batch, most) * of_tile,
-                                ceil_div(kGrain, stored.piece * kLayingCost), some);
-  }
-};
-
-// body(tile, item) for every tile of the batch and item of the weight; work counts multiply-adds
-// of one row of the batch.
-template <class Body>
-void over_tiles(const Kernels& k, const Linear& l, int64_t out, const Stored& stored, int64_t items,
-                int64_t work, const Body& body) {
-  Turned x = {l.x, l.in, stored, stored.rows ? stored.rows : k.tile};
-  const int64_t turn = std::max<int64_t>(kScratchFloats / x.columns() / x.most, 1) * x.most;
-  const int64_t padded = ceil_div(std::min(turn, l.batch), k.width) * k.width;
-  // Room beyond the last column: a one-byte place of layout nm that nobody validated (x narrower
-  // than the weight, inside its last chunk) still reads memory of ours.
-  x.to = scratch(padded * x.columns() + 256 * x.most);
-  for (int64_t first = 0; first < l.batch; first += turn) {
-    const int64_t batch = std::min(turn, l.batch - first), tiles = ceil_div(batch, x.most);
-    x.lay(k, first, batch);
-    const int64_t per_item = std::max<int64_t>(work * ceil_div(batch, k.width) / tiles / items, 1);
-    const auto multiply = [&](int64_t from, int64_t to) {
-      for (int64_t i = from; i < to; ++i) {
-        const int64_t t = i / items;
-        const Tile tile = {x.tile(t),        x.width(k, t, batch),
-                           x.rows(t, batch), l.y + (first + t * x.most) * out,
-                           l.bias,           l.activation};
-        body(tile, i % items);
-      }
-    };
-    torch::stable::parallel_for(0, tiles * items, ceil_div(kGrain, per_item), multiply);
-  }
 }
 
 }  // namespace sparsewright

@@ -1,5 +1,5 @@
 // Products with weights in layout block.
-#include "ops.h"
+#include "tiles.h"
 
 namespace sparsewright {
 namespace {

@@ -3,21 +3,21 @@
 #include <mutex>
 #include <shared_mutex>
 
-#include "bound.h"
+#include "chain.h"
 
 namespace sparsewright {
 namespace {
 
 class Calls {
  public:
-  int64_t add(Bound call) {
+  int64_t add(Product product) {
     const std::unique_lock<std::shared_mutex> lock(mutex_);
-    calls_.emplace(++last_, std::make_shared<const Bound>(std::move(call)));
+    calls_.emplace(++last_, std::make_shared<const Product>(std::move(product)));
     return last_;
   }
 
   // Shared: another thread may unbind it while it runs.
-  std::shared_ptr<const Bound> find(int64_t number) {
+  std::shared_ptr<const Product> find(int64_t number) {
     const std::shared_lock<std::shared_mutex> lock(mutex_);
     const auto found = calls_.find(number);
     SW_CHECK(found != calls_.end(), "no call is bound to the number ", number);
@@ -25,7 +25,7 @@ class Calls {
   }
 
   void remove(int64_t number) {
-    std::shared_ptr<const Bound> gone;  // its tensors are let go after the lock is
+    std::shared_ptr<const Product> gone;  // its tensors are let go after the lock is
     const std::unique_lock<std::shared_mutex> lock(mutex_);
     const auto found = calls_.find(number);
     if (found == calls_.end()) return;
@@ -40,7 +40,7 @@ class Calls {
 
  private:
   std::shared_mutex mutex_;
-  std::map<int64_t, std::shared_ptr<const Bound>> calls_;
+  std::map<int64_t, std::shared_ptr<const Product>> calls_;
   int64_t last_ = 0;
 };
 
@@ -50,7 +50,14 @@ Calls& calls() {
 }
 
 Tensor bound(int64_t number, const Tensor& x, const std::optional<Tensor>& residual) {
-  return (*calls().find(number))(x, residual);
+  return calls().find(number)->call(x, residual);
+}
+
+int64_t bind_chain(std::vector<int64_t> numbers, bool one_region) {
+  SW_CHECK(numbers.size() >= 2, "a chain has at least two products; got ", numbers.size());
+  std::vector<std::shared_ptr<const Product>> products;
+  for (const int64_t number : numbers) products.push_back(calls().find(number));
+  return keep(chain_of(products, one_region));
 }
 
 void unbind(int64_t number) { calls().remove(number); }
@@ -59,12 +66,13 @@ int64_t bound_count() { return calls().count(); }
 
 }  // namespace
 
-int64_t keep(Bound call) { return calls().add(std::move(call)); }
+int64_t keep(Product product) { return calls().add(std::move(product)); }
 
 }  // namespace sparsewright
 
 STABLE_TORCH_LIBRARY_FRAGMENT(sparsewright, m) {
   m.def("bound(int number, Tensor x, Tensor? residual=None) -> Tensor");
+  m.def("bind_chain(int[] numbers, bool one_region) -> int");
   m.def("unbind(int number) -> ()");
   m.def("bound_count() -> int");
 }
@@ -72,6 +80,7 @@ STABLE_TORCH_LIBRARY_IMPL(sparsewright, CPU, m) {
   m.impl("bound", TORCH_BOX(&sparsewright::bound));
 }
 STABLE_TORCH_LIBRARY_IMPL(sparsewright, CompositeExplicitAutograd, m) {
+  m.impl("bind_chain", TORCH_BOX(&sparsewright::bind_chain));
   m.impl("unbind", TORCH_BOX(&sparsewright::unbind));
   m.impl("bound_count", TORCH_BOX(&sparsewright::bound_count));
 }

@@ -1,7 +1,19 @@
 // Products with weights in layout csr.
-#include "ops.h"
+#include "chain.h"
+#include "tiles.h"
 
 namespace sparsewright {
+
+Csr csr_of(const Tensor& rows, const Tensor& columns, const Tensor& values,
+           const std::optional<Tensor>& scales, int64_t in) {
+  Csr w = csr_places_of(rows, columns, in);
+  SW_CHECK(values.dim() == 1 && values.size(0) == w.nnz,
+           "values and columns must be two equally long rows of numbers; got ", values.numel(),
+           " and ", w.nnz);
+  w.values = values_of(values, scales, w.out);
+  return w;
+}
+
 namespace {
 
 // Rows shared out by their weights, not by their number.
@@ -23,12 +35,8 @@ Tensor csr_linear(const Tensor& x, const Tensor& rows, const Tensor& columns, co
                   const std::optional<Tensor>& scales, const std::optional<Tensor>& bias,
                   int64_t activation, int64_t isa) {
   const Kernels& k = kernels_for(isa);
-  Csr w = csr_places_of(rows, columns, 0);
-  SW_CHECK(values.dim() == 1 && values.size(0) == w.nnz,
-           "values and columns must be two equally long rows of numbers; got ", values.numel(),
-           " and ", w.nnz);
+  Csr w = csr_of(rows, columns, values, scales, 0);
   const int64_t out = w.out;
-  w.values = values_of(values, scales, out);
   Linear l = begin(x, bias, out, activation);
   w.in = l.in;
   if (l.batch == 0 || out == 0) return std::move(l.output);

@@ -1,5 +1,5 @@
 // Products with weights in layout nm.
-#include "ops.h"
+#include "tiles.h"
 
 namespace sparsewright {
 

@@ -2,6 +2,7 @@
 #include <tuple>
 
 #include "outer.h"
+#include "tiles.h"
 
 namespace sparsewright {
 namespace {

@@ -36,7 +36,7 @@ void sell_rows(const Sell& w, const float* x, const float* bias, float* y, int64
         const int64_t row = w.order[slice * kLanes + l];
         if (row < 0) continue;
         const float sum = lanes[l] + start_of(w.values, bias, row);
-        y[r * w.out + row] = finished(w.values, bias, row, sum);
+        y[w.in_lanes ? slice * kLanes + l : r * w.out + row] = finished(w.values, bias, row, sum);
       }
     }
   }

@@ -212,6 +212,7 @@ FLOORS = {
             "signature",
             "declared",
             "program",
+            "flat",
             "pieces",
             "make",
             "samples",

@@ -52,9 +52,10 @@ def bound(kernel: Kernel, out: int, width: int, batch: int) -> Callable[[], Tens
 def same_at_once(calls: list[Callable[[], Tensor]]) -> None:
     """Each call alone, then all from several threads, in an order that differs every time."""
     expected = [call().clone() for call in calls]
-    start = threading.Barrier(AT_ONCE)
+    start, count = threading.Barrier(AT_ONCE), torch.get_num_threads()
 
     def work(number: int) -> list[tuple[int, Tensor]]:
+        torch.set_num_threads(count)  # each Python thread has a number of its own
         start.wait()
         order = torch.randperm(len(calls), generator=torch.Generator().manual_seed(number))
         return [(i, calls[i]()) for i in order.tolist()]

@@ -67,6 +67,16 @@ class Deployed(nn.Module):
         self._has_attention = any(_fuses_attention(m) for m in model.modules())
         self.eval()
 
+    def __call__(self, *inputs: Any, **kwargs: Any) -> Any:
+        """The outputs; where nobody listens to this module, without what a module's call costs."""
+        program = None if torch.compiler.is_compiling() else self.program
+        heard = self._forward_hooks or self._forward_pre_hooks
+        if program is not None and not heard and not kwargs:
+            output = program.run(*inputs)
+            if output is not MISS:
+                return output
+        return super().__call__(*inputs, **kwargs)
+
     def forward(self, *inputs: Any) -> Any:
         if self.program is not None and not torch.compiler.is_compiling():
             output = self.program.run(*inputs)

@@ -37,11 +37,7 @@ def bind(op: Callable[..., Any], rest: Sequence[Any]) -> Call:
     binder = binder_of(op)
     if binder is None:
         return functools.partial(_follow, op, tuple(rest))
-    number = binder(*rest)
-    # Past the op's wrapper in Python, which only forwards.
-    call = _Bound(torch.ops.sparsewright.bound.default._op, number)
-    weakref.finalize(call, torch.ops.sparsewright.unbind.default, number).atexit = False
-    return call
+    return _held(binder(*rest))
 
 
 def binder_of(op: Callable[..., Any]) -> Callable[..., int] | None:
@@ -53,6 +49,37 @@ def binder_of(op: Callable[..., Any]) -> Callable[..., int] | None:
         return None
     binder = getattr(torch.ops.sparsewright, f"bind_{name}", None)
     return None if binder is None else binder.default
+
+
+def chain(calls: Sequence[Call]) -> Call:
+    """The bound calls one after the other, each on what the one before it gave, as one call.
+
+    calls: of `bind`, of products with matrices. The same bits; a single row of activations goes
+    through layers of layouts sell and csr in one parallel region, and there a copy of their
+    columns (weights of up to half a million places) says where the activations lie meanwhile.
+
+    >>> chain([bind(torch.add, [2]), bind(torch.mul, [3])])(torch.ones(2))
+    tensor([9., 9.])
+    """
+    if len(calls) < 2 or not all(isinstance(call, _Bound) for call in calls):
+        return functools.partial(_one_by_one, tuple(calls))
+    numbers = [call.args[0] for call in calls if isinstance(call, _Bound)]
+    return _held(torch.ops.sparsewright.bind_chain(numbers, _threads_run_at_once()))
+
+
+@functools.cache
+def _threads_run_at_once() -> bool:
+    """Whether all parts of a parallel region are at work together, so that they may wait for each
+    other: OpenMP's threads are, tasks in the queue of a pool need not be."""
+    return "ATen parallel backend: OpenMP" in torch.__config__.parallel_info()
+
+
+def _held(number: int) -> Call:
+    """The call of that number, let go when nobody holds it any more."""
+    # Past the op's wrapper in Python, which only forwards.
+    call = _Bound(torch.ops.sparsewright.bound.default._op, number)
+    weakref.finalize(call, torch.ops.sparsewright.unbind.default, number).atexit = False
+    return call
 
 
 class _Bound(functools.partial[Tensor]):
@@ -72,6 +99,12 @@ def call_on(op: Callable[..., Any], x: Tensor, rest: Sequence[Any]) -> Callable[
         return functools.partial(op, x, *rest)
     call = bind(op, rest)
     return lambda: call(x)  # a partial of a partial would keep its parts, and not the call itself
+
+
+def _one_by_one(calls: tuple[Call, ...], x: Tensor) -> Tensor:
+    for call in calls:
+        x = call(x)
+    return x
 
 
 def _follow(op: Callable[..., Tensor], rest: tuple[Any, ...], x: Tensor) -> Tensor:

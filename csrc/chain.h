@@ -1,0 +1,80 @@
+// Products one after the other as one call: a row of activations goes through all of them in one
+// parallel region. Several small layers, each a region of its own, pay for three things that are
+// not products: the call, the end of the region where the threads wait, and sums that lie spread
+// over lines of memory which the next layer's threads fetch from each other's caches.
+#pragma once
+#include <variant>
+#include <vector>
+
+#include "bound.h"
+
+namespace sparsewright {
+
+Sell sell_of(const Tensor& starts, const Tensor& order, const Tensor& columns, const Tensor& values,
+             const std::optional<Tensor>& scales, int64_t in, int64_t out_features);
+// A copy of rows of activations, a zero after each, that belongs to the calling thread: one which
+// all threads share would have to come from the cache of the thread that made it.
+inline const float* with_zero(const float* x, int64_t batch, int64_t in) {
+  float* const copy = scratch<kShare>(batch * (in + 1));
+  for (int64_t r = 0; r < batch; ++r) {
+    std::copy_n(x + r * in, in, copy + r * (in + 1));
+    copy[r * (in + 1) + in] = 0.0f;
+  }
+  return copy;
+}
+
+// First slice at or after which `target` steps lie before.
+int64_t slice_at(const Sell& w, int64_t target);
+Csr csr_of(const Tensor& rows, const Tensor& columns, const Tensor& values,
+           const std::optional<Tensor>& scales, int64_t in);
+
+// A weight as its kernel takes it, with what is done to its sums.
+struct Ready {
+  const Kernels* k;
+  std::variant<Sell, Csr> weight;
+  const float* bias;
+  Activation activation;
+  int64_t out, work;  // multiply-adds, padding and ends of rows counted
+  // Floats that its sums take: out, or more where they stay in the order of the lanes.
+  int64_t room() const;
+  // Sums of one row of activations: of `parts` equal parts, the one numbered `part`.
+  void run(const float* x, float* y, int64_t part, int64_t parts, std::atomic<bool>& fits) const;
+};
+
+// A bound product that can be computed part by part.
+class Stage {
+ public:
+  virtual ~Stage() = default;
+  const Ready& ready() const { return ready_; }
+  // Whether its tensors hold the memory that they held when they were bound: all that is checked
+  // at every call. Where they do not, the op itself looks at them.
+  bool is_current() const;
+  // Where the sum of each row lies if they stay in the order of the lanes; of csr in their own.
+  virtual std::vector<int64_t> places() const = 0;
+  // The same product of activations that lie at `places`, with a zero at `end`; null where the
+  // columns' type cannot name them, or where the weight is so large that one region saves nothing.
+  virtual std::shared_ptr<const Stage> moved(const std::vector<int64_t>& places,
+                                             int64_t end) const = 0;
+
+ protected:
+  void hold(const Tensor& t) { held_.emplace_back(t, t.const_data_ptr()); }
+  Ready ready_;
+
+ private:
+  std::vector<std::pair<Tensor, const void*>> held_;
+};
+
+std::shared_ptr<const Stage> sell_stage(const Tensor& starts, const Tensor& order,
+                                        const Tensor& columns, const Tensor& values,
+                                        const std::optional<Tensor>& scales,
+                                        const std::optional<Tensor>& bias, int64_t out_features,
+                                        int64_t activation, int64_t isa);
+std::shared_ptr<const Stage> csr_stage(const Tensor& rows, const Tensor& columns,
+                                       const Tensor& values, const std::optional<Tensor>& scales,
+                                       const std::optional<Tensor>& bias, int64_t activation,
+                                       int64_t isa);
+
+// The call of all of them, each fed with what the one before it gives.
+Product chain_of(const std::vector<std::shared_ptr<const Product>>& products, bool one_region);
+
+}  // namespace sparsewright
