@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <tuple>
+#include <type_traits>
 #include <utility>
 
 #include "ops.h"
@@ -41,7 +42,7 @@ struct Bind<kOp, kResidual, kStage> {
     if constexpr (kResidual >= 0)
       SW_CHECK(!std::get<kResidual>(kept), "a residual is an argument of each call, not bound");
     std::shared_ptr<const Stage> stage;
-    if constexpr (kStage != nullptr) stage = kStage(rest...);
+    if constexpr (!std::is_null_pointer_v<std::decay_t<decltype(kStage)>>) stage = kStage(rest...);
     Bound run = [kept = std::move(kept)](const Tensor& x, const std::optional<Tensor>& residual) {
       SW_CHECK(kResidual >= 0 || !residual, "a product with a matrix takes no residual");
       return call(x, residual, kept, std::index_sequence_for<Rest...>());
