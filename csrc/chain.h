@@ -12,6 +12,9 @@ namespace sparsewright {
 
 Sell sell_of(const Tensor& starts, const Tensor& order, const Tensor& columns, const Tensor& values,
              const std::optional<Tensor>& scales, int64_t in, int64_t out_features);
+Csr csr_of(const Tensor& rows, const Tensor& columns, const Tensor& values,
+           const std::optional<Tensor>& scales, int64_t in);
+
 // A copy of rows of activations, a zero after each, that belongs to the calling thread: one which
 // all threads share would have to come from the cache of the thread that made it.
 inline const float* with_zero(const float* x, int64_t batch, int64_t in) {
@@ -25,8 +28,6 @@ inline const float* with_zero(const float* x, int64_t batch, int64_t in) {
 
 // First slice at or after which `target` steps lie before.
 int64_t slice_at(const Sell& w, int64_t target);
-Csr csr_of(const Tensor& rows, const Tensor& columns, const Tensor& values,
-           const std::optional<Tensor>& scales, int64_t in);
 
 // A weight as its kernel takes it, with what is done to its sums.
 struct Ready {

@@ -47,6 +47,11 @@ inline constexpr int64_t kScratchFloats = 1024 * 1024;
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// How many parts some work is worth, of `most` that may run at once; work counts as kGrain does.
+inline int64_t parts_of(int64_t work, int64_t most) {
+  return std::clamp<int64_t>(work / kGrain, 1, std::max<int64_t>(most, 1));
+}
+
 // Memory of the calling thread, kept between calls. A share of the work that needs some of its own
 // takes `kShare`: on the calling thread the op's lies beside it.
 constexpr int kOp = 0, kShare = 1;

@@ -169,10 +169,6 @@ int64_t room_in_lanes(const Ready& ready) {
 
 int64_t lines(int64_t floats) { return ceil_div(floats, kLine) * kLine; }
 
-int64_t parts_of(int64_t work, int64_t most) {
-  return std::clamp<int64_t>(work / kGrain, 1, std::max<int64_t>(most, 1));
-}
-
 class Chain {
  public:
   // stages: none where one region cannot serve.

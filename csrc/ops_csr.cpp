@@ -19,8 +19,7 @@ namespace {
 // Rows shared out by their weights, not by their number.
 void csr_small(const Kernels& k, const Csr& w, const Linear& l, std::atomic<bool>& fits) {
   const int64_t work = (w.nnz + w.out) * l.batch;
-  const int64_t threads = torch::stable::get_num_threads();
-  const int64_t parts = std::clamp<int64_t>(work / kGrain, 1, std::max<int64_t>(threads, 1));
+  const int64_t parts = parts_of(work, torch::stable::get_num_threads());
   torch::stable::parallel_for(0, parts, 1, [&](int64_t from, int64_t to) {
     const int64_t a = from == 0 ? 0 : row_at(w, w.nnz * from / parts);
     const int64_t b = to == parts ? w.out : row_at(w, w.nnz * to / parts);

@@ -46,8 +46,7 @@ namespace {
 // Slices shared out by their steps, not by their number.
 void sell_small(const Kernels& k, const Sell& w, const Linear& l, int64_t steps) {
   const int64_t work = (steps + w.slices) * kLanes * l.batch;
-  const int64_t threads = torch::stable::get_num_threads();
-  const int64_t parts = std::clamp<int64_t>(work / kGrain, 1, std::max<int64_t>(threads, 1));
+  const int64_t parts = parts_of(work, torch::stable::get_num_threads());
   torch::stable::parallel_for(0, parts, 1, [&](int64_t from, int64_t to) {
     const int64_t a = from == 0 ? 0 : slice_at(w, steps * from / parts);
     const int64_t b = to == parts ? w.slices : slice_at(w, steps * to / parts);

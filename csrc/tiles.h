@@ -114,12 +114,11 @@ void over_tiles(const Kernels& k, const Linear& l, int64_t out, const Stored& st
   const int64_t widest = stored.rows ? stored.rows : k.tile;
   const int64_t vectors = ceil_div(l.batch, k.width);
   const int64_t threads =
-      std::clamp<int64_t>(vectors * (work + l.in * kLayingCost) / kGrain, 1,
-                          std::max<int64_t>(torch::stable::get_num_threads(), 1));
+      parts_of(vectors * (work + l.in * kLayingCost), torch::stable::get_num_threads());
   const OwnTiles own(k, l.batch, widest, items, threads);
   if (own.pay(k, l.batch, widest, l.in, work, threads))
     return over_own_tiles(k, l, out, stored, items, own, body);
-  Turned x = {l.x, l.in, stored, stored.rows ? stored.rows : k.tile};
+  Turned x = {l.x, l.in, stored, widest};
   const int64_t turn = std::max<int64_t>(kScratchFloats / x.columns() / x.most, 1) * x.most;
   const int64_t padded = ceil_div(std::min(turn, l.batch), k.width) * k.width;
   x.to = scratch(padded * x.columns() + kBeyond * x.most);

@@ -24,8 +24,10 @@ def bind(op: Callable[..., Any], rest: Sequence[Any]) -> Call:
 
     op: one of sparsewright's; of another, or where the library is not compiled, the call is
     simply op(x, *rest), and of a residual nothing is known. It holds the tensors of `rest`
-    themselves, so that what is written into them counts; every check of the op is made at every
-    call. Nothing is recorded: torch's modes and autograd see an op `bound`, not the product.
+    themselves, so that what is written into them counts. For one row and layouts csr and sell the
+    weight is checked here, and a call only looks whether its tensors hold the same memory; else
+    every check of the op is made at every call. Nothing is recorded: torch's modes and autograd
+    see an op `bound`, not the product.
 
     >>> from sparsewright.kernels import KERNELS
     >>> from sparsewright.layouts import pack
