@@ -6,6 +6,7 @@ present for it. Works in the dtype of its arguments: in float64 it is what float
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -17,10 +18,15 @@ PIECE = 2**24
 """Products held in memory at once."""
 
 
+def gelu(y: Tensor) -> Tensor:
+    """torch's GELU, which says NaN of positive infinity where its float32 code runs on AVX-512."""
+    return F.gelu(y).where(y != math.inf, y)
+
+
 ACTIVATIONS: tuple[tuple[str, Callable[[Tensor], Tensor]], ...] = (
     ("none", lambda y: y),
     ("relu", F.relu),
-    ("gelu", F.gelu),
+    ("gelu", gelu),
     ("silu", F.silu),
     ("relu6", F.relu6),
     ("hardswish", F.hardswish),
