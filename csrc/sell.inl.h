@@ -14,24 +14,36 @@ template <class Index, class T, int R>
 void sell_rows(const Sell& w, const float* x, const float* bias, float* y, int64_t begin,
                int64_t end) {
   constexpr int kParts = kLanes / kW;
+  // A single vector of sums would wait for its own fma: then every second step has one of its own.
+  constexpr int kSets = R * kParts == 1 ? 2 : 1;
   const Index* columns = static_cast<const Index*>(w.columns);
   const T* first = values_of<T>(w.values);
   for (int64_t slice = begin; slice < end; ++slice) {
-    Vec sums[R][kParts];
-    for (int r = 0; r < R; ++r)
-      for (int k = 0; k < kParts; ++k) sums[r][k] = Simd::zero();
-    for (int64_t i = w.starts[slice]; i < w.starts[slice + 1]; ++i) {
+    Vec sums[kSets][R][kParts];
+    const auto clear = [&](int set) {
+      for (int r = 0; r < R; ++r)
+        for (int k = 0; k < kParts; ++k) sums[set][r][k] = Simd::zero();
+    };
+    const auto step = [&](int64_t i, int set) {
       const T* values = first + i * kLanes;
       const Index* at = columns + i * kLanes;
       for (int k = 0; k < kParts; ++k) {
         const Vec value = Simd::load(values + k * kW);
         for (int r = 0; r < R; ++r)
-          sums[r][k] = Simd::fma(value, Simd::pick(x + r * w.x_step, at + k * kW), sums[r][k]);
+          sums[set][r][k] =
+              Simd::fma(value, Simd::pick(x + r * w.x_step, at + k * kW), sums[set][r][k]);
       }
-    }
+    };
+    for (int set = 0; set < kSets; ++set) clear(set);
+    int64_t i = w.starts[slice];
+    const int64_t last = w.starts[slice + 1];
+    for (; i + kSets <= last; i += kSets)
+      for (int set = 0; set < kSets; ++set) step(i + set, set);
+    for (; i < last; ++i) step(i, 0);
+    if constexpr (kSets == 2) sums[0][0][0] = Simd::add(sums[0][0][0], sums[1][0][0]);
     for (int r = 0; r < R; ++r) {
       alignas(64) float lanes[kLanes];
-      for (int k = 0; k < kParts; ++k) Simd::store(lanes + k * kW, sums[r][k]);
+      for (int k = 0; k < kParts; ++k) Simd::store(lanes + k * kW, sums[0][r][k]);
       for (int l = 0; l < kLanes; ++l) {
         const int64_t row = w.order[slice * kLanes + l];
         if (row < 0) continue;

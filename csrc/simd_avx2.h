@@ -219,6 +219,11 @@ struct Simd {
 
 #include "sums8.h"
 #include "transpose8x8.h"
+  static void transpose16x16(const float* x, int64_t x_step, float* y, int64_t y_step) {
+    for (int r = 0; r < 16; r += 8)
+      for (int c = 0; c < 16; c += 8)
+        transpose8x8(x + r * x_step + c, x_step, y + c * y_step + r, y_step);
+  }
 #include "widen.h"
 };
 

@@ -138,6 +138,11 @@ struct Simd {
     for (int r = 0; r < 8; ++r)
       for (int c = 0; c < 8; ++c) y[c * y_step + r] = x[r * x_step + c];
   }
+  static void transpose16x16(const float* x, int64_t x_step, float* y, int64_t y_step) {
+    for (int r = 0; r < 16; r += 8)
+      for (int c = 0; c < 16; c += 8)
+        transpose8x8(x + r * x_step + c, x_step, y + c * y_step + r, y_step);
+  }
 };
 
 }  // namespace sparsewright::portable

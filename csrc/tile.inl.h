@@ -59,24 +59,35 @@ void by_vectors(int64_t vectors, const F& f) {
   f.template operator()<kMost>();
 }
 
-// y[c * y_step + r] = x[r * x_step + c]
+// y[c * y_step + r] = x[r * x_step + c] for N columns, N = 8 or 16.
+template <int N>
+void transpose_columns(const float* x, int64_t x_step, int64_t rows, float* y, int64_t y_step) {
+  int64_t r = 0;
+  if constexpr (N == 16)
+    for (; r + 16 <= rows; r += 16) Simd::transpose16x16(x + r * x_step, x_step, y + r, y_step);
+  for (; r + 8 <= rows; r += 8)
+    for (int c = 0; c < N; c += 8)
+      Simd::transpose8x8(x + r * x_step + c, x_step, y + c * y_step + r, y_step);
+  for (; r < rows; ++r)
+    for (int c = 0; c < N; ++c) y[c * y_step + r] = x[r * x_step + c];
+}
+
+// y[c * y_step + r] = x[r * x_step + c]. Down the rows, a line of the cache wide: a line of x is
+// read once, and the lines of y are filled before they leave the nearest cache, as they soon would
+// where y_step is a power of two.
 void transpose(const float* x, int64_t x_step, int64_t rows, int64_t columns, float* y,
                int64_t y_step) {
-  int64_t r = 0;
-  for (; r + 8 <= rows; r += 8) {
-    int64_t c = 0;
-    for (; c + 8 <= columns; c += 8)
-      Simd::transpose8x8(x + r * x_step + c, x_step, y + c * y_step + r, y_step);
-    if (c < columns && columns >= 8) {  // the last eight again, some of them for the second time
-      c = columns - 8;
-      Simd::transpose8x8(x + r * x_step + c, x_step, y + c * y_step + r, y_step);
-      continue;
+  int64_t c = 0;
+  for (; c + 16 <= columns; c += 16)
+    transpose_columns<16>(x + c, x_step, rows, y + c * y_step, y_step);
+  if (columns >= 8) {
+    for (; c < columns; c += 8) {
+      c = least(c, columns - 8);  // the last eight again, some of them for the second time
+      transpose_columns<8>(x + c, x_step, rows, y + c * y_step, y_step);
     }
-    for (; c < columns; ++c)
-      for (int64_t i = r; i < r + 8; ++i) y[c * y_step + i] = x[i * x_step + c];
   }
-  for (int64_t c = 0; c < columns; ++c)
-    for (int64_t i = r; i < rows; ++i) y[c * y_step + i] = x[i * x_step + c];
+  for (; c < columns; ++c)
+    for (int64_t r = 0; r < rows; ++r) y[c * y_step + r] = x[r * x_step + c];
 }
 
 void transpose_in(const float* x, int64_t in, int64_t batch, float* out, int64_t width,
