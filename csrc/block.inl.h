@@ -9,8 +9,8 @@
 namespace sparsewright::SPARSEWRIGHT_ISA {
 namespace {
 
-constexpr int kGroup = 4;         // rows whose sums are in registers at once
-constexpr int kBlockVectors = 3;  // vectors of the batch in a tile: with 4 rows 12 sums
+constexpr int kGroup = 4;                           // rows whose sums are in registers at once
+constexpr int kBlockVectors = Simd::kBlockVectors;  // of the batch in a tile: 4 rows times these
 
 // Where every range of a few strips stands: columns are taken in chunks that fit the nearest cache.
 struct Cursors {
@@ -81,14 +81,8 @@ void block_tile_of(const Block& w, const Tile& tile, int64_t begin, int64_t end)
 
 template <int R, class Index, class T>
 void block_tile_by(const Block& w, const Tile& tile, int64_t begin, int64_t end) {
-  switch (tile.width / kW) {
-    case 1:
-      return block_tile_of<1, R, Index, T>(w, tile, begin, end);
-    case 2:
-      return block_tile_of<2, R, Index, T>(w, tile, begin, end);
-    default:
-      return block_tile_of<kBlockVectors, R, Index, T>(w, tile, begin, end);
-  }
+  by_vectors<kBlockVectors>(tile.width / kW,
+                            [&]<int V>() { block_tile_of<V, R, Index, T>(w, tile, begin, end); });
 }
 
 // The values along the vector: B rows of the batch, read where they lie.

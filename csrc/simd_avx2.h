@@ -20,6 +20,7 @@ struct Simd {
   static constexpr int kCsrDotBatch = 1;
   static constexpr int kNmLookupBatch = 4;
   static constexpr int kBlockLanesBatch = 4;
+  static constexpr int kBlockVectors = 3;  // 12 sums, of 16 registers
   using Vec = __m256;
 
   static Vec zero() { return _mm256_setzero_ps(); }

@@ -30,6 +30,7 @@ struct Simd {
   static constexpr int kCsrDotBatch = 1;
   static constexpr int kNmLookupBatch = 8;
   static constexpr int kBlockLanesBatch = 8;
+  static constexpr int kBlockVectors = 4;  // 16 sums: half of the registers
   using Vec = F16;
 
   static Vec zero() { return _mm512_setzero_ps(); }

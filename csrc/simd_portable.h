@@ -15,6 +15,7 @@ struct Simd {
   static constexpr int kCsrDotBatch = 1;
   static constexpr int kNmLookupBatch = 1;
   static constexpr int kBlockLanesBatch = 4;
+  static constexpr int kBlockVectors = 3;  // 12 sums, of 16 registers
   typedef float Vec __attribute__((vector_size(16)));
 
   static Vec zero() { return Vec{0, 0, 0, 0}; }
