@@ -68,7 +68,7 @@ bool csr_block(const Csr& w, const Tile& tile, float* sums, int64_t begin, int64
     const int64_t last = w.rows[row + 1];
     int64_t i = w.rows[row];
     Sums<V> s;
-    s.load(sums + (row - begin) * width);
+    s.begin(start_of(w.values, tile.bias, row));
     for (; i + 2 <= last; i += 2) {
       s.to_a(values[i], tile.x + static_cast<int64_t>(columns[i]) * width);
       s.to_b(values[i + 1], tile.x + static_cast<int64_t>(columns[i + 1]) * width);
@@ -97,7 +97,6 @@ bool csr_tile(const Csr& w, const Tile& tile, int64_t begin, int64_t end) {
   alignas(64) float sums[kRowBlock * kTileWidth];
   for (int64_t from = begin; from < end; from += kRowBlock) {
     const int64_t to = least(end, from + kRowBlock);
-    begin_block(sums, w.values, tile.bias, tile.width, from, to);
     const bool fits = by_types(w.values, w.wide, [&]<class Index, class T>() {
       return csr_block_of<Index, T>(w, tile, sums, from, to);
     });

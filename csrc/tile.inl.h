@@ -107,6 +107,12 @@ struct Sums {
       b[v] = Simd::zero();
     }
   }
+  void begin(float start) {
+    for (int v = 0; v < V; ++v) {
+      a[v] = Simd::broadcast(start);
+      b[v] = Simd::zero();
+    }
+  }
   template <class T>
   void to_a(T value, const float* x) {
     const Vec w = Simd::broadcast(Simd::widen(value));
