@@ -1,7 +1,8 @@
 // Products one after the other as one call: a row of activations goes through all of them in one
 // parallel region. Several small layers, each a region of its own, pay for three things that are
 // not products: the call, the end of the region where the threads wait, and sums that lie spread
-// over lines of memory which the next layer's threads fetch from each other's caches.
+// over lines of memory which the next layer's threads fetch from each other's caches. For a batch
+// (chain_tiles.h) there is a fourth: sums turned to rows, and turned back by the next layer.
 #pragma once
 #include <variant>
 #include <vector>
@@ -32,7 +33,7 @@ int64_t slice_at(const Sell& w, int64_t target);
 // A weight as its kernel takes it, with what is done to its sums.
 struct Ready {
   const Kernels* k;
-  std::variant<Sell, Csr> weight;
+  std::variant<Sell, Csr, Csb> weight;
   const float* bias;
   Activation activation;
   int64_t out, work;  // multiply-adds, padding and ends of rows counted
@@ -50,6 +51,10 @@ class Stage {
   // Whether its tensors hold the memory that they held when they were bound: all that is checked
   // at every call. Where they do not, the op itself looks at them.
   bool is_current() const;
+  // Whether a single row can go through it as part of a region: places, moved and Ready::run.
+  virtual bool takes_a_row() const { return true; }
+  // Raises where its weight names a column beyond the `width` outputs of the stage before it.
+  virtual void check(int64_t width) const = 0;
   // Where the sum of each row lies if they stay in the order of the lanes; of csr in their own.
   virtual std::vector<int64_t> places() const = 0;
   // The same product of activations that lie at `places`, with a zero at `end`; null where the
@@ -65,6 +70,8 @@ class Stage {
   std::vector<std::pair<Tensor, const void*>> held_;
 };
 
+bool all_current(const std::vector<std::shared_ptr<const Stage>>& stages);
+
 std::shared_ptr<const Stage> sell_stage(const Tensor& starts, const Tensor& order,
                                         const Tensor& columns, const Tensor& values,
                                         const std::optional<Tensor>& scales,
@@ -73,6 +80,12 @@ std::shared_ptr<const Stage> sell_stage(const Tensor& starts, const Tensor& orde
 std::shared_ptr<const Stage> csr_stage(const Tensor& rows, const Tensor& columns,
                                        const Tensor& values, const std::optional<Tensor>& scales,
                                        const std::optional<Tensor>& bias, int64_t activation,
+                                       int64_t isa);
+std::shared_ptr<const Stage> csb_stage(const Tensor& starts, const Tensor& pairs,
+                                       const Tensor& columns, const Tensor& values,
+                                       const std::optional<Tensor>& scales,
+                                       const std::optional<Tensor>& bias, int64_t out_features,
+                                       int64_t chunk, int64_t block, int64_t activation,
                                        int64_t isa);
 
 // The call of all of them, each fed with what the one before it gives.

@@ -92,6 +92,10 @@ struct Tile {
   float* y;       // first output of the tile; a row of the batch is `out` further on
   const float* bias;
   Activation activation;
+  // Where the sums go instead of y, or null: as columns of the tile of the product that follows,
+  // `piece` after `piece`, each `stride` columns after the one before.
+  float* next = nullptr;
+  int64_t piece = 1, stride = 1;
 };
 
 // Positions of one image that lie together in a tile and in the output.

@@ -123,7 +123,8 @@ void sell_tile_of(const Sell& w, const Tile& tile, int64_t slice) {
   activate(sums, kLanes * tile.width, tile.activation);
   for (int l = 0; l < kLanes; ++l) {
     if (order[l] < 0) continue;
-    for (int64_t r = 0; r < tile.batch; ++r)
+    if (tile.next) to_columns(sums + l * tile.width, tile, order[l], order[l] + 1);
+    for (int64_t r = 0; !tile.next && r < tile.batch; ++r)
       tile.y[r * w.out + order[l]] = sums[l * tile.width + r];
   }
 }

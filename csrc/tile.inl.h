@@ -148,11 +148,22 @@ void scale_block(float* sums, const Values& v, const float* bias, int64_t width,
   }
 }
 
-// Scale, activation, and back to rows of the batch.
+// Sums of rows [begin, end) to where the product that follows wants these columns.
+void to_columns(const float* sums, const Tile& tile, int64_t begin, int64_t end) {
+  while (begin < end) {
+    const int64_t at = begin % tile.piece, count = least(end - begin, tile.piece - at);
+    float* to = tile.next + (begin / tile.piece * tile.stride + at) * tile.width;
+    for (int64_t i = 0; i < count * tile.width; i += kW) Simd::store(to + i, Simd::load(sums + i));
+    sums += count * tile.width, begin += count;
+  }
+}
+
+// Scale, activation, and to columns of the next tile or back to rows of the batch.
 void finish_block(float* sums, const Values& v, const Tile& tile, int64_t begin, int64_t end,
                   int64_t out) {
   scale_block(sums, v, tile.bias, tile.width, begin, end);
   activate(sums, (end - begin) * tile.width, tile.activation);
+  if (tile.next) return to_columns(sums, tile, begin, end);
   transpose(sums, tile.width, end - begin, tile.batch, tile.y + begin, out);
 }
 
