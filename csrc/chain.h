@@ -15,6 +15,8 @@ Sell sell_of(const Tensor& starts, const Tensor& order, const Tensor& columns, c
              const std::optional<Tensor>& scales, int64_t in, int64_t out_features);
 Csr csr_of(const Tensor& rows, const Tensor& columns, const Tensor& values,
            const std::optional<Tensor>& scales, int64_t in);
+Nm nm_of(const Tensor& values, const Tensor& columns, const std::optional<Tensor>& scales,
+         int64_t in, int64_t out_features, int64_t chunk);
 
 // A copy of rows of activations, a zero after each, that belongs to the calling thread: one which
 // all threads share would have to come from the cache of the thread that made it.
@@ -33,7 +35,7 @@ int64_t slice_at(const Sell& w, int64_t target);
 // A weight as its kernel takes it, with what is done to its sums.
 struct Ready {
   const Kernels* k;
-  std::variant<Sell, Csr, Csb> weight;
+  std::variant<Sell, Csr, Csb, Nm> weight;
   const float* bias;
   Activation activation;
   int64_t out, work;  // multiply-adds, padding and ends of rows counted
@@ -87,6 +89,10 @@ std::shared_ptr<const Stage> csb_stage(const Tensor& starts, const Tensor& pairs
                                        const std::optional<Tensor>& bias, int64_t out_features,
                                        int64_t chunk, int64_t block, int64_t activation,
                                        int64_t isa);
+std::shared_ptr<const Stage> nm_stage(const Tensor& values, const Tensor& columns,
+                                      const std::optional<Tensor>& scales,
+                                      const std::optional<Tensor>& bias, int64_t out_features,
+                                      int64_t chunk, int64_t activation, int64_t isa);
 
 // The call of all of them, each fed with what the one before it gives.
 Product chain_of(const std::vector<std::shared_ptr<const Product>>& products, bool one_region);

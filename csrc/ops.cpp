@@ -134,7 +134,9 @@ STABLE_TORCH_LIBRARY_IMPL(sparsewright, CPU, m) {
          TORCH_BOX(
              (&sparsewright::Bind<&sparsewright::csr_linear, -1, &sparsewright::csr_stage>::bind)));
   m.impl("nm_linear", TORCH_BOX(&sparsewright::nm_linear));
-  m.impl("bind_nm_linear", TORCH_BOX((&sparsewright::Bind<&sparsewright::nm_linear>::bind)));
+  m.impl("bind_nm_linear",
+         TORCH_BOX(
+             (&sparsewright::Bind<&sparsewright::nm_linear, -1, &sparsewright::nm_stage>::bind)));
   m.impl("sell_linear", TORCH_BOX(&sparsewright::sell_linear));
   m.impl(
       "bind_sell_linear",

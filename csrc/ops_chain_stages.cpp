@@ -137,7 +137,17 @@ class CsrStage final : public Stage {
 };
 
 // Of batches alone: a row of activations does not go through it in one region.
-class CsbStage final : public Stage {
+class BatchStage : public Stage {
+ public:
+  bool takes_a_row() const override { return false; }
+  void check(int64_t) const override {}  // no place leads far beyond its chunk
+  std::vector<int64_t> places() const override { return {}; }
+  std::shared_ptr<const Stage> moved(const std::vector<int64_t>&, int64_t) const override {
+    return nullptr;
+  }
+};
+
+class CsbStage final : public BatchStage {
  public:
   CsbStage(const Tensor& starts, const Tensor& pairs, const Tensor& columns, const Tensor& values,
            const std::optional<Tensor>& scales, const std::optional<Tensor>& bias, int64_t out,
@@ -152,12 +162,20 @@ class CsbStage final : public Stage {
     ready_ = {&kernels_for(isa),         w,   bias_of(bias, out),
               activation_of(activation), out, values.size(0) * 2 + out};
   }
+};
 
-  bool takes_a_row() const override { return false; }
-  void check(int64_t) const override {}  // no place leads beyond its chunk
-  std::vector<int64_t> places() const override { return {}; }
-  std::shared_ptr<const Stage> moved(const std::vector<int64_t>&, int64_t) const override {
-    return nullptr;
+class NmStage final : public BatchStage {
+ public:
+  NmStage(const Tensor& values, const Tensor& columns, const std::optional<Tensor>& scales,
+          const std::optional<Tensor>& bias, int64_t out, int64_t chunk, int64_t activation,
+          int64_t isa) {
+    for (const Tensor* t : {&values, &columns}) hold(*t);
+    if (scales) hold(*scales);
+    if (bias) hold(*bias);
+    const int64_t in = values.dim() == 4 ? values.size(1) * chunk : 0;  // at most, as above
+    const Nm w = nm_of(values, columns, scales, in, out, chunk);
+    ready_ = {&kernels_for(isa),         w,   bias_of(bias, out),
+              activation_of(activation), out, w.chunks * w.slots * w.tiles * kLanes + out};
   }
 };
 
@@ -196,6 +214,14 @@ std::shared_ptr<const Stage> csb_stage(const Tensor& starts, const Tensor& pairs
                                        int64_t isa) {
   return std::make_shared<CsbStage>(starts, pairs, columns, values, scales, bias, out_features,
                                     chunk, block, activation, isa);
+}
+
+std::shared_ptr<const Stage> nm_stage(const Tensor& values, const Tensor& columns,
+                                      const std::optional<Tensor>& scales,
+                                      const std::optional<Tensor>& bias, int64_t out_features,
+                                      int64_t chunk, int64_t activation, int64_t isa) {
+  return std::make_shared<NmStage>(values, columns, scales, bias, out_features, chunk, activation,
+                                   isa);
 }
 
 }  // namespace sparsewright

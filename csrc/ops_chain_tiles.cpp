@@ -18,6 +18,11 @@ bool fit(Csb& w, int64_t in) {
   return ceil_div(in, w.chunk) == w.chunks;
 }
 
+bool fit(Nm& w, int64_t in) {
+  w.in = in;
+  return ceil_div(in, w.chunk) == w.chunks;
+}
+
 bool fit(Csr& w, int64_t in) {
   w.in = in;  // the kernel compares
   return true;
@@ -30,11 +35,14 @@ bool fit(Sell& w, int64_t in) {
 
 Stored stored_of(const Csb& w) { return {w.chunk, kPlaces, kPlaces - 1, -1}; }
 Stored stored_of(const Csr&) { return {}; }
+Stored stored_of(const Nm&) { return {}; }
 Stored stored_of(const Sell& w) { return {64, 64, -1, w.in}; }
 
 // Largest batch for which the op has another kernel, with another order of sums.
 int64_t other_batch(const Kernels& k, const Ready& ready) {
   if (std::holds_alternative<Csr>(ready.weight)) return k.csr_dot_batch;
+  if (const Nm* w = std::get_if<Nm>(&ready.weight))
+    return w->chunk <= kTable ? k.nm_lookup_batch : 0;
   return std::holds_alternative<Sell>(ready.weight) ? k.sell_dot_batch : 0;
 }
 
@@ -42,6 +50,7 @@ int64_t other_batch(const Kernels& k, const Ready& ready) {
 int64_t items(const Ready& ready) {
   if (const Csb* w = std::get_if<Csb>(&ready.weight)) return w->blocks;
   if (const Sell* w = std::get_if<Sell>(&ready.weight)) return w->slices;
+  if (const Nm* w = std::get_if<Nm>(&ready.weight)) return w->tiles;
   return ready.out;
 }
 
@@ -50,6 +59,14 @@ bool multiply_share(const Kernels& k, const Csb& w, const Tile& tile, int64_t me
                     int64_t group) {
   for (int64_t b = w.blocks * member / group; b < w.blocks * (member + 1) / group; ++b)
     k.csb_tile(w, tile, b);
+  return true;
+}
+
+bool multiply_share(const Kernels& k, const Nm& w, const Tile& tile, int64_t member,
+                    int64_t group) {
+  const int64_t a = w.tiles * member / group * kLanes;
+  const int64_t b = std::min(w.tiles * (member + 1) / group * kLanes, w.out);
+  if (a < b) k.nm_tile(w, tile, a, b);
   return true;
 }
 
@@ -140,8 +157,9 @@ int64_t TileChain::cost(const Layer& first, int64_t vectors, int64_t group) cons
   int64_t sum = first.in * vectors * kLayingCost;
   for (size_t i = 0; i <= layers_.size(); ++i) {
     const Layer& layer = i == 0 ? first : layers_[i - 1];
-    const bool far = !std::holds_alternative<Csb>(layer.ready.weight) &&
-                     layer.in * vectors * first.ready.k->width > kNearFloats;
+    const auto& weight = layer.ready.weight;
+    const bool chunks = std::holds_alternative<Csb>(weight) || std::holds_alternative<Nm>(weight);
+    const bool far = !chunks && layer.in * vectors * first.ready.k->width > kNearFloats;
     sum += layer.ready.work * (4 * (vectors + 1) + (far ? vectors : 0)) /
            (4 * std::min(group, items(layer.ready)));
     if (i > 0 && group > 1) sum += layer.in * vectors * kFetchCost * (group - 1) / group + kGrain;

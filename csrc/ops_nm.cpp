@@ -1,12 +1,11 @@
 // Products with weights in layout nm.
+#include "chain.h"
 #include "tiles.h"
 
 namespace sparsewright {
 
-Tensor nm_linear(const Tensor& x, const Tensor& values, const Tensor& columns,
-                 const std::optional<Tensor>& scales, const std::optional<Tensor>& bias,
-                 int64_t out_features, int64_t chunk, int64_t activation, int64_t isa) {
-  const Kernels& k = kernels_for(isa);
+Nm nm_of(const Tensor& values, const Tensor& columns, const std::optional<Tensor>& scales,
+         int64_t in, int64_t out_features, int64_t chunk) {
   check_tensor(columns, "columns", ScalarType::Byte, "uint8");
   const auto shape = values.sizes(), places = columns.sizes();
   SW_CHECK(shape.size() == 4 && shape[3] == kLanes,
@@ -17,17 +16,24 @@ Tensor nm_linear(const Tensor& x, const Tensor& values, const Tensor& columns,
   SW_CHECK(out_features >= 0 && shape[0] == ceil_div(out_features, kLanes),
            "values must have one tile for every 16 of the ", out_features, " out_features; got ",
            shape[0]);
+  SW_CHECK(shape[1] == ceil_div(in, chunk), "values must have ", ceil_div(in, chunk), " chunks of ",
+           chunk, " columns for the ", in, " in_features of x; got ", shape[1]);
+  return {values_of(values, scales, out_features),
+          static_cast<const uint8_t*>(columns.const_data_ptr()),
+          in,
+          out_features,
+          chunk,
+          shape[0],
+          shape[1],
+          shape[2]};
+}
+
+Tensor nm_linear(const Tensor& x, const Tensor& values, const Tensor& columns,
+                 const std::optional<Tensor>& scales, const std::optional<Tensor>& bias,
+                 int64_t out_features, int64_t chunk, int64_t activation, int64_t isa) {
+  const Kernels& k = kernels_for(isa);
   Linear l = begin(x, bias, out_features, activation);
-  SW_CHECK(shape[1] == ceil_div(l.in, chunk), "values must have ", ceil_div(l.in, chunk),
-           " chunks of ", chunk, " columns for the ", l.in, " in_features of x; got ", shape[1]);
-  const Nm w = {values_of(values, scales, out_features),
-                static_cast<const uint8_t*>(columns.const_data_ptr()),
-                l.in,
-                out_features,
-                chunk,
-                shape[0],
-                shape[1],
-                shape[2]};
+  const Nm w = nm_of(values, columns, scales, l.in, out_features, chunk);
   if (l.batch == 0 || out_features == 0) return std::move(l.output);
   const int64_t work = w.chunks * w.slots * w.tiles * kLanes + out_features;
   if (chunk <= kTable && l.batch <= k.nm_lookup_batch) {

@@ -23,7 +23,7 @@ WIDTHS = [300, 70, 515, 33, 7]
 """Of the activations between layers: no multiples of a chunk, a block or a vector."""
 BATCHES = [2, 16, 17, 64, 130]
 KINDS = [k for k in ("portable", "avx2", "avx512") if KERNELS[f"csb.{k}"].refuses() is None]
-LAYOUTS = ["csb", "csr", "sell"]
+LAYOUTS = ["csb", "csr", "sell", "nm"]
 SIZES = [(31, 16), (255, 128), (64, 70), (7, 3)]
 """Chunks and blocks of layout csb, one after the other."""
 
@@ -37,6 +37,13 @@ def csb(kind: str, weight: Tensor, bias: Tensor | None, activation: int, chunk: 
     return bind(kernel.op, rest)
 
 
+def present(layout: str, out: int, width: int, density: float) -> Tensor:
+    if layout != "nm":
+        return torch.rand(out, width) < density
+    places = torch.rand(out, -(-width // 8), 8).argsort(-1)
+    return (places < round(8 * density)).flatten(1)[:, :width]
+
+
 def random(
     names: Sequence[str],
     kind: str,
@@ -48,7 +55,7 @@ def random(
     calls = []
     for name, (width, out) in zip(names, pairwise(WIDTHS), strict=False):
         weight = torch.randn(out, width) / (width * max(density, 0.01)) ** 0.5
-        weight *= torch.rand(out, width) < density
+        weight *= present(name, out, width, density)
         bias = torch.randn(out) if biased else None
         calls.append(product(f"{name}.{kind}", weight, bias, activation, values)[0])
     return calls
@@ -65,7 +72,7 @@ def check(calls: Sequence[Call], x: Tensor, exact: bool) -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("names", [["csr"] * 4, ["sell"] * 4, ["sell", "csr", "sell"]])
+@pytest.mark.parametrize("names", [["csr"] * 4, ["sell"] * 4, ["nm"] * 4, ["sell", "csr", "nm"]])
 def test_the_bits_of_the_products(names, kind, count):
     torch.manual_seed(0)
     calls = random(names, kind)
@@ -80,10 +87,10 @@ def test_the_bits_of_the_products(names, kind, count):
 def test_sums_of_whole_numbers_are_the_same_in_any_order(values, kind, count):
     """Also layout csb's, whose order depends on the width of a tile."""
     torch.manual_seed(0)
-    names = ["csb", "csr", "csb", "sell", "csb"]
+    names = ["csb", "csr", "nm", "sell", "csb"]
     calls = []
     for name, (width, out) in zip(names, pairwise([*WIDTHS, 140]), strict=True):
-        weight = torch.randint(-2, 3, (out, width)) * (torch.rand(out, width) < 0.2)
+        weight = torch.randint(-2, 3, (out, width)) * present(name, out, width, 0.25)
         bias = torch.randint(-3, 4, (out,)).float()
         calls.append(product(f"{name}.{kind}", weight.float(), bias, 4, values)[0])
     with threads(count):
@@ -112,7 +119,7 @@ def test_chunks_and_blocks_that_differ(kind, count):
 @pytest.mark.parametrize("biased", [True, False])
 def test_every_activation_and_type_of_values(biased, values, activation):
     torch.manual_seed(0)
-    for names in (["csb"] * 3, ["csr", "csb", "sell", "csr"], ["csr"] * 3):
+    for names in (["csb"] * 3, ["csr", "csb", "sell", "nm"], ["csr", "nm", "csr"]):
         calls = random(names, KINDS[-1], activation, values, biased=biased)
         with threads(3):
             check(calls, torch.randn(70, 300), exact="csb" not in names)
@@ -134,7 +141,7 @@ def test_any_chain(names, kind, values, density, count, batch):
         check(calls, torch.randn(batch, 300), exact="csb" not in names)
 
 
-@pytest.mark.parametrize("names", [["csb", "csb"], ["csr", "csr"], ["csb", "csr", "sell"]])
+@pytest.mark.parametrize("names", [["csb", "csb"], ["csr", "csr"], ["csb", "nm", "sell"]])
 def test_shapes_and_strides(names):
     torch.manual_seed(0)
     calls = random(names, KINDS[-1])
@@ -150,7 +157,7 @@ def test_shapes_and_strides(names):
 
 
 @pytest.mark.parametrize("count", [1, 4])
-@pytest.mark.parametrize("names", [["csb"] * 3, ["csr"] * 3, ["sell", "csb", "csr"]])
+@pytest.mark.parametrize("names", [["csb"] * 3, ["csr"] * 3, ["sell", "csb", "nm"]])
 def test_nan_and_infinity_stay_in_their_rows(names, count):
     torch.manual_seed(0)
     calls = random(names, KINDS[-1], activation=0)
@@ -170,7 +177,7 @@ def test_nan_and_infinity_stay_in_their_rows(names, count):
 def test_memory_that_held_nan_is_not_read(count):
     """Zeros that padding multiplies, rows of a tile that no row of the batch fills."""
     torch.manual_seed(0)
-    chains = [random(names, KINDS[-1]) for names in (["csr"] * 4, ["csb"] * 4, ["sell", "csb"])]
+    chains = [random(names, KINDS[-1]) for names in (["csr"] * 4, ["csb"] * 4, ["nm", "sell"])]
     with threads(count):
         for calls in chains:
             chain(chains[0])(torch.full((256, 300), float("nan")))
