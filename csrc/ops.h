@@ -155,6 +155,7 @@ inline Linear begin(const Tensor& x, const std::optional<Tensor>& bias, int64_t 
   const size_t dims = sizes.size();
   SW_CHECK(dims >= 1, "x must have at least one dimension, (..., in_features)");
   SW_CHECK(dims <= kMaxDims, "x must have at most ", kMaxDims, " dimensions; got ", dims);
+  SW_CHECK(out >= 0, "out_features must not be negative; got ", out);
   const Activation then = activation_of(activation);
   const float* bias_data = bias_of(bias, out);
   int64_t shape[kMaxDims];

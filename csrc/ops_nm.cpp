@@ -13,7 +13,8 @@ Nm nm_of(const Tensor& values, const Tensor& columns, const std::optional<Tensor
   SW_CHECK(places.size() == 4 && std::equal(shape.begin(), shape.end(), places.begin()),
            "columns must have the shape of values");
   SW_CHECK(1 <= chunk && chunk <= 256, "chunk must be in [1, 256]; got ", chunk);
-  SW_CHECK(out_features >= 0 && shape[0] == ceil_div(out_features, kLanes),
+  SW_CHECK(out_features >= 0, "out_features must not be negative; got ", out_features);
+  SW_CHECK(shape[0] == ceil_div(out_features, kLanes),
            "values must have one tile for every 16 of the ", out_features, " out_features; got ",
            shape[0]);
   SW_CHECK(shape[1] == ceil_div(in, chunk), "values must have ", ceil_div(in, chunk), " chunks of ",

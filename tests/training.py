@@ -63,6 +63,10 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], list[Optimizer]]] = {
     "Adam-fused": lambda m: [torch.optim.Adam(m.parameters(), 1e-2, fused=True)],
     "Adam-amsgrad": lambda m: [torch.optim.Adam(m.parameters(), 1e-2, amsgrad=True)],
     "Muon": muon_and_sgd,
+    "LBFGS": lambda m: [
+        # three of its iterations a step: 20 without a line search diverge on changing batches
+        torch.optim.LBFGS(m.parameters(), lr=1e-2, max_iter=3)
+    ],
 } | {
     name: (lambda m, name=name: [getattr(torch.optim, name)(m.parameters(), lr=1e-2)])
     for name in (
@@ -73,7 +77,6 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], list[Optimizer]]] = {
         "Adam",
         "AdamW",
         "Adamax",
-        "LBFGS",
         "NAdam",
         "RAdam",
         "RMSprop",
