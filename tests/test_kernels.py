@@ -10,6 +10,7 @@ exact.
 from __future__ import annotations
 
 import functools
+import math
 import os
 import subprocess
 import sys
@@ -253,6 +254,13 @@ def test_activations_follow_the_sums(kernel: Kernel, batch: int, number: int) ->
         # erf by a polynomial is off by 1.5e-7, times |x| / 2; exp by 2 ulp.
         expected = reference.ACTIVATIONS[number][1](plain.double()).float()
         torch.testing.assert_close(got, expected, rtol=1e-6, atol=2e-6, equal_nan=True)
+
+
+def test_the_reference_has_gelu_of_infinity(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where torch's own says NaN of it, as its float32 code for AVX-512 does."""
+    monkeypatch.setattr(reference.F, "gelu", lambda y: y * math.nan)
+    got = reference.gelu(torch.tensor([math.inf, -math.inf, 1.0]))
+    assert got[0] == math.inf and got[1:].isnan().all()
 
 
 def test_reference_equals_the_dense_product() -> None:

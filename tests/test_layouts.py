@@ -110,6 +110,22 @@ def test_nm_by_hand() -> None:
     assert int((columns != 255).sum()) == 4
 
 
+@pytest.mark.parametrize(
+    ("capability", "width", "chunk"),
+    [("AVX2", 512, 255), ("AVX2", 70, 70), ("AVX512", 512, 128), ("AVX512", 161, 81)]
+    + [("AVX512", 160, 160), ("AVX512", 0, 1), ("DEFAULT", 3072, 255)],
+)
+def test_csb_chunks_fit_the_vectors(
+    monkeypatch: pytest.MonkeyPatch, capability: str, width: int, chunk: int
+) -> None:
+    """Even and narrower where a vector has sixteen floats, else as wide as a place can name."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    weight = random_weight(6, width, 1.0)
+    packed = Csb().pack(weight)
+    assert packed.meta["chunk"] == chunk
+    assert torch.equal(unpack(packed), weight)
+
+
 @pytest.mark.parametrize(("n", "m", "chunk"), [(3, 32, 32), (2, 4, 32), (2, 24, 24), (5, 48, 48)])
 def test_nm_patterns_fill_every_slot(n: int, m: int, chunk: int) -> None:
     packed = pack("nm", n_of_m(32, 4 * 96, n, m))

@@ -174,10 +174,8 @@ def _packed_sizes(shape: Sequence[int]) -> tuple[int, int]:
     """Those of a weight that is packed to be deployed. With AVX-512 a column's activations take
     twice the memory; even and narrower chunks of them fit the nearest cache too, and were faster,
     most of all for convolutions."""
-    from ..kernels import library  # not above: kernels are made for layouts
-
     chunk, block = sizes(shape)
-    if library.best_isa() == "avx512":
+    if torch.backends.cpu.get_cpu_capability() == "AVX512":
         width = max(1, shape[1])
         chunk = -(-width // -(-width // NARROW))
     return chunk, block
