@@ -20,6 +20,7 @@ class Stage;  // chain.h
 struct Product {
   Bound call;
   std::shared_ptr<const Stage> stage;  // what a chain of products needs, or null
+  bool of_matrix = true;               // which can take its activations transposed
 };
 
 // The product, its call by way of its stage where that serves.
@@ -48,7 +49,7 @@ struct Bind<kOp, kResidual, kStage> {
       return call(x, residual, kept, std::index_sequence_for<Rest...>());
     };
     if (stage) return keep(product_of(std::move(run), std::move(stage)));
-    return keep({std::move(run), nullptr});
+    return keep({std::move(run), nullptr, kResidual < 0});
   }
 
  private:

@@ -23,7 +23,7 @@ class TileChain {
     Ready ready;
     Stored stored;  // how its activations lie in a tile
     int64_t in;
-    int64_t columns() const { return Turned{nullptr, in, stored, 1}.columns() + kBeyond; }
+    int64_t columns() const { return Turned(nullptr, in, stored, 1).columns() + kBeyond; }
   };
   // How the work is shared out: tiles of so many rows of the batch, each multiplied by a group of
   // so many threads.

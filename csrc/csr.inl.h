@@ -79,31 +79,72 @@ bool csr_block(const Csr& w, const Tile& tile, float* sums, int64_t begin, int64
   return true;
 }
 
-template <class Index, class T>
-bool csr_block_of(const Csr& w, const Tile& tile, float* sums, int64_t begin, int64_t end) {
-  switch (tile.width / kW) {
-    case 1:
-      return csr_block<Index, T, 1>(w, tile, sums, begin, end);
-    case 2:
-      return csr_block<Index, T, 2>(w, tile, sums, begin, end);
-    case 3:
-      return csr_block<Index, T, 3>(w, tile, sums, begin, end);
-    default:
-      return csr_block<Index, T, 4>(w, tile, sums, begin, end);
-  }
-}
-
 bool csr_tile(const Csr& w, const Tile& tile, int64_t begin, int64_t end) {
   alignas(64) float sums[kRowBlock * kTileWidth];
   for (int64_t from = begin; from < end; from += kRowBlock) {
     const int64_t to = least(end, from + kRowBlock);
-    const bool fits = by_types(w.values, w.wide, [&]<class Index, class T>() {
-      return csr_block_of<Index, T>(w, tile, sums, from, to);
+    bool fits = false;
+    by_types(w.values, w.wide, [&]<class Index, class T>() {
+      by_vectors<kVectors>(tile.width / kW, [&]<int V>() {
+        fits = csr_block<Index, T, V>(w, tile, sums, from, to);
+      });
     });
     if (!fits) return false;
     finish_block(sums, w.values, tile, from, to, w.out);
   }
   return true;
+}
+
+// V vectors of the batch at a time, of activations and sums that lie as columns: all of them in
+// one pass over the weight, so that what lies beside each other in memory is read at once.
+template <class Index, class T, int V>
+bool csr_across_of(const Csr& w, const Across& a, int64_t begin, int64_t end) {
+  constexpr int64_t width = V * kW;
+  constexpr int kSets = V <= 4 ? 2 : 1;  // few sums would wait for each other's fma
+  const Index* columns = static_cast<const Index*>(w.columns);
+  const T* values = values_of<T>(w.values);
+  for (int64_t row = begin; row < end; ++row) {
+    if (!row_fits(w, columns, row)) return false;
+    const int64_t last = w.rows[row + 1];
+    Vec sums[kSets][V];
+    for (int v = 0; v < V; ++v) {
+      sums[kSets - 1][v] = Simd::zero();
+      sums[0][v] = Simd::broadcast(start_of(w.values, a.bias, row));
+    }
+    const auto add = [&](int64_t i, int set) {
+      const Vec value = Simd::broadcast(Simd::widen(values[i]));
+      const float* const x = a.x + static_cast<int64_t>(columns[i]) * a.step;
+      for (int v = 0; v < V; ++v)
+        sums[set][v] = Simd::fma(value, Simd::load(x + v * kW), sums[set][v]);
+    };
+    int64_t i = w.rows[row];
+    for (; i + kSets <= last; i += kSets)
+      for (int set = 0; set < kSets; ++set) add(i + set, set);
+    if (i < last) add(i, 0);
+    float* const y = a.y + row * a.step;
+    for (int v = 0; v < V; ++v)
+      Simd::store(y + v * kW, kSets == 1 ? sums[0][v] : Simd::add(sums[0][v], sums[kSets - 1][v]));
+    scale_block(y, w.values, a.bias, width, row, row + 1);
+    if (a.activation != Activation::kNone) activate(y, width, a.activation);
+  }
+  return true;
+}
+
+bool csr_across(const Csr& w, const Across& a, int64_t width, int64_t begin, int64_t end) {
+  return by_types(w.values, w.wide, [&]<class Index, class T>() {
+    switch (width / kW) {
+      case 1:
+        return csr_across_of<Index, T, 1>(w, a, begin, end);
+      case 2:
+        return csr_across_of<Index, T, 2>(w, a, begin, end);
+      case 4:
+        return csr_across_of<Index, T, 4>(w, a, begin, end);
+      case 8:
+        return csr_across_of<Index, T, 8>(w, a, begin, end);
+      default:
+        return csr_across_of<Index, T, Simd::kAcross>(w, a, begin, end);
+    }
+  });
 }
 
 }  // namespace

@@ -92,10 +92,20 @@ struct Tile {
   float* y;       // first output of the tile; a row of the batch is `out` further on
   const float* bias;
   Activation activation;
-  // Where the sums go instead of y, or null: as columns of the tile of the product that follows,
-  // `piece` after `piece`, each `stride` columns after the one before.
+  // Where the sums go instead of y, or null: as columns, `step` floats from one to the next, of
+  // which `count` are written. Those of the tile of the product that follows lie `piece` after
+  // `piece`, each `stride` columns after the one before.
   float* next = nullptr;
-  int64_t piece = 1, stride = 1;
+  int64_t piece = 1, stride = 1, step = 0, count = 0;
+};
+
+// Activations and sums that both lie as columns, each `step` floats from one to the next.
+struct Across {
+  const float* x;
+  float* y;
+  int64_t step;
+  const float* bias;
+  Activation activation;
 };
 
 // Positions of one image that lie together in a tile and in the output.
@@ -181,6 +191,9 @@ struct Kernels {
                   int64_t begin, int64_t end);
   // Rows [begin, end) of one tile.
   bool (*csr_tile)(const Csr&, const Tile&, int64_t begin, int64_t end);
+  // The same of `width` rows of the batch: one, two, four or eight vectors, or across_tile.
+  int64_t across_tile;
+  bool (*csr_across)(const Csr&, const Across&, int64_t width, int64_t begin, int64_t end);
   void (*nm_tile)(const Nm&, const Tile&, int64_t begin, int64_t end);
   // x (batch, in) -> tables (batch, chunks, kTable), then pairs [begin, end) of 16-row tiles.
   void (*nm_tables)(const Nm&, const float* x, int64_t batch, float* tables);
@@ -219,6 +232,9 @@ struct Kernels {
   // Rows [0, batch) of x, columns [begin, end) -> column-major (in, width), zeros beyond batch.
   void (*transpose_in)(const float* x, int64_t in, int64_t batch, float* out, int64_t width,
                        int64_t begin, int64_t end);
+  // The same of x transposed: its columns are `step` floats apart.
+  void (*copy_in)(const float* x, int64_t step, int64_t batch, float* out, int64_t width,
+                  int64_t begin, int64_t end);
 };
 
 namespace portable {

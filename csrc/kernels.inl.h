@@ -22,6 +22,8 @@ const Kernels kKernels = {
     .sell_dot_batch = Simd::kSellDotBatch,
     .csr_dot = csr_dot,
     .csr_tile = csr_tile,
+    .across_tile = Simd::kAcross * kW,
+    .csr_across = csr_across,
     .nm_tile = nm_tile,
     .nm_tables = nm_tables,
     .nm_lookup = nm_lookup,
@@ -41,6 +43,7 @@ const Kernels kKernels = {
     .activate = activate,
     .zero_where = zero_where,
     .transpose_in = transpose_in,
+    .copy_in = copy_in,
 };
 
 }  // namespace sparsewright::SPARSEWRIGHT_ISA

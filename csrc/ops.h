@@ -107,6 +107,32 @@ inline Activation activation_of(int64_t number) {
   return static_cast<Activation>(number);
 }
 
+// While one lives, the products that this thread calls take their activations transposed and give
+// them so: x (in, batch) -> (out, batch).
+class TransposedCalls {
+ public:
+  TransposedCalls() : before_(on()) { on() = true; }
+  ~TransposedCalls() { on() = before_; }
+  TransposedCalls(const TransposedCalls&) = delete;
+  static bool& on() {
+    static thread_local bool on = false;
+    return on;
+  }
+
+ private:
+  bool before_;
+};
+
+// Rows of the batch and numbers in each, of activations with one dimension or more.
+struct Extent {
+  int64_t batch, in;
+};
+inline Extent extent_of(const Tensor& x) {
+  const auto sizes = x.sizes();
+  const int64_t in = sizes[TransposedCalls::on() ? 0 : sizes.size() - 1];
+  return {in ? x.numel() / in : 0, in};
+}
+
 // What every Linear op has: activations as (batch, in), the output, the bias, what follows it.
 struct Linear {
   std::optional<Tensor> input;  // the copy of x, where x itself was not contiguous
@@ -116,6 +142,7 @@ struct Linear {
   float* y;
   int64_t in, batch;
   Activation activation;
+  bool transposed;  // x is (in, batch) and y (out, batch), of two rows of the batch or more
 };
 
 inline constexpr size_t kMaxDims = 64;  // as many as a tensor of torch has
@@ -160,9 +187,15 @@ inline Linear begin(const Tensor& x, const std::optional<Tensor>& bias, int64_t 
   const float* bias_data = bias_of(bias, out);
   int64_t shape[kMaxDims];
   int64_t batch = 1;
-  for (size_t i = 0; i + 1 < dims; ++i) batch *= shape[i] = sizes[i];
-  const int64_t in = sizes[dims - 1];
-  shape[dims - 1] = out;
+  const bool across = TransposedCalls::on();
+  SW_CHECK(!across || dims == 2, "x must have shape (in_features, batch); got ", dims,
+           " dimensions");
+  const size_t last = across ? 0 : dims - 1;
+  for (size_t i = 0; i < dims; ++i)
+    if (i != last) batch *= shape[i] = sizes[i];
+  const int64_t in = sizes[last];
+  shape[last] = out;
+  const bool transposed = across && batch > 1;  // one row lies as one column does
   Tensor output = new_output(shape, dims);
   float* y = static_cast<float*>(output.mutable_data_ptr());
   if (x.is_contiguous())
@@ -173,10 +206,11 @@ inline Linear begin(const Tensor& x, const std::optional<Tensor>& bias, int64_t 
             y,
             in,
             batch,
-            then};
+            then,
+            transposed};
   Tensor input = torch::stable::contiguous(x);
   const float* data = static_cast<const float*>(input.const_data_ptr());
-  return {std::move(input), std::move(output), data, bias_data, y, in, batch, then};
+  return {std::move(input), std::move(output), data, bias_data, y, in, batch, then, transposed};
 }
 
 // The places of a weight in layout csb, their sizes checked; it has no values yet.

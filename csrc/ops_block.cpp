@@ -45,7 +45,7 @@ Tensor block_linear(const Tensor& x, const Tensor& starts, const Tensor& columns
   const int64_t size = kBlockRows / w.rows;  // strips of an item
   const int64_t items = ceil_div(w.strips, size), work = values.numel() + out_features;
   const int64_t lanes_batch = k.block_lanes_batch / (w.rows < k.width ? 2 : 1);
-  if (l.batch <= lanes_batch) {
+  if (l.batch <= lanes_batch && !l.transposed) {
     const int64_t per_item = std::max<int64_t>(work * l.batch / k.width / items, 1);
     const auto multiply = [&](int64_t from, int64_t to) {
       for (int64_t i = from; i < to; ++i)

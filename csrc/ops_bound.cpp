@@ -53,6 +53,14 @@ Tensor bound(int64_t number, const Tensor& x, const std::optional<Tensor>& resid
   return calls().find(number)->call(x, residual);
 }
 
+// x (in_features, batch) -> (out_features, batch).
+Tensor bound_transposed(int64_t number, const Tensor& x) {
+  const std::shared_ptr<const Product> product = calls().find(number);
+  SW_CHECK(product->of_matrix, "only products with matrices take transposed activations");
+  const TransposedCalls from_here_on;
+  return product->call(x, std::nullopt);
+}
+
 int64_t bind_chain(std::vector<int64_t> numbers, bool one_region) {
   SW_CHECK(numbers.size() >= 2, "a chain has at least two products; got ", numbers.size());
   std::vector<std::shared_ptr<const Product>> products;
@@ -72,12 +80,14 @@ int64_t keep(Product product) { return calls().add(std::move(product)); }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(sparsewright, m) {
   m.def("bound(int number, Tensor x, Tensor? residual=None) -> Tensor");
+  m.def("bound_transposed(int number, Tensor x) -> Tensor");
   m.def("bind_chain(int[] numbers, bool one_region) -> int");
   m.def("unbind(int number) -> ()");
   m.def("bound_count() -> int");
 }
 STABLE_TORCH_LIBRARY_IMPL(sparsewright, CPU, m) {
   m.impl("bound", TORCH_BOX(&sparsewright::bound));
+  m.impl("bound_transposed", TORCH_BOX(&sparsewright::bound_transposed));
 }
 STABLE_TORCH_LIBRARY_IMPL(sparsewright, CompositeExplicitAutograd, m) {
   m.impl("bind_chain", TORCH_BOX(&sparsewright::bind_chain));

@@ -34,7 +34,7 @@ class Chain {
   Tensor operator()(const Tensor& x, const std::optional<Tensor>& residual) const {
     SW_CHECK(!residual, "a product with a matrix takes no residual");
     if (x.is_cpu() && x.scalar_type() == ScalarType::Float && x.sizes().size() > 0) {
-      const int64_t in = x.sizes()[x.sizes().size() - 1], batch = in ? x.numel() / in : 0;
+      const auto [batch, in] = extent_of(x);
       if (batch == 1 && serves_row(in)) return one_row(x);
       if (tiles_.serves(batch, in)) return tiles_(x);
     }

@@ -194,15 +194,13 @@ void TileChain::multiply(const Call& call, size_t i, int64_t tile, int64_t membe
   const Layer& layer = i == 0 ? call.first : layers_[i - 1];
   const Ready& ready = layer.ready;
   const int64_t row = tile * call.shares.rows, group = call.shares.groups;
-  Tile t = {from,
-            call.x.width(call.k, tile, call.l.batch),
-            call.x.rows(tile, call.l.batch),
-            call.l.y + row * ready.out,
-            ready.bias,
-            ready.activation};
+  const int64_t width = call.x.width(call.k, tile, call.l.batch);
+  Tile t = tile_of(call.l, ready.out, from, width, row, call.x.rows(tile, call.l.batch));
+  t.bias = ready.bias, t.activation = ready.activation;
   if (i < layers_.size()) {
     const Layer& next = layers_[i];
     t.next = to, t.piece = next.stored.piece, t.stride = next.stored.stride;
+    t.step = t.count = width;
     clear_share(next.stored, next.in, t.width, to, member, group);
   }
   const bool fits = std::visit(
@@ -212,10 +210,10 @@ void TileChain::multiply(const Call& call, size_t i, int64_t tile, int64_t membe
 
 // Share `member` of `of` of a tile's columns of x.
 void TileChain::lay(const Call& call, int64_t tile, int64_t member, int64_t of, float* to) {
-  const float* const from = call.l.x + tile * call.shares.rows * call.l.in;
+  const int64_t first = tile * call.shares.rows;
   const int64_t pieces = call.x.pieces(), count = call.x.rows(tile, call.l.batch);
   for (int64_t p = pieces * member / of; p < pieces * (member + 1) / of; ++p)
-    call.x.lay_piece(call.k, from, count, to, p);
+    call.x.lay_piece(call.k, first, count, to, p);
 }
 
 // Tiles [first, end), each from x to y.
@@ -272,7 +270,7 @@ Tensor TileChain::operator()(const Tensor& x) const {
                      l,
                      first,
                      s,
-                     {l.x, l.in, first.stored, s.rows},
+                     Turned(l, first.stored, s.rows),
                      room(first, s.rows),
                      own ? first.columns() * s.rows : 0,
                      fits};

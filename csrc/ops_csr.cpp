@@ -28,6 +28,27 @@ void csr_small(const Kernels& k, const Csr& w, const Linear& l, std::atomic<bool
   });
 }
 
+// Activations that are transposed already, multiplied where they lie: as many vectors at a time as
+// registers hold sums of, if so much of x fits a near cache; by threads that share rows of the
+// weight.
+void csr_across(const Kernels& k, const Csr& w, const Linear& l, std::atomic<bool>& fits) {
+  constexpr int64_t kNearFloats = 128 * 1024;
+  int64_t widest = k.across_tile;
+  while (widest > 4 * k.width && widest * l.in > kNearFloats) widest /= 2;
+  const int64_t work = (w.nnz + w.out) * (l.batch / k.width);
+  const int64_t threads = parts_of(work, torch::stable::get_num_threads());
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t from, int64_t to) {
+    const int64_t a = from == 0 ? 0 : row_at(w, w.nnz * from / threads);
+    const int64_t b = to == threads ? w.out : row_at(w, w.nnz * to / threads);
+    int64_t width = widest;
+    for (int64_t first = 0; first < l.batch && a < b; first += width) {
+      while (width > l.batch - first) width /= 2;
+      const Across tile = {l.x + first, l.y + first, l.batch, l.bias, l.activation};
+      if (!k.csr_across(w, tile, width, a, b)) fits = false;
+    }
+  });
+}
+
 }  // namespace
 
 Tensor csr_linear(const Tensor& x, const Tensor& rows, const Tensor& columns, const Tensor& values,
@@ -40,8 +61,10 @@ Tensor csr_linear(const Tensor& x, const Tensor& rows, const Tensor& columns, co
   w.in = l.in;
   if (l.batch == 0 || out == 0) return std::move(l.output);
   std::atomic<bool> fits{true};
-  if (l.batch <= k.csr_dot_batch) {
+  if (l.batch <= k.csr_dot_batch && !l.transposed) {
     csr_small(k, w, l, fits);
+  } else if (l.transposed && l.batch % k.width == 0) {
+    csr_across(k, w, l, fits);
   } else {
     const int64_t blocks = ceil_div(out, kRowBlock);
     over_tiles(k, l, out, Stored{}, blocks, w.nnz + out, [&](const Tile& tile, int64_t block) {

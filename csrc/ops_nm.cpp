@@ -37,7 +37,7 @@ Tensor nm_linear(const Tensor& x, const Tensor& values, const Tensor& columns,
   const Nm w = nm_of(values, columns, scales, l.in, out_features, chunk);
   if (l.batch == 0 || out_features == 0) return std::move(l.output);
   const int64_t work = w.chunks * w.slots * w.tiles * kLanes + out_features;
-  if (chunk <= kTable && l.batch <= k.nm_lookup_batch) {
+  if (chunk <= kTable && l.batch <= k.nm_lookup_batch && !l.transposed) {
     float* tables = scratch(l.batch * w.chunks * kTable);
     k.nm_tables(w, l.x, l.batch, tables);
     const int64_t pairs = ceil_div(w.tiles, 2);

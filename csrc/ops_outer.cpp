@@ -66,9 +66,9 @@ Tensor csb_outer(const Tensor& dy, const Tensor& x, const Tensor& starts, const 
     zeros(out, shape[0]);
     return output;
   }
-  Turned xt = {b.x_data(), b.in, {w.chunk, kPlaces, kPlaces - 1, -1}, k.tile};
+  Turned xt(b.x_data(), b.in, {w.chunk, kPlaces, kPlaces - 1, -1}, k.tile);
   // Rows beyond the last, which only fill pairs, are zeros; a block has one more of them.
-  Turned dyt = {b.dy_data(), b.out, {}, k.tile, w.blocks * w.block + 1};
+  Turned dyt(b.dy_data(), b.out, {}, k.tile, w.blocks * w.block + 1);
   const Turns turns(k, xt.columns() + dyt.columns(), b.batch);
   xt.most = dyt.most = turns.most;
   xt.to = scratch(turns.rows * (xt.columns() + dyt.columns()) + kPlaces * k.tile);
@@ -94,7 +94,7 @@ Tensor csr_outer(const Tensor& dy, const Tensor& x, const Tensor& rows, const Te
   Tensor output = new_output(shape, 1);
   float* out = zeros(static_cast<float*>(output.mutable_data_ptr()), w.nnz);
   if (b.batch == 0 || w.nnz == 0) return output;
-  Turned xt = {b.x_data(), b.in, {}, k.tile}, dyt = {b.dy_data(), b.out, {}, k.tile};
+  Turned xt(b.x_data(), b.in, {}, k.tile), dyt(b.dy_data(), b.out, {}, k.tile);
   const Turns turns(k, xt.columns() + dyt.columns(), b.batch);
   xt.most = dyt.most = turns.most;
   xt.to = scratch(turns.rows * (xt.columns() + dyt.columns()));

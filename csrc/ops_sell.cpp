@@ -67,7 +67,7 @@ Tensor sell_linear(const Tensor& x, const Tensor& starts, const Tensor& order,
   const Sell w = sell_of(starts, order, columns, values, scales, l.in, out_features);
   const int64_t slices = w.slices, steps = w.starts[slices];
   if (l.batch == 0 || out_features == 0) return std::move(l.output);
-  if (l.batch <= k.sell_dot_batch) {
+  if (l.batch <= k.sell_dot_batch && !l.transposed) {
     sell_small(k, w, l, steps);
   } else {
     Stored stored;

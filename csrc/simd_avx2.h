@@ -19,6 +19,7 @@ struct Simd {
   static constexpr int kSellDotBatch = 1;
   static constexpr int kCsrDotBatch = 1;
   static constexpr int kNmLookupBatch = 4;
+  static constexpr int kAcross = 8;  // vectors of sums that the registers hold, values beside them
   static constexpr int kBlockLanesBatch = 4;
   static constexpr int kBlockVectors = 3;  // 12 sums, of 16 registers
   using Vec = __m256;

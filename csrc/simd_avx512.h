@@ -29,6 +29,7 @@ struct Simd {
   static constexpr int kSellDotBatch = 1;
   static constexpr int kCsrDotBatch = 1;
   static constexpr int kNmLookupBatch = 8;
+  static constexpr int kAcross = 16;  // vectors of sums that the registers hold, values beside them
   static constexpr int kBlockLanesBatch = 8;
   static constexpr int kBlockVectors = 4;  // 16 sums: half of the registers
   using Vec = F16;

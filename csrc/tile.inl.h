@@ -97,6 +97,19 @@ void transpose_in(const float* x, int64_t in, int64_t batch, float* out, int64_t
     for (int64_t r = batch; r < width; ++r) out[c * width + r] = 0.0f;
 }
 
+void copy_in(const float* x, int64_t step, int64_t batch, float* out, int64_t width, int64_t begin,
+             int64_t end) {
+  const int64_t whole = batch - batch % kW;
+  for (int64_t c = begin; c < end; ++c) {
+    const float* const from = x + c * step;
+    float* const to = out + c * width;
+    int64_t r = 0;
+    for (; r < whole; r += kW) Simd::store(to + r, Simd::load(from + r));
+    for (; r < batch; ++r) to[r] = from[r];
+    for (; r < width; ++r) to[r] = 0.0f;
+  }
+}
+
 // Sums of two rows (or of the even and odd weights of one): enough chains to hide fma's latency.
 template <int V>
 struct Sums {
@@ -148,13 +161,17 @@ void scale_block(float* sums, const Values& v, const float* bias, int64_t width,
   }
 }
 
-// Sums of rows [begin, end) to where the product that follows wants these columns.
+// Sums of rows [begin, end) to where these columns are wanted.
 void to_columns(const float* sums, const Tile& tile, int64_t begin, int64_t end) {
+  const int64_t whole = tile.count - tile.count % kW;
   while (begin < end) {
-    const int64_t at = begin % tile.piece, count = least(end - begin, tile.piece - at);
-    float* to = tile.next + (begin / tile.piece * tile.stride + at) * tile.width;
-    for (int64_t i = 0; i < count * tile.width; i += kW) Simd::store(to + i, Simd::load(sums + i));
-    sums += count * tile.width, begin += count;
+    const int64_t at = begin % tile.piece, rows = least(end - begin, tile.piece - at);
+    float* to = tile.next + (begin / tile.piece * tile.stride + at) * tile.step;
+    begin += rows;
+    for (int64_t r = 0; r < rows; ++r, sums += tile.width, to += tile.step) {
+      for (int64_t i = 0; i < whole; i += kW) Simd::store(to + i, Simd::load(sums + i));
+      for (int64_t i = whole; i < tile.count; ++i) to[i] = sums[i];
+    }
   }
 }
 

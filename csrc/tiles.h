@@ -25,6 +25,14 @@ struct Turned {
   int64_t most;       // rows of the batch in a tile
   int64_t zeros = 0;  // columns beyond `in`, up to this number, are zeros (of pieces that adjoin)
   float* to = nullptr;
+  int64_t x_step = 0;  // of x transposed already: floats from a column to the next; else 0
+
+  Turned(const float* from, int64_t width, const Stored& how, int64_t rows, int64_t zeros_to = 0)
+      : x(from), in(width), stored(how), most(rows), zeros(zeros_to) {}
+  Turned(const Linear& l, const Stored& how, int64_t rows) : Turned(l.x, l.in, how, rows) {
+    if (l.transposed) x_step = l.batch;
+  }
+  const float* row(int64_t r) const { return x + r * (x_step ? 1 : in); }
   int64_t pieces() const { return ceil_div(in, stored.piece); }
   int64_t columns() const { return std::max(pieces() * stored.stride + 1, zeros); }
   float* tile(int64_t t) const { return to + t * most * columns(); }
@@ -38,25 +46,36 @@ struct Turned {
     const auto some = [&](int64_t from, int64_t end) {
       for (int64_t i = from; i < end; ++i) {
         const int64_t t = i / of_tile, row = t * most;
-        lay_piece(k, x + (first + row) * in, rows(t, batch), tile(t), i % of_tile);
+        lay_piece(k, first + row, rows(t, batch), tile(t), i % of_tile);
       }
     };
     torch::stable::parallel_for(0, ceil_div(batch, most) * of_tile,
                                 ceil_div(kGrain, stored.piece * kLayingCost), some);
   }
-  // One piece of a tile of `count` rows.
-  void lay_piece(const Kernels& k, const float* from, int64_t count, float* tile,
-                 int64_t piece) const {
+  // One piece of a tile of `count` rows from `first` on.
+  void lay_piece(const Kernels& k, int64_t first, int64_t count, float* tile, int64_t piece) const {
     const int64_t column = piece * stored.piece, wide = ceil_div(count, k.width) * k.width;
     float* out = tile + piece * stored.stride * wide;
-    k.transpose_in(from, in, count, out - column * wide, wide, column,
-                   std::min(in, column + stored.piece));
+    const auto lay = x_step ? k.copy_in : k.transpose_in;
+    lay(row(first), x_step ? x_step : in, count, out - column * wide, wide, column,
+        std::min(in, column + stored.piece));
     if (stored.zero >= 0) std::fill_n(out + stored.zero * wide, wide, 0.0f);
     if (piece + 1 < pieces()) return;
     if (stored.end >= 0) std::fill_n(tile + stored.end * wide, wide, 0.0f);
     if (zeros > in) std::fill_n(tile + in * wide, (zeros - in) * wide, 0.0f);
   }
 };
+
+// Rows [first, first + count) of the batch: activations that lie at x, sums to where they belong.
+inline Tile tile_of(const Linear& l, int64_t out, const float* x, int64_t width, int64_t first,
+                    int64_t count) {
+  Tile tile = {x, width, count, l.y + first * out, l.bias, l.activation};
+  if (l.transposed) {
+    tile.next = l.y + first, tile.piece = tile.stride = out;
+    tile.step = l.batch, tile.count = count;
+  }
+  return tile;
+}
 
 // Tiles that each thread lays and uses itself: no activations go from one thread's cache to
 // another's, no thread waits for the others before it multiplies, and what was laid is used at
@@ -87,7 +106,7 @@ struct OwnTiles {
 template <class Body>
 void over_own_tiles(const Kernels& k, const Linear& l, int64_t out, const Stored& stored,
                     int64_t items, const OwnTiles& own, const Body& body) {
-  const Turned x = {l.x, l.in, stored, own.rows};
+  const Turned x(l, stored, own.rows);
   const auto some = [&](int64_t from, int64_t to) {
     float* const memory = scratch<kShare>(own.rows * x.columns() + kBeyond * own.rows);
     int64_t laid = -1;
@@ -95,10 +114,9 @@ void over_own_tiles(const Kernels& k, const Linear& l, int64_t out, const Stored
       const int64_t t = i / own.groups, group = i % own.groups;
       const int64_t first = t * own.rows, count = x.rows(t, l.batch);
       for (int64_t piece = 0; t != laid && piece < x.pieces(); ++piece)
-        x.lay_piece(k, l.x + first * l.in, count, memory, piece);
+        x.lay_piece(k, first, count, memory, piece);
       laid = t;
-      const Tile tile = {memory,      x.width(k, t, l.batch), count, l.y + first * out, l.bias,
-                         l.activation};
+      const Tile tile = tile_of(l, out, memory, x.width(k, t, l.batch), first, count);
       const int64_t end = items * (group + 1) / own.groups;
       for (int64_t item = items * group / own.groups; item < end; ++item) body(tile, item);
     }
@@ -118,7 +136,7 @@ void over_tiles(const Kernels& k, const Linear& l, int64_t out, const Stored& st
   const OwnTiles own(k, l.batch, widest, items, threads);
   if (own.pay(k, l.batch, widest, l.in, work, threads))
     return over_own_tiles(k, l, out, stored, items, own, body);
-  Turned x = {l.x, l.in, stored, widest};
+  Turned x(l, stored, widest);
   const int64_t turn = std::max<int64_t>(kScratchFloats / x.columns() / x.most, 1) * x.most;
   const int64_t padded = ceil_div(std::min(turn, l.batch), k.width) * k.width;
   x.to = scratch(padded * x.columns() + kBeyond * x.most);
@@ -129,9 +147,8 @@ void over_tiles(const Kernels& k, const Linear& l, int64_t out, const Stored& st
     const auto multiply = [&](int64_t from, int64_t to) {
       for (int64_t i = from; i < to; ++i) {
         const int64_t t = i / items;
-        const Tile tile = {x.tile(t),        x.width(k, t, batch),
-                           x.rows(t, batch), l.y + (first + t * x.most) * out,
-                           l.bias,           l.activation};
+        const Tile tile =
+            tile_of(l, out, x.tile(t), x.width(k, t, batch), first + t * x.most, x.rows(t, batch));
         body(tile, i % items);
       }
     };

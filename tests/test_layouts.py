@@ -112,8 +112,10 @@ def test_nm_by_hand() -> None:
 
 @pytest.mark.parametrize(
     ("capability", "width", "chunk"),
-    [("AVX2", 512, 255), ("AVX2", 70, 70), ("AVX512", 512, 128), ("AVX512", 161, 81)]
-    + [("AVX512", 160, 160), ("AVX512", 0, 1), ("DEFAULT", 3072, 255)],
+    [
+        *(("AVX2", 512, 255), ("AVX2", 70, 70), ("DEFAULT", 3072, 255)),
+        *(("AVX512", 512, 128), ("AVX512", 161, 81), ("AVX512", 160, 160), ("AVX512", 0, 1)),
+    ],
 )
 def test_csb_chunks_fit_the_vectors(
     monkeypatch: pytest.MonkeyPatch, capability: str, width: int, chunk: int

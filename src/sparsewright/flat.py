@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.modules import module as torch_module
 
 from .graph import BATCH
-from .kernels.bound import bind, binder_of, chain
+from .kernels.bound import Call, bind, binder_of, chain
 from .operations import expect_width
 from .pieces import MISS
 from .pooling import max_pool2d
@@ -36,8 +36,9 @@ RESHAPES = (aten.view.default, aten.reshape.default)
 
 def flat(
     module: fx.GraphModule, signature: Signature, hooks: tuple[Mapping[int, Any], ...]
-) -> Callable[..., Any]:
-    """The graph as one function, everything that it refers to bound to it.
+) -> tuple[Callable[..., Any], Call | None]:
+    """The graph as one function, everything that it refers to bound to it; and, if one bound call
+    is all that the graph does, that call.
 
     No text of the graph becomes Python: variables are numbered, and all but integers is bound.
     """
@@ -61,7 +62,7 @@ def flat(
     space: dict[str, Any] = {"__builtins__": {"len": len, "type": type}}
     exec(compile("\n".join(lines), "<sparsewright program>", "exec"), space)
     run: Callable[..., Any] = space["make"](**constants)
-    return run
+    return run, writer.whole
 
 
 def _returns_miss(conditions: list[str]) -> str:
@@ -101,6 +102,7 @@ class _Writer:
         products = ((n, self._kept(n)) for n in self.nodes)
         self.kept = {n: rest for n, rest in products if rest is not None}
         self.runs = self._runs()
+        self.whole: Call | None = None
 
     def _learn(self, node: fx.Node) -> None:
         """Note the node's last size where the graph alone tells it."""
@@ -185,7 +187,19 @@ class _Writer:
         if residual is not None:
             given.append(self.value(node.args[1 + residual]))
         calls = [bind(_target(n), self.kept[n]) for n in run]
-        return f"{self.bind(calls[0] if len(calls) == 1 else chain(calls))}({', '.join(given)})"
+        call = calls[0] if len(calls) == 1 else chain(calls)
+        if node in self.runs and self._is_all(run):
+            self.whole = call
+        return f"{self.bind(call)}({', '.join(given)})"
+
+    def _is_all(self, run: list[fx.Node]) -> bool:
+        """Whether the graph takes one input, gives what becomes of it here, and does no more."""
+        others = [n for n in self.nodes if n not in run and n.op != "get_attr"]
+        ends = [self._real(run[0].args[0]), run[-1]]
+        return [n.op for n in others] == ["placeholder", "output"] and ends == [
+            others[0],
+            self._real(others[1].args[0]),
+        ]
 
     def _constant(self, value: Any) -> Any:
         """An argument that is the same at every call; KeyError if it is not."""

@@ -18,6 +18,7 @@ from .errors import ArtifactError, KernelError
 from .flat import flat
 from .fuse import TOLERANCE
 from .graph import BATCH, Document, Graph, is_same, trace, written
+from .kernels.bound import transposed
 from .measure.dense import relative_error
 from .nn import Prepacked
 from .pieces import MISS, in_pieces
@@ -57,14 +58,27 @@ class Program:
         return Program(self.module, self.signature, self.model, size)
 
     def _bind(self) -> None:
-        self.run = flat(self.module, self.signature, tuple(hooks_of(self.model)))
+        self.run, product = flat(self.module, self.signature, tuple(hooks_of(self.model)))
+        self._transposed = None if product is None else transposed(product)
         if self.size is not None:
             batched = [shape[:1] == (BATCH,) for *_, shape in self.signature.inputs]
             _, most = self.signature.batch or (0, None)
             self.run = in_pieces(self.run, batched, self.size, most)
 
-    def __getstate__(self) -> dict[str, Any]:  # a copy has a function over its own tensors
-        return {k: v for k, v in self.__dict__.items() if k != "run"}
+    def run_transposed(self, x: Any) -> Any:
+        """run(x.t()).t(), x and output contiguous, where the graph is a product with a matrix, or
+        several one after the other; else, or of what `run` does not serve, MISS."""
+        plain = type(x) is Tensor and x.dim() == 2 and not x.requires_grad
+        if self._transposed is None or not plain or any(hooks_of(self.model)):
+            return MISS
+        try:
+            self.signature.check((x.t(),))
+        except KernelError:
+            return MISS
+        return self._transposed(x)
+
+    def __getstate__(self) -> dict[str, Any]:  # a copy has functions over its own tensors
+        return {k: v for k, v in self.__dict__.items() if k not in ("run", "_transposed")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

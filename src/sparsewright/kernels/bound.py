@@ -71,6 +71,23 @@ def chain(calls: Sequence[Call]) -> Call:
     return _held(torch.ops.sparsewright.bind_chain(numbers, _threads_run_at_once()))
 
 
+def transposed(call: Call) -> Call:
+    """The same product of activations that lie feature by feature: x (in_features, batch) ->
+    (out_features, batch), both contiguous.
+
+    call: of `bind` or `chain`, of products with matrices. A bound one reads the columns of x where
+    they lie, and writes its sums as columns; of any other, x and the output are turned.
+
+    >>> transposed(bind(torch.add, [2]))(torch.ones(3, 2)).shape
+    torch.Size([3, 2])
+    """
+    if not isinstance(call, _Bound):
+        return lambda x: call(x.t().contiguous()).t().contiguous()
+    op = torch.ops.sparsewright.bound_transposed.default._op
+    number = call.args[0]
+    return lambda x, held=call: op(number, x)
+
+
 @functools.cache
 def _threads_run_at_once() -> bool:
     """Whether all parts of a parallel region are at work together, so that they may wait for each

@@ -6,7 +6,7 @@ A candidate that cannot serve, or whose output is wrong, is a row that says so.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..layouts import FP32, VALUES
 from ..measure.dense import relative_error
-from ..measure.peers import PEERS, Case, Ready
+from ..measure.peers import FEATURE_MAJOR, PEERS, Case, Ready
 from ..measure.roofline import Roofline
 from ..measure.timing import interleave
 
@@ -188,13 +188,55 @@ def entropy(part: float) -> float:
     return -sum(p * math.log2(p) for p in (part, 1 - part) if p > 0)
 
 
-def best(rows: Iterable[Mapping[str, Any]], *sides: str, published: bool = False) -> Row | None:
-    """The fastest right row of these sides; published: of those that may be written."""
-    timed = [
+def is_transposed(row: Mapping[str, Any]) -> bool:
+    """Whether its activations lie feature by feature."""
+    return FEATURE_MAJOR in row.get("note", "")
+
+
+def best(
+    rows: Iterable[Mapping[str, Any]],
+    *sides: str,
+    published: bool = False,
+    transposed: bool = False,
+) -> Row | None:
+    """The fastest right row of these sides; published: of those that may be written. transposed:
+    of ours, those whose activations lie feature by feature, else only the others."""
+    timed = _timed(rows, *sides, published=published)
+    found = [row for row in timed if row["side"] != OURS or is_transposed(row) == transposed]
+    return min(found, key=_median) if found else None
+
+
+def nearest(
+    rows: Sequence[Mapping[str, Any]], *sides: str, published: bool = False
+) -> tuple[Row | None, Row | None]:
+    """The other way that is nearest to ours, or farthest ahead, and ours that it is held against.
+
+    Like is held against like: whoever is given activations feature by feature against our
+    transposed call, where that was timed; all others against a call with rows.
+
+    >>> ours = {"name": "ours", "side": OURS, "median_ms": 4.0}
+    >>> turned = {**ours, "name": "turned", "median_ms": 2.0, "note": FEATURE_MAJOR}
+    >>> theirs = {"name": "theirs", "side": PEER, "median_ms": 3.0, "note": FEATURE_MAJOR}
+    >>> [row["name"] for row in nearest([ours, turned, theirs], PEER)]
+    ['theirs', 'turned']
+    """
+    by_rows, across = (best(rows, OURS, published=published, transposed=t) for t in (False, True))
+    others = _timed(rows, *sides, published=published)
+    pairs = [(row, across if across and is_transposed(row) else by_rows) for row in others]
+    if not pairs:
+        return None, by_rows
+    return min(pairs, key=lambda pair: _median(pair[0]) / (_median(pair[1]) if pair[1] else 1.0))
+
+
+def _timed(rows: Iterable[Mapping[str, Any]], *sides: str, published: bool) -> list[Row]:
+    return [
         dict(row)
         for row in rows
         if row["side"] in sides
         and "median_ms" in row
         and not (published and row.get("printed_only"))
     ]
-    return min(timed, key=lambda row: row["median_ms"]) if timed else None
+
+
+def _median(row: Row) -> float:
+    return float(row["median_ms"])

@@ -15,18 +15,20 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..deploy import deploy
+from ..deploy import Deployed, deploy
 from ..errors import ConfigError
 from ..kernels import KERNELS
-from ..kernels.bound import call_on
+from ..kernels.bound import Call, bind, call_on, transposed
 from ..kernels.choose import LINEAR, is_dense, kernels_of
 from ..layouts import FP32, LAYOUTS, pack
-from ..measure.peers import Case, Ready
+from ..measure.chain import chain
+from ..measure.peers import FEATURE_MAJOR, Case, Ready
 from ..patterns import as_pattern
 from ..prune import prune
 from ..weights import find_weights
 from .bench_cell import OURS, Candidate
 from .bench_rounded import deployed_output, loss, rounded_output
+from .bench_table import TRANSPOSED
 
 SHAPES = ("512x512", "768x3072", "4096x4096", "128x128x3@28", "512x256x1@14")
 BATCHES = {nn.Linear: (1, 16, 64, 256), nn.Conv2d: (1, 16)}
@@ -134,17 +136,28 @@ def layer_cells(
 def candidates(case: Case, seconds: float) -> list[Candidate]:
     """Sparsewright's: every sparse kernel for a Linear, what `deploy` makes of other layers."""
     if not isinstance(case.model, nn.Linear):
-        return [Candidate("sparsewright deploy", OURS, functools.partial(deployed, seconds))]
+        return deploys(case, seconds)
     near = functools.cache(functools.partial(rounded_output, case, [""]))
-    return [
-        Candidate(f"sparsewright {name}", OURS, functools.partial(_kernel, name, near))
-        for name in kernels_of(LINEAR)
-        if not is_dense(name)
+    names = [name for name in kernels_of(LINEAR) if not is_dense(name)]
+    found = [
+        Candidate(f"sparsewright {name}", OURS, functools.partial(_kernel, name, near, False))
+        for name in names
     ]
+    if len(case.example) > 1:  # one row lies as one column does
+        found += [
+            Candidate(
+                f"sparsewright {name}{TRANSPOSED}",
+                OURS,
+                functools.partial(_kernel, name, near, True),
+            )
+            for name in names
+        ]
+    return found
 
 
-def _kernel(name: str, near: Callable[[], Tensor | None], case: Case) -> Ready | str:
-    """One kernel of the table, called as a deployed layer is; near: what it must give."""
+def _kernel(name: str, near: Callable[[], Tensor | None], turned: bool, case: Case) -> Ready | str:
+    """One kernel of the table, called as a deployed layer is; near: what it must give. turned:
+    with its activations feature by feature."""
     assert isinstance(case.model, nn.Linear)
     kernel, weight = KERNELS[name], case.model.weight.detach()
     layout = LAYOUTS[kernel.layout]
@@ -157,18 +170,50 @@ def _kernel(name: str, near: Callable[[], Tensor | None], case: Case) -> Ready |
     )
     rest = (*prepared.tensors.values(), case.model.bias, *prepared.numbers)
     expected = near()
-    call = call_on(kernel.op, case.example, rest)
-    return Ready(call, note=loss(case, expected), expected=expected)
+    if turned:
+        call = transposed(bind(kernel.op, rest))
+        return across(case, call, loss(case, expected), expected)
+    run = call_on(kernel.op, case.example, rest)
+    return Ready(run, note=loss(case, expected), expected=expected)
 
 
-def deployed(seconds: float, case: Case) -> Ready | str:
-    """The case's model through `deploy`, planned on its example; the note says what serves."""
-    x = case.example
-    fast = deploy(nn.Sequential(case.model), x, seconds=seconds, cache=False, values=case.values)
+def across(case: Case, call: Call, note: str, expected: Tensor | None) -> Ready:
+    """A call that takes the case's example feature by feature."""
+    x = case.example.t().contiguous()
+    notes = "; ".join(text for text in (FEATURE_MAJOR, note) if text)
+    return Ready(
+        lambda: call(x), read=lambda: call(x).t().contiguous(), note=notes, expected=expected
+    )
+
+
+def deploys(case: Case, seconds: float) -> list[Candidate]:
+    """What `deploy` makes of the case's model, called with rows; and, of a chain of layers that a
+    csr library can run, with activations feature by feature."""
+
+    @functools.cache
+    def fast() -> Deployed:
+        model, x = nn.Sequential(case.model), case.example
+        return deploy(model, x, seconds=seconds, cache=False, values=case.values)
+
+    name = "sparsewright deploy"
+    found = [Candidate(name, OURS, functools.partial(deployed, fast, False))]
+    is_chain = not isinstance(chain(case.model, case.example), str)
+    if is_chain and case.example.dim() == 2 and len(case.example) > 1:
+        turned = functools.partial(deployed, fast, True)
+        found.append(Candidate(name + TRANSPOSED, OURS, turned))
+    return found
+
+
+def deployed(fast: Callable[[], Deployed], turned: bool, case: Case) -> Ready | str:
+    """The case's model through `deploy`, planned on its example; the note says what serves.
+    turned: called with its activations feature by feature."""
+    model = fast()
     served: dict[str, int] = {}
-    for row in fast.plan.layers:
+    for row in model.plan.layers:
         served[row.kernel] = served.get(row.kernel, 0) + 1
     note = ", ".join(f"{kernel} x{n}" if n > 1 else kernel for kernel, n in sorted(served.items()))
-    expected = deployed_output(case, fast)
-    notes = [text for text in (note, loss(case, expected)) if text]
-    return Ready(functools.partial(fast, x), note="; ".join(notes), expected=expected)
+    expected = deployed_output(case, model)
+    notes = "; ".join(text for text in (note, loss(case, expected)) if text)
+    if turned:
+        return across(case, model.transposed, notes, expected)
+    return Ready(functools.partial(model, case.example), note=notes, expected=expected)

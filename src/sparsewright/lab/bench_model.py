@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,8 +11,8 @@ from torch import Tensor, nn
 from ..layouts import FP32
 from ..measure.peers import Case
 from ..patterns import as_pattern
-from .bench_cell import OURS, Candidate
-from .bench_layer import deployed, misfit
+from .bench_cell import Candidate
+from .bench_layer import deploys, misfit
 from .bench_models import MODELS
 
 
@@ -63,4 +62,4 @@ def model_cells(
 
 def candidates(case: Case, seconds: float) -> list[Candidate]:
     """Sparsewright's: what `deploy` makes of the model."""
-    return [Candidate("sparsewright deploy", OURS, functools.partial(deployed, seconds))]
+    return deploys(case, seconds)

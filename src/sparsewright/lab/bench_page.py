@@ -16,9 +16,9 @@ from ..errors import ConfigError
 from ..files import write_text
 from ..layouts import FP32
 from . import bench_speedup
-from .bench_cell import DENSE, OURS, PEER, best
+from .bench_cell import DENSE, OURS, PEER, best, nearest
 from .bench_run import is_bench, read
-from .bench_table import duration, roof_line, times, title, zeros
+from .bench_table import duration, our_name, roof_line, times, title, zeros
 from .bench_train_page import FIGURES, STEP, figures, memory_lines, scale_lines, step_lines
 
 NOTES_SUFFIX = "-notes.json"
@@ -35,8 +35,8 @@ measure your own machine and how to read the columns.
 STALE = "## Reasons that no cell has any more: remove them"
 NONE_YET = "\nNo results are kept in this checkout yet.\n"
 COLUMNS = (
-    *("workload", "zeros", "batch", "best dense ms", "best sparse peer ms", "sparsewright ms"),
-    *("x dense", "x peer", "floor ms", "of floor"),
+    *("workload", "zeros", "batch", "best dense ms", "nearest sparse peer ms", "sparsewright ms"),
+    *("transposed ms", "x dense", "x peer", "floor ms", "of floor"),
 )
 SCALING = """Each number of threads was measured in processes of its own. A speed-up is the time of
 a side's fastest way on one thread over that of its fastest way on so many."""
@@ -164,14 +164,17 @@ def _row(cells: Iterable[str]) -> str:
 
 
 def _cell_row(cell: Data) -> list[str]:
-    dense, peer, ours = (best(cell["rows"], s, published=True) for s in (DENSE, PEER, OURS))
+    rows = cell["rows"]
+    dense, ours = (best(rows, side, published=True) for side in (DENSE, OURS))
+    peer, beside = nearest(rows, PEER, published=True)
     return [
         cell["workload"],
         zeros(cell),
         str(cell["batch"]),
         *(_best(row) for row in (dense, peer, ours)),
+        _best(best(rows, OURS, published=True, transposed=True)),
         times(dense, ours),
-        times(peer, ours),
+        times(peer, beside),
         f"{cell['floor_ms']:.4g}",
         f"{ours['of_floor']:.0%}" if ours else "-",
     ]
@@ -180,13 +183,12 @@ def _cell_row(cell: Data) -> list[str]:
 def _best(row: Data | None) -> str:
     if row is None:
         return "none"
-    return f"{row['median_ms']:.4g} {row['name'].removeprefix('sparsewright ')}"
+    return f"{row['median_ms']:.4g} {our_name(row)}"
 
 
 def behind(cell: Data) -> str | None:
-    """By how much another way was faster than the best of ours; None where none was."""
-    other = best(cell["rows"], DENSE, PEER, published=True)
-    ours = best(cell["rows"], OURS, published=True)
+    """By how much another way was faster than ours, like against like; None where none was."""
+    other, ours = nearest(cell["rows"], DENSE, PEER, published=True)
     if other is None or (ours is not None and ours["median_ms"] <= other["median_ms"]):
         return None
     if ours is None:

@@ -8,7 +8,10 @@ from typing import Any
 from rich.table import Table as Printed
 
 from ..layouts import FP32
-from .bench_cell import DENSE, OURS, PEER, best
+from .bench_cell import DENSE, OURS, PEER, best, nearest
+
+TRANSPOSED = " transposed"
+"""Ends the name of a way of ours whose activations lie feature by feature."""
 
 
 def machine_line(about: Mapping[str, Any]) -> str:
@@ -95,10 +98,10 @@ def summary(cells: Sequence[Mapping[str, Any]]) -> Printed:
     """One line for every cell: the best of each side, and how far from the floor."""
     heading = "median microseconds; x: how many times faster sparsewright is than the best of each"
     columns = (
-        *("workload", "zeros", "threads", "batch", "best dense", "best sparse peer"),
-        *("sparsewright", "x dense", "x peer", "floor", "of floor"),
+        *("workload", "zeros", "threads", "batch", "best dense", "nearest sparse peer"),
+        *("sparsewright", "transposed", "x dense", "x peer", "floor", "of floor"),
     )
-    return printed_table(heading, columns, map(_summary_row, cells), words=7)
+    return printed_table(heading, columns, map(_summary_row, cells), words=8)
 
 
 def printed_table(
@@ -134,15 +137,17 @@ def duration(seconds: float) -> str:
 
 
 def _summary_row(cell: Mapping[str, Any]) -> list[str]:
-    dense, peer, ours = (best(cell["rows"], side) for side in (DENSE, PEER, OURS))
+    dense, ours = (best(cell["rows"], side) for side in (DENSE, OURS))
+    peer, beside = nearest(cell["rows"], PEER)
     return [
         str(cell["workload"]),
         zeros(cell),
         str(cell["threads"]),
         str(cell["batch"]),
         *(_best(row) for row in (dense, peer, ours)),
+        _best(best(cell["rows"], OURS, transposed=True)),
         times(dense, ours),
-        times(peer, ours),
+        times(peer, beside),
         f"{1e3 * cell['floor_ms']:.1f}",
         f"{ours['of_floor']:.0%}" if ours else "-",
     ]
@@ -151,7 +156,15 @@ def _summary_row(cell: Mapping[str, Any]) -> list[str]:
 def _best(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return "none"
-    return f"{1e3 * row['median_ms']:.1f} {row['name'].removeprefix('sparsewright ')}"
+    return f"{1e3 * row['median_ms']:.1f} {our_name(row)}"
+
+
+def our_name(row: Mapping[str, Any]) -> str:
+    """
+    >>> our_name({"name": "sparsewright csr.avx2 transposed"})
+    'csr.avx2'
+    """
+    return str(row["name"]).removeprefix("sparsewright ").removesuffix(TRANSPOSED)
 
 
 def times(other: Mapping[str, Any] | None, ours: Mapping[str, Any] | None) -> str:

@@ -20,6 +20,9 @@ from ..dense import export_onnx
 from ..timing import Call
 from ._onnx import chain_onnx, old_onnx
 
+FEATURE_MAJOR = "activations feature-major, the transposes not charged"
+"""What the note says of whoever is given x (in, batch) and gives (out, batch)."""
+
 
 class Case:
     """What is timed: a float32 model and an example on the CPU, and what several peers share.

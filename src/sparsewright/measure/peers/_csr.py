@@ -14,9 +14,7 @@ from torch import Tensor, nn
 
 from ..chain import chain
 from ..timing import Call
-from . import Case, Ready
-
-NOTE = "activations feature-major, the transposes not charged"
+from . import FEATURE_MAJOR, Case, Ready
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ def csr_of(weight: Tensor) -> Csr:
     return Csr((weight.shape[0], weight.shape[1]), counts.int(), columns, weight[present])
 
 
-def run_chain(case: Case, product: Product, note: str = NOTE) -> Ready | str:
+def run_chain(case: Case, product: Product, note: str = FEATURE_MAJOR) -> Ready | str:
     """The case as products that write into buffers of their own, if it is a chain of them."""
     steps = chain(case.model, case.example)
     if isinstance(steps, str):
