@@ -19,7 +19,7 @@ from sparsewright.lab.bench_page import LOSSY, STALE, page_text, read_notes, sta
 from sparsewright.lab.bench_run import Settings, cpu_flags, is_bench, read, run_bench, write
 from sparsewright.measure import timing
 from sparsewright.measure.environment import cores
-from sparsewright.measure.peers import PEERS, Case, Peer, Ready
+from sparsewright.measure.peers import FEATURE_MAJOR, PEERS, Case, Peer, Ready
 from sparsewright.measure.roofline import Roofline
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -237,8 +237,9 @@ def test_the_page_says_who_is_ahead_by_how_much_and_why() -> None:
         {"cell": "linear 8x8*", "reason": "never taken: the first that fits is"},
     ]
     text = page_text([made_up()], notes)
-    assert "| linear 8x8 | unstructured 90 % | 1 | 3 eager | 1.5 fast | 1 csr.avx2 | 3.00 |" in text
-    assert "| 2 onednn | none | 2.5 csr.avx2 | 0.80 | - | 0.5 | 20% |" in text
+    first = "| linear 8x8 | unstructured 90 % | 1 | 3 eager | 1.5 fast | 1 csr.avx2 | none | 3.00 |"
+    assert first in text
+    assert "| 2 onednn | none | 2.5 csr.avx2 | none | 0.80 | - | 0.5 | 20% |" in text
     assert "hidden" not in text
     assert "Behind the best peer in 2 of 3 cells:" in text
     assert "batch 16, 1 thread: 1.25x the time of onednn; the tile is too narrow" in text
@@ -254,6 +255,22 @@ def test_the_page_says_who_is_ahead_by_how_much_and_why() -> None:
     won = copy.deepcopy(made_up())
     won["cells"] = won["cells"][:1]
     assert "No cell is behind its best peer." in page_text([won], [])
+
+
+def test_like_is_held_against_like() -> None:
+    """Who is given its activations feature by feature, against ours that is; rows against rows."""
+    run = made_up()
+    rows = run["cells"][0]["rows"]
+    rows.append(row("MKL CSR", "peer", 0.5, note=f"{FEATURE_MAJOR}; one thread"))
+    text = page_text([run], [])
+    assert "| 3 eager | 0.5 MKL CSR | 1 csr.avx2 | none | 3.00 | 0.50 |" in text
+    assert "batch 1, 1 thread: 2.00x the time of MKL CSR" in text
+    rows.append(row("sparsewright csb.avx2 transposed", "ours", 0.25, note=FEATURE_MAJOR))
+    text = page_text([run], [])
+    assert "| 3 eager | 1.5 fast | 1 csr.avx2 | 0.25 csb.avx2 | 3.00 | 1.50 |" in text
+    assert "batch 1, 1 thread:" not in text.partition("### Layers")[2].partition("9x9")[0]
+    rows[0]["median_ms"] = 6.0  # and one that is ahead with columns may be behind with rows
+    assert "batch 1, 1 thread: 4.00x the time of fast" in page_text([run], [])
 
 
 def test_the_page_says_where_values_are_rounded() -> None:
