@@ -242,7 +242,7 @@ def pattern_of(weight: Tensor) -> str:
     '1:2'
     """
     present = weight.detach() != 0
-    if bool(present.all()):
+    if all(bool(part.all()) for part in (present.flatten()[:FIRST], present)):
         return "dense"
     if present.dim() < 2:
         return "unstructured"
