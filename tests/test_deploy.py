@@ -321,6 +321,11 @@ def test_patterns_are_read_from_the_zeros():
             assert pattern_of(conv.weight) == pattern
     assert pattern_of(torch.ones(4, 3, 2, 2).triu()) == "block:4x1"  # 3 inputs hold no wider tile
     assert pattern_of(torch.zeros(4, 4)) == "unstructured"
+    rows = torch.ones(70, 9)
+    rows[3] = 0.0
+    assert pattern_of(rows) == "channel"
+    rows[69, 1] = 0.0  # behind the first rows, which are looked at before all are
+    assert pattern_of(rows) == "unstructured"
     assert pattern_of(torch.zeros(0, 4)) == "dense"
 
 

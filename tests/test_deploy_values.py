@@ -18,6 +18,7 @@ from sparsewright.errors import KernelError, UnknownNameError
 from sparsewright.kernels import KERNELS, choose
 from sparsewright.layouts import VALUES, rounded
 from sparsewright.nn import LayoutLayer, task_of
+from sparsewright.weights import find_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:sparsewright runs without its compiled kernels")
 
@@ -156,7 +157,8 @@ def test_measurements_of_one_type_are_not_those_of_another(tmp_path: Path) -> No
     model, x = mlp(), torch.randn(1, 64)
     task = task_of(model.get_submodule("0"), x)
     assert not isinstance(task, str)
-    keys = [plan_cache.circumstances(task, None, values) for values in VALUES]
+    row = serve.dense_row(find_weights(model)[0], None)
+    keys = [plan_cache.circumstances(task, row, None, values) for values in VALUES]
     assert len({str(key) for key in keys}) == 3
     sw.deploy(model, x, kernels=[CSR], seconds=0)
     fast = sw.deploy(model, x, kernels=[CSR], seconds=0, values="bf16")

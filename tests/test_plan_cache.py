@@ -14,6 +14,7 @@ import sparsewright as sw
 from sparsewright import plan_cache
 from sparsewright.errors import ArtifactError, KernelError, SparsityWarning
 from sparsewright.kernels import kernel_info
+from sparsewright.layouts import LAYOUTS
 from sparsewright.plan import Plan
 
 SERVE = sys.modules["sparsewright.serve"]
@@ -69,6 +70,26 @@ def test_what_was_timed_is_not_timed_again(timed, folder):
     sw.deploy(model, x, kernels=DENSE, seconds=0.02, cache=False)
     assert len(timed) == 6
     assert len(list(folder.iterdir())) == 2
+
+
+@pytest.mark.skipif(not kernel_info().native, reason="the reference has no operator to trace")
+def test_a_second_deploy_looks_at_each_layer_once(monkeypatch):
+    """Its zeros' pattern is read once, and what was packed is validated once."""
+    model, x = network()
+    x, kernels = x[:1], [f"csb.conv2d.{KIND}", f"csb.{KIND}"]
+    sw.deploy(model, x, kernels=kernels, seconds=0)
+    calls = []
+
+    def counted(name, real):
+        return lambda *args: calls.append(name) or real(*args)
+
+    layout = type(LAYOUTS["csb"])
+    for name in ("pack", "unpack", "validate"):
+        monkeypatch.setattr(layout, name, counted(name, getattr(layout, name)))
+    monkeypatch.setattr(SERVE, "pattern_of", counted("pattern", SERVE.pattern_of))
+    fast = sw.deploy(model, x, kernels=kernels, seconds=0)
+    assert fast.program is not None
+    assert {name: calls.count(name) for name in calls} == {"pack": 2, "validate": 2, "pattern": 2}
 
 
 def test_other_circumstances_are_timed(timed, monkeypatch):

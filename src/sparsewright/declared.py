@@ -6,7 +6,7 @@ none is called on anything but one declared layer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .calls import Rule, rule_of
 from .core import Packed
 from .errors import ArtifactError, LayoutError
-from .graph import Document, Graph, is_same
+from .graph import Document, Graph, same
 from .held import Held
 from .kernels import KERNELS
 from .kernels import Operation as Product
@@ -31,33 +31,42 @@ HINTS = {2: ("rows",), 4: ("batch", "height", "width")}
 """Axes of a dense weight -> what its meta say of the input that the layer is likely to get."""
 Key = tuple[str, frozenset[tuple[str, str]]]
 """The layout, and the layout's name of each tensor with its name in the file."""
+Layer = LayoutLayer | Prepacked
 
 
 def describe(model: nn.Module, graph: Graph) -> list[Document]:
     """One entry for every packed or prepacked layer of a model that its graph uses."""
-    entries = []
+    return [
+        {
+            "name": name,
+            "layout": packed.layout,
+            "shape": list(packed.shape),
+            "nnz": _count(packed),
+            "pattern": pattern_of(_dense(module)),
+            "kernel": module.kernel,
+            "tensors": refs,
+            "meta": dict(packed.meta),
+        }
+        for name, module, packed, refs in _used(model, graph)
+    ]
+
+
+def _used(model: nn.Module, graph: Graph) -> Iterator[tuple[str, Layer, Packed, dict[str, str]]]:
+    """(name, layer, its weight, the graph's names of its tensors) of all that a graph uses."""
+    stored = {same(t): n for n, t in graph.tensors.items() if t.numel()}
     for name, module in model.named_modules():
         if not isinstance(module, (LayoutLayer, Prepacked)):
             continue
-        packed = _packed(module)
-        refs = {key: _find(graph, f"{name}.{key}", t) for key, t in packed.tensors.items()}
-        if None not in refs.values():  # else the model never calls it
-            entries.append(
-                {
-                    "name": name,
-                    "layout": packed.layout,
-                    "shape": list(packed.shape),
-                    "nnz": _count(packed),
-                    "pattern": pattern_of(_dense(module)),
-                    "kernel": module.kernel,
-                    "tensors": refs,
-                    "meta": dict(packed.meta),
-                }
-            )
-    return entries
+        packed, refs = _packed(module), {}
+        for key, tensor in packed.tensors.items():
+            own = f"{name}.{key}"  # or that of the layer that it shares the tensor with
+            refs[key] = own if own in graph.tensors else stored.get(same(tensor))
+        named = {key: ref for key, ref in refs.items() if ref is not None}
+        if len(named) == len(refs):  # else the model never calls it
+            yield name, module, packed, named
 
 
-def _packed(module: LayoutLayer | Prepacked) -> Packed:
+def _packed(module: Layer) -> Packed:
     if isinstance(module, LayoutLayer):
         return module.packed
     names = HINTS[module.weight.dim()]
@@ -66,7 +75,7 @@ def _packed(module: LayoutLayer | Prepacked) -> Packed:
     return Packed(DENSE, tuple(module.weight.shape), {"weight": module.weight}, hints)
 
 
-def _dense(module: LayoutLayer | Prepacked) -> Tensor:
+def _dense(module: Layer) -> Tensor:
     """The weight, with a convolution's kernel as its last sizes."""
     return module.to_dense() if isinstance(module, LayoutLayer) else module.weight
 
@@ -75,13 +84,6 @@ def _count(packed: Packed) -> int:
     if packed.layout == DENSE:
         return int(torch.count_nonzero(packed.tensors["weight"]))
     return count_present(packed)
-
-
-def _find(graph: Graph, name: str, tensor: Tensor) -> str | None:
-    """The file's name of a layer's tensor: its own, or that of the layer it shares it with."""
-    if name in graph.tensors:
-        return name
-    return next((n for n, t in graph.tensors.items() if is_same(t, tensor)), None)
 
 
 def with_best_isa(graph: Document) -> Document:
@@ -103,18 +105,32 @@ def _argument_names(name: str) -> list[str]:
 
 
 class Declared:
-    """The layers of a document, each validated; `own` checks calls against them.
+    """Layers, each validated; `own` checks calls against them.
 
     prepacked: name of a dense weight that its kernel holds in an order of its own -> how.
     """
 
-    def __init__(self, entries: list[Any], tensors: Mapping[str, Tensor]):
+    def __init__(self, tensors: Mapping[str, Tensor]):
         self.tensors = tensors
         self.layers: dict[Key, Packed] = {}
         self.kernels: dict[Key, str] = {}
         self.prepacked: dict[str, Held] = {}
+
+    @classmethod
+    def of_file(cls, entries: list[Any], tensors: Mapping[str, Tensor]) -> Declared:
+        """Those of a document, each validated here."""
+        declared = cls(tensors)
         for place, entry in enumerate(entries):
-            self._add(entry, f"layer {place}")
+            declared._add(entry, f"layer {place}")
+        return declared
+
+    @classmethod
+    def of_model(cls, model: nn.Module, graph: Graph) -> Declared:
+        """Those of a model that its graph uses: each was validated when its module was made."""
+        declared = cls(graph.tensors)
+        for name, module, packed, refs in _used(model, graph):
+            declared._keep((packed.layout, frozenset(refs.items())), packed, module.kernel, name)
+        return declared
 
     def _add(self, entry: Any, place: str) -> None:
         place = f"{place} ({field(entry, 'name', str, place)[:MAX_TEXT]!r})"

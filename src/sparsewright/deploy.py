@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -21,7 +20,7 @@ from .errors import ConfigError, KernelError, SparsewrightError, StateError
 from .fold import Folded, fold_norms, has_norms
 from .graph import Graph
 from .layouts import FP32, VALUES, values_name
-from .make import TOLERANCE, Exported, Maker
+from .make import TOLERANCE, Exported, Maker, copied
 from .measure.dense import relative_error
 from .nn import LayoutLayer
 from .pack import unpack
@@ -29,6 +28,7 @@ from .pieces import MISS
 from .plan import Plan
 from .program import Program
 from .serve import Wishes
+from .switches import FUSED_ENCODER
 from .weights import find_weights
 
 
@@ -266,7 +266,7 @@ def _folded(
     """A copy of the model with its norms folded, or the model itself where that went wrong."""
     if not has_norms(model):
         return model, Folded()
-    made = copy.deepcopy(model)
+    made = copied(model)
     folded = fold_norms(made, inputs, exported.program)
     if not folded.layers:
         return model, folded
@@ -333,40 +333,10 @@ def _fuses_attention(module: nn.Module) -> bool:
     return isinstance(module, kinds)
 
 
-class _FastPath:
-    """torch's switch for its fused encoder: off while anybody needs it to be, then as it was."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.users = 0
-        self.was_on = True
-
-    def hold_off(self) -> None:
-        with self.lock:
-            if self.users == 0:
-                self.was_on = torch.backends.mha.get_fastpath_enabled()
-                torch.backends.mha.set_fastpath_enabled(False)
-            self.users += 1
-
-    def let_go(self) -> None:
-        with self.lock:
-            self.users -= 1
-            if self.users == 0:
-                torch.backends.mha.set_fastpath_enabled(self.was_on)
-
-
-_fast_path = _FastPath()
-
-
-@contextlib.contextmanager
-def plain_attention() -> Iterator[None]:
+def plain_attention() -> contextlib.AbstractContextManager[None]:
     """Switch torch's fused encoder off: it reads the weights of layers that are packed now.
 
     A trace never takes it, so this also keeps a loaded model equal to the one that was saved. The
     switch is the process's: it is off until the last of several threads has left.
     """
-    _fast_path.hold_off()
-    try:
-        yield
-    finally:
-        _fast_path.let_go()
+    return FUSED_ENCODER.off()

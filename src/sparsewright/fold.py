@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from .keeping import all_finite
+
 aten = torch.ops.aten
 PRODUCTS = (
     *(aten.conv1d.default, aten.conv1d.padding, aten.conv2d.default, aten.conv2d.padding),
@@ -65,7 +67,7 @@ def fold_norms(model: nn.Module, inputs: tuple[Tensor, ...], program: Any = None
     folded = []
     for layer, norm in list(_pairs(model, program)):
         weight, bias = _affine(model.get_submodule(layer), model.get_submodule(norm))
-        if bool(torch.isfinite(weight).all()) and bool(torch.isfinite(bias).all()):
+        if all_finite(weight) and all_finite(bias):
             _put(model, layer, norm, weight, bias)
             folded.append((layer, norm))
     return Folded(tuple(folded))
@@ -116,9 +118,12 @@ def _affine(layer: Any, norm: Any) -> tuple[Tensor, Tensor]:
     beta = torch.zeros_like(norm.running_mean) if norm.bias is None else norm.bias
     scale = gamma.double() / (norm.running_var.double() + norm.eps).sqrt()
     bias = torch.zeros_like(norm.running_mean) if layer.bias is None else layer.bias
-    weight = layer.weight.double() * scale.reshape(-1, *[1] * (layer.weight.dim() - 1))
+    by_output = scale.reshape(-1, *[1] * (layer.weight.dim() - 1))
+    weight = torch.mul(
+        layer.weight, by_output, out=torch.empty_like(layer.weight, dtype=torch.float32)
+    )
     shifted = (bias.double() - norm.running_mean.double()) * scale + beta.double()
-    return weight.float(), shifted.float()
+    return weight, shifted.float()
 
 
 def _put(model: nn.Module, layer: str, norm: str, weight: Tensor, bias: Tensor) -> None:

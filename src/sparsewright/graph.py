@@ -20,8 +20,10 @@ from torch.export.graph_signature import InputKind, OutputKind
 from .errors import ArtifactError
 from .fuse import fuse
 from .operations import name_of
+from .switches import COLLECTOR
 
 Document = dict[str, Any]
+Same = tuple[int, torch.dtype, tuple[int, ...], tuple[int, ...]]
 
 BATCH = "batch"
 DTYPES = {str(t).removeprefix("torch."): t for t in (
@@ -94,7 +96,7 @@ def _export_any_batch(model: nn.Module, example: tuple[Tensor, ...]) -> Any | No
 
 
 def _export(model: nn.Module, example: tuple[Tensor, ...], dynamic: Any) -> Any:
-    with _explained():
+    with _explained(), COLLECTOR.off():
         return torch.export.export(model, example, dynamic_shapes=dynamic, strict=False)
 
 
@@ -150,6 +152,7 @@ class _Writer:
         places = [n for n in self.nodes.nodes if n.op == "placeholder"]
         self.specs = dict(zip(places, program.graph_signature.input_specs, strict=True))
         self.tensors: dict[str, Tensor] = {}
+        self.names: dict[Same, str] = {}
         self.inputs: list[Document] = []
         self.values: dict[fx.Node, Any] = {}  # node -> the JSON value that refers to it
 
@@ -210,11 +213,10 @@ class _Writer:
 
     def _store(self, name: str, tensor: Tensor) -> str:
         """The file's name of a tensor; the same storage gets one name."""
-        for known, other in self.tensors.items():
-            if is_same(tensor, other):
-                return known
-        self.tensors[name] = tensor.detach()
-        return name
+        known = self.names.setdefault(same(tensor), name) if tensor.numel() else name
+        if known == name:
+            self.tensors[name] = tensor.detach()
+        return known
 
     def _batch(self) -> Document | None:
         """The range of batches that the trace holds for, or None if it is fixed."""
@@ -266,12 +268,13 @@ def _word(words: Mapping[Any, str], value: Any, place: str) -> str:
     return words[value]
 
 
+def same(tensor: Tensor) -> Same:
+    """What tensors have in common that are the same part of the same storage, unless empty."""
+    return tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
+
+
 def is_same(a: Tensor, b: Tensor) -> bool:
-    return (
-        a.data_ptr() == b.data_ptr()
-        and a.numel() > 0
-        and (a.dtype, a.shape, a.stride()) == (b.dtype, b.shape, b.stride())
-    )
+    return a.numel() > 0 and same(a) == same(b)
 
 
 def _tidy(graph: fx.Graph) -> None:

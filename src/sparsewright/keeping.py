@@ -62,3 +62,12 @@ def any_nan(values: Tensor) -> bool:
     (True, False)
     """
     return bool(torch.isnan(values.sum())) and bool(torch.isnan(values).any())
+
+
+def all_finite(values: Tensor) -> bool:
+    """Whether none is NaN or infinite; mostly a sum tells here too.
+
+    >>> all_finite(torch.tensor([1.0, torch.inf])), all_finite(torch.tensor([3e38, 3e38]))
+    (False, True)
+    """
+    return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())

@@ -83,7 +83,7 @@ class Maker:
             inputs = tuple(rows(x, planned) for x in inputs)
         seen = record(self.model, inputs)
         own, served = self._repeat(seen, plan) if plan else self._serve(seen)
-        model = _replaced(self.model, served)
+        model = copied(self.model, served)
         program, graph = None, None
         # Tracing takes longer than a dense model gains, and a trace has no place for hooks.
         has_ops = any(isinstance(m, Prepacked) and m.is_op for m in model.modules())
@@ -94,7 +94,7 @@ class Maker:
     def _serve(self, seen: Seen) -> Served:
         found: Served = [], {}
         for weight in find_weights(self.model):
-            row, modules = serve(self.model, weight, seen, self.wishes)
+            row, modules = serve(weight, seen, self.wishes)
             found[0].append(row)
             found[1].update(modules)
         return found
@@ -105,7 +105,7 @@ class Maker:
         found: Served = [], {}
         wrong = []
         for weight in find_weights(self.model):
-            made = repeat(self.model, weight, seen, pinned.pop(weight.name, None))
+            made = repeat(weight, seen, pinned.pop(weight.name, None))
             if isinstance(made, str):
                 wrong.append(f"layer {weight.name!r}: {made}")
             else:
@@ -204,7 +204,9 @@ def _close(a: Tensor, b: Tensor) -> bool:
     )
 
 
-def _replaced(model: nn.Module, modules: Mapping[nn.Module, nn.Module]) -> nn.Module:
-    """A copy of the model with each module replaced wherever it occurs; it shares the tensors."""
+def copied(model: nn.Module, modules: Mapping[nn.Module, nn.Module] | None = None) -> nn.Module:
+    """A copy of the model that shares its tensors, with each of these modules replaced wherever it
+    occurs."""
     shared = {id(t): t for t in [*model.parameters(), *model.buffers()]}
-    return copy.deepcopy(model, {**shared, **{id(old): new for old, new in modules.items()}})
+    new = {id(old): new for old, new in (modules or {}).items()}
+    return copy.deepcopy(model, {**shared, **new})

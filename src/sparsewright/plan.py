@@ -242,14 +242,13 @@ def pattern_of(weight: Tensor) -> str:
     '1:2'
     """
     present = weight.detach() != 0
-    if bool(present.all()):
+    if all(bool(part.all()) for part in (present.flatten()[:FIRST], present)):
         return "dense"
     if present.dim() < 2:
         return "unstructured"
     inputs = present.shape[1]
     present = present.flatten(2).transpose(1, 2).flatten(1) if present.dim() > 2 else present
-    whole = present.all(dim=1)
-    if bool((whole | ~present.any(dim=1)).all()) and bool(whole.any()):
+    if all(map(_by_channel, (present[:FIRST], present))) and present.any():
         return "channel"
     rows = next((size for size in BLOCK_ROWS if _repeats(present, size)), None)
     if rows and present.any():
@@ -268,6 +267,11 @@ def pattern_of(weight: Tensor) -> str:
 BLOCK_ROWS, BLOCK_COLUMNS = (16, 8, 4), (16, 8, 4, 2, 1)
 FIRST = 64
 """Parts that are looked at before all are: most weights show there that they have no pattern."""
+
+
+def _by_channel(present: Tensor) -> bool:
+    """Whether every row is whole or empty."""
+    return bool((present == present[:, :1]).all())
 
 
 def _hold(parts: Tensor, n: int) -> bool:

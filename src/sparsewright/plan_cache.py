@@ -27,7 +27,7 @@ from .kernels import Choice, Timing, library
 from .kernels.choose import kernels_of
 from .measure.environment import cpu_name
 from .nn import Task
-from .plan import PieceTiming, pattern_of
+from .plan import LayerPlan, PieceTiming, pattern_of
 from .weights import Weight
 
 FORMAT = 1
@@ -52,16 +52,17 @@ def folder() -> Path:
     return (Path(general) if general else Path.home() / ".cache") / "sparsewright" / "plans"
 
 
-def circumstances(task: Task, kernels: list[str] | None, values: str) -> dict[str, Any]:
-    """All that a layer's timings depend on, as values that JSON takes."""
-    matrix = task.operation.matrix(task.weight.detach())
+def circumstances(
+    task: Task, row: LayerPlan, kernels: list[str] | None, values: str
+) -> dict[str, Any]:
+    """All that a layer's timings depend on, as values that JSON takes. row: of its weight."""
     return {
         **_machine(),
         "operation": str(task.operation),
         "weight": list(task.weight.shape),
-        "pattern": pattern_of(task.weight),
+        "pattern": row.pattern,
         "values": values,
-        "sparsity": _bucket(matrix),
+        "sparsity": _bucket(row.sparsity),
         "bias": task.bias is not None,
         "x": list(task.x.shape),
         "contiguous": task.x.is_contiguous(),
@@ -78,7 +79,7 @@ def of_model(
 ) -> dict[str, Any]:
     """All that the times of a whole model depend on. program: torch.export's."""
     graph = "\n".join(f"{n.name} {n.target} {n.args} {n.kwargs}" for n in program.graph.nodes)
-    zeros = [[w.name, list(w.parameter.shape), _bucket(w.parameter)] for w in weights]
+    zeros = [[w.name, list(w.parameter.shape), _bucket(_sparsity(w.parameter))] for w in weights]
     patterns = [pattern_of(w.parameter.detach()) for w in weights]
     return {
         **_machine(),
@@ -101,9 +102,13 @@ def _machine() -> dict[str, Any]:
     }
 
 
-def _bucket(weight: Tensor) -> int:
+def _bucket(sparsity: float) -> int:
     """The sparsity, as told apart."""
-    return round(BUCKETS * (1 - int(torch.count_nonzero(weight)) / max(1, weight.numel())))
+    return round(BUCKETS * sparsity)
+
+
+def _sparsity(weight: Tensor) -> float:
+    return 1 - int(torch.count_nonzero(weight)) / max(1, weight.numel())
 
 
 @functools.cache

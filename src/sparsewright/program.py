@@ -94,7 +94,7 @@ def hooks_of(model: nn.Module) -> Iterator[Mapping[int, Any]]:
 
 def module_of(document: Document, tensors: Mapping[str, Tensor]) -> fx.GraphModule:
     """The module of a document with its layers; ArtifactError if it breaks a rule."""
-    layers = Declared(field(document, "layers", list, "the document"), tensors)
+    layers = Declared.of_file(field(document, "layers", list, "the document"), tensors)
     graph = field(document, "graph", dict, "the document")
     return build(graph, tensors, layers.own, layers.prepacked)
 
@@ -118,13 +118,14 @@ def program_of(
     try:
         swapped = None if exported is None else swap(exported, model)
         graph = trace(model, example) if swapped is None else written(exported, *swapped)
-        document = layers_and_graph(model, graph)
-        module = module_of(document, graph.tensors)
+        document = with_best_isa(graph.document)
+        layers = Declared.of_model(model, graph)
+        module = build(document, graph.tensors, layers.own, layers.prepacked)
     except ArtifactError:
         return None, None  # its modules run; `save` says what is wrong
     _share_reordered(module, model)
-    program = Program(module, Signature.read(document["graph"]), model)
-    batch = document["graph"]["batch"]
+    program = Program(module, Signature.read(document), model)
+    batch = document["batch"]
     trials = [example]
     if batch is not None:
         if batch["min"] <= 1 and example[0].shape[0] != 1:

@@ -4,7 +4,7 @@ its module built and checked on the layer's own input."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,17 +39,27 @@ class Wishes:
     values: str = FP32
 
 
-Seen = Mapping[int, tuple[Tensor, Tensor]]
-"""id of a module -> (input, output) of its first call."""
+@dataclass(frozen=True)
+class Seen:
+    """What the layers of a model did on an example, and where they stand.
+
+    calls: id of a module -> (input, output) of its first call. names: of the modules. users: id of
+    a parameter -> the modules whose weight it is. attended: ids of the modules inside attention.
+    """
+
+    calls: Mapping[int, tuple[Tensor, Tensor]]
+    names: Mapping[nn.Module, str]
+    users: Mapping[int, Sequence[nn.Module]]
+    attended: Set[int]
 
 
 def record(model: nn.Module, inputs: tuple[Tensor, ...]) -> Seen:
     """What every layer that kernels can serve is given and gives, on its first call."""
-    seen: dict[int, tuple[Tensor, Tensor]] = {}
+    calls: dict[int, tuple[Tensor, Tensor]] = {}
 
     def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if args and isinstance(args[0], Tensor):
-            seen.setdefault(id(module), (args[0].detach().clone(), output.detach().clone()))
+            calls.setdefault(id(module), (args[0].detach().clone(), output.detach().clone()))
 
     served = [m for m in model.modules() if type(m) in KINDS]
     hooks = [m.register_forward_hook(hook) for m in served]
@@ -58,17 +68,23 @@ def record(model: nn.Module, inputs: tuple[Tensor, ...]) -> Seen:
     finally:
         for handle in hooks:
             handle.remove()
-    return seen
+    users: dict[int, list[nn.Module]] = {}
+    for module in served:
+        users.setdefault(id(module.weight), []).append(module)
+    names = {module: name for name, module in model.named_modules()}
+    attention = [m for m in names if isinstance(m, nn.MultiheadAttention)]
+    attended = {id(child) for parent in attention for child in parent.modules()}
+    return Seen(calls, names, users, attended)
 
 
 def serve(
-    model: nn.Module, weight: Weight, seen: Seen, wishes: Wishes
+    weight: Weight, seen: Seen, wishes: Wishes
 ) -> tuple[LayerPlan, dict[nn.Module, nn.Module]]:
     """The row of one weight in the plan, and what replaces each module that uses it.
 
     KernelError, with the layer's name, where a kernel is wrong.
     """
-    task = _task(model, weight, seen)
+    task = _task(weight, seen)
     if isinstance(task, str):
         return dense_row(weight, task), {}
     kernels, operation = wishes.kernels, task.operation
@@ -77,17 +93,18 @@ def serve(
         if not kernels:
             row = dense_row(weight, f"none of the kernels asked for computes {operation.name}")
             return replace(row, operation=str(operation)), {}
+    row = dense_row(weight, None)
     try:
-        choice = _choose(task, kernels, wishes)
+        choice = _choose(task, row, kernels, wishes)
     except KernelError as error:
         raise KernelError(f"layer {weight.name!r}: {error}") from error
-    modules = _checked_modules(model, weight, task, choice, seen)
-    return _row(weight, task, choice, seen[id(weight.module)][1]), modules
+    modules = _checked_modules(weight, task, choice, seen)
+    return _row(row, task, choice, seen.calls[id(weight.module)][1]), modules
 
 
-def _choose(task: Task, kernels: list[str] | None, wishes: Wishes) -> Choice:
+def _choose(task: Task, row: LayerPlan, kernels: list[str] | None, wishes: Wishes) -> Choice:
     """By what was measured before, if it was; else by measuring."""
-    key = plan_cache.circumstances(task, kernels, wishes.values) if wishes.cache else {}
+    key = plan_cache.circumstances(task, row, kernels, wishes.values) if wishes.cache else {}
     known = plan_cache.read(key, wishes.seconds) if wishes.cache else None
     if known is not None:
         choice = recall(task.weight, task.x, *known, operation=task.operation, values=wishes.values)
@@ -108,7 +125,7 @@ def _choose(task: Task, kernels: list[str] | None, wishes: Wishes) -> Choice:
 
 
 def repeat(
-    model: nn.Module, weight: Weight, seen: Seen, pinned: LayerPlan | None
+    weight: Weight, seen: Seen, pinned: LayerPlan | None
 ) -> tuple[LayerPlan, dict[nn.Module, nn.Module]] | str:
     """What `serve` gives, by the kernel of a plan; or why that cannot serve the weight."""
     row = dense_row(weight, None)
@@ -116,7 +133,7 @@ def repeat(
         return "the plan does not name it"
     if pinned.shape != row.shape:
         return f"the plan is for a weight of {pinned.shape}; this one has {row.shape}"
-    task = _task(model, weight, seen)
+    task = _task(weight, seen)
     was_served = pinned.kernel in KERNELS and any(
         c.kernel == pinned.kernel and c.refused is None for c in pinned.candidates
     )
@@ -131,42 +148,36 @@ def repeat(
     choice = recall(task.weight, task.x, (timing,), (), operation=given[0], values=given[1])
     if isinstance(choice, str):
         return choice
-    modules = _checked_modules(model, weight, task, choice, seen)
-    made = _row(weight, task, choice, seen[id(weight.module)][1])
+    modules = _checked_modules(weight, task, choice, seen)
+    made = _row(row, task, choice, seen.calls[id(weight.module)][1])
     return replace(made, speedup=pinned.speedup, candidates=pinned.candidates), modules
 
 
-def _task(model: nn.Module, weight: Weight, seen: Seen) -> Task | str:
+def _task(weight: Weight, seen: Seen) -> Task | str:
     """What the weight's layer computes, or why it stays dense without a look at any kernel."""
     module = weight.module
-    if isinstance(module, nn.MultiheadAttention) or _inside_attention(model, module):
+    if isinstance(module, nn.MultiheadAttention) or id(module) in seen.attended:
         return "MultiheadAttention reads its weights itself: they stay dense"
     plain = next((kind for kind in KINDS if isinstance(module, kind)), type(module))
     if type(module) is not plain:
         return f"{type(module).__name__} is no plain {plain.__name__}: it may compute another thing"
-    if plain in KINDS and id(module) not in seen:
+    if plain in KINDS and id(module) not in seen.calls:
         return "the example does not call it"
-    return task_of(module, seen[id(module)][0] if id(module) in seen else weight.parameter)
-
-
-def _inside_attention(model: nn.Module, module: nn.Module) -> bool:
-    parents = (m for m in model.modules() if isinstance(m, nn.MultiheadAttention))
-    return any(child is module for parent in parents for child in parent.modules())
+    return task_of(module, seen.calls[id(module)][0] if plain in KINDS else weight.parameter)
 
 
 def _checked_modules(
-    model: nn.Module, weight: Weight, task: Task, choice: Choice, seen: Seen
+    weight: Weight, task: Task, choice: Choice, seen: Seen
 ) -> dict[nn.Module, nn.Module]:
     """What replaces every layer that has this weight and the operation: tied ones share it."""
     kind = type(weight.module)
-    users = [m for m in model.modules() if type(m) is kind and m.weight is weight.parameter]
-    alike = [m for m in users if _computes(m, task)]
+    users = seen.users[id(weight.parameter)]
+    alike = [m for m in users if type(m) is kind and _computes(m, task)]
     modules = {user: KINDS[kind].build(choice, user) for user in alike}
-    names = {module: name for name, module in model.named_modules()}
     for user, made in modules.items():
         if isinstance(made, LayoutLayer):
-            made.name = names[user]
-    x, expected = seen[id(weight.module)]
+            made.name = seen.names[user]
+    x, expected = seen.calls[id(weight.module)]
     slack = _rounding(task, choice).reshape(expected.shape) if choice.values != FP32 else 0.0
     _check(weight.name, choice.kernel, modules[weight.module](x), expected, slack)
     return modules
@@ -200,18 +211,17 @@ def _check(
         )
 
 
-def _row(weight: Weight, task: Task, choice: Choice, output: Tensor) -> LayerPlan:
+def _row(row: LayerPlan, task: Task, choice: Choice, output: Tensor) -> LayerPlan:
+    """The row of a weight that stays as it is becomes that of the choice."""
     scale = max(float(output.abs().max()), 1e-30) if output.numel() else 1.0
     timed = [
         Candidate(t.kernel, 1e3 * t.median, 1e3 * t.low, 1e3 * t.high, t.error / scale)
         for t in choice.timings
     ]
     refused = [Candidate(kernel, refused=reason) for kernel, reason in choice.refusals]
-    row = dense_row(weight, None)
     return replace(
         row,
         operation=str(task.operation),
-        pattern=pattern_of(weight.parameter),
         kernel=choice.kernel,
         layout=choice.layout,
         values=choice.values,
@@ -224,7 +234,7 @@ def _row(weight: Weight, task: Task, choice: Choice, output: Tensor) -> LayerPla
 def dense_row(weight: Weight, reason: str | None) -> LayerPlan:
     """The plan of a weight that stays as it is, for a reason."""
     parameter = weight.parameter.detach()
-    present = int((parameter != 0).sum())
+    present = int(torch.count_nonzero(parameter))
     size = parameter.numel() * parameter.element_size()
     return LayerPlan(
         layer=weight.name,

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..core import Packed
 from ..errors import KernelError
+from ..keeping import all_finite
 from ..layouts import FP32, LAYOUTS, pack, rounded
 from . import library
 from .bound import call_on
@@ -220,7 +221,7 @@ def _check_example(operation: Operation, weight: Tensor, example: Tensor) -> Non
             raise KernelError(
                 f"the {what} must be float32 on the CPU; got {tensor.dtype} on {tensor.device}"
             )
-        if not bool(torch.isfinite(tensor).all()):
+        if not all_finite(tensor):
             raise KernelError(f"the {what} must be finite: kernels are checked on it")
 
 

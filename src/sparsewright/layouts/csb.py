@@ -216,7 +216,8 @@ def _join(present: Tensor, chunk: int, block: int) -> Pairs:
     blocks, chunks = -(-out // block), -(-width // chunk)
     grid = torch.zeros(blocks * block, chunks * chunk, dtype=torch.bool)
     grid[:out, :width] = present
-    counts = grid.view(blocks, block, chunks, chunk).sum(dim=3).transpose(1, 2)
+    few = grid.view(blocks, block, chunks, chunk).sum(dim=3, dtype=torch.int32)  # faster than int64
+    counts = few.long().transpose(1, 2)
     return Pairs(torch.nn.functional.pad(counts, (0, block % 2)))
 
 
@@ -230,16 +231,19 @@ def _fill(weight: Tensor, chunk: int, block: int) -> Packed:
     begin = torch.empty_like(pairs.counts)
     places = first[..., None] * 2 + torch.arange(2)
     begin.scatter_(2, pairs.rows.flatten(2), places.flatten(2))
-    row, column = present.nonzero(as_tuple=True)
-    at = row * chunks + column // chunk  # ascends: a weight's rank is its distance to the first
-    new = torch.ones(len(row), dtype=torch.bool)
-    new[1:] = at[1:] != at[:-1]
-    heads = new.nonzero()[:, 0]
-    rank = torch.arange(len(row)) - heads[new.cumsum(0) - 1] if len(row) else row
-    slot = begin[row // block, column // chunk, row % block] + 2 * rank
+    # From here on the weights lie by rows, and the cells of a row and a chunk with them.
+    counts, begin = (
+        t.transpose(1, 2)[:, :block].flatten(0, 1)[:out] for t in (pairs.counts, begin)
+    )
+    before = counts.flatten().cumsum(0) - counts.flatten()
+    corner = torch.arange(out)[:, None] * width + torch.arange(chunks) * chunk
+    at = present.flatten().nonzero()[:, 0]
+    place = at - corner.flatten().repeat_interleave(counts.flatten())
+    slot = (begin.flatten() - 2 * before).repeat_interleave(counts.flatten())
+    slot += 2 * torch.arange(len(at))  # its rank in its cell is its rank of all, less those before
     values = torch.zeros(total * 2)
     columns = torch.full((total * 2,), EMPTY, dtype=torch.uint8)
-    values[slot], columns[slot] = weight[present], (column % chunk).to(torch.uint8)
+    values[slot], columns[slot] = weight.flatten()[at], place.to(torch.uint8)
     tensors = {
         "starts": pairs.starts(),
         "pairs": pairs.coded(),
