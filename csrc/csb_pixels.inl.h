@@ -113,26 +113,26 @@ struct Straight {
   int64_t begin, rows;
   bool* done;
 
-  void load(int64_t row, Vec* v) const {
+  [[gnu::always_inline]] void load(int64_t row, Vec* v) const {
     const bool given = tile.bias && row < rows;
     const Vec start = Simd::broadcast(given ? tile.bias[begin + row] : 0.0f);
-    for (int i = 0; i < V; ++i) v[i] = start;
+    each<V>([&](int i) [[gnu::always_inline]] { v[i] = start; });
   }
-  void store(int64_t row, const Vec* v) const {
+  [[gnu::always_inline]] void store(int64_t row, const Vec* v) const {
     if (row >= rows) return;
     done[row] = true;
     const Segment& s = tile.segments[0];
     const int64_t to = (begin + row) * tile.plane + s.to;
     const float* residual = tile.residual ? tile.residual + to : nullptr;
     if (s.count == V * kW) {
-      for (int i = 0; i < V; ++i) {
+      each<V>([&](int i) [[gnu::always_inline]] {
         const Vec sum = residual ? Simd::add(v[i], Simd::load(residual + i * kW)) : v[i];
         Simd::store(tile.y + to + i * kW, kRelu ? Simd::relu(sum) : sum);
-      }
+      });
       return;
     }
     float sums[V * kW];
-    for (int i = 0; i < V; ++i) Simd::store(sums + i * kW, v[i]);
+    each<V>([&](int i) [[gnu::always_inline]] { Simd::store(sums + i * kW, v[i]); });
     finish_row<kRelu>(sums + s.at, residual, tile.y + to, s.count);
   }
 };
