@@ -82,15 +82,18 @@ struct GroupShifts {
 // `count` sums of one row to their place in the output, what is added to it, and ReLU.
 template <bool kRelu>
 void finish_row(const float* sums, const float* residual, float* y, int64_t count) {
-  int64_t i = 0;
-  for (; i + kW <= count; i += kW) {
+  if (count < kW) {
+    for (int64_t i = 0; i < count; ++i) {
+      const float v = residual ? sums[i] + residual[i] : sums[i];
+      y[i] = kRelu && v < 0.0f ? 0.0f : v;
+    }
+    return;
+  }
+  for (int64_t i = 0; i < count; i += kW) {
+    i = least(i, count - kW);  // the last vector, some of it for the second time
     Vec v = Simd::load(sums + i);
     if (residual) v = Simd::add(v, Simd::load(residual + i));
     Simd::store(y + i, kRelu ? Simd::relu(v) : v);
-  }
-  for (; i < count; ++i) {
-    const float v = residual ? sums[i] + residual[i] : sums[i];
-    y[i] = kRelu && v < 0.0f ? 0.0f : v;
   }
 }
 
