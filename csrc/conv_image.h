@@ -2,6 +2,7 @@
 // in memory, whatever the stride: positions of like remainder by the stride lie in a plane of their
 // own. The planes of a 1x1 convolution are those of the image as it is.
 #pragma once
+#include <cstring>
 #include <vector>
 
 #include "conv.h"
@@ -52,32 +53,62 @@ inline Image image_of(const Axis& h, const Axis& w, int64_t channels, int64_t gr
   return i;
 }
 
-// The planes of one channel of x (rows of `h.size` by `w.size`).
-inline void lay_out(const Kernels& k, const Image& i, const float* x, float* planes) {
-  for (int64_t a = 0; a < i.h.phases(); ++a) {
-    for (int64_t b = 0; b < i.w.phases(); ++b, planes += i.plane) {
-      std::fill_n(planes, i.plane, 0.0f);
-      // Rows and columns of the plane that lie inside the image.
-      const auto first = [](const Axis& axis, int64_t phase) {
-        return std::max<int64_t>(0, ceil_div(axis.padding - phase, axis.stride));
-      };
-      const auto last = [](const Axis& axis, int64_t phase) {
-        return std::min(axis.rows(), ceil_div(axis.size + axis.padding - phase, axis.stride));
-      };
-      const int64_t from = first(i.w, b), to = last(i.w, b);
-      for (int64_t r = first(i.h, a); r < last(i.h, a); ++r) {
-        const float* row = x + (r * i.h.stride + a - i.h.padding) * i.w.size + b - i.w.padding;
-        float* out = planes + r * i.step;
-        if (i.w.stride == 1) {
-          if (from < to) std::copy(row + from, row + to, out + from);
-        } else if (i.w.stride == 2) {
-          if (from < to) k.every_second(row + 2 * from, to - from, out + from);
-        } else {
-          for (int64_t c = from; c < to; ++c) out[c] = row[c * i.w.stride];
-        }
-      }
-    }
+// Rows of an image are short: a call of memmove would cost more than the copy.
+inline void copy_row(const float* from, int64_t count, float* to) {
+  constexpr int64_t kPart = 8;
+  if (count < kPart) {
+    for (int64_t i = 0; i < count; ++i) to[i] = from[i];
+    return;
   }
+  for (int64_t i = 0; i < count; i += kPart) {
+    i = std::min(i, count - kPart);  // the last part, some of it for the second time
+    std::memcpy(to + i, from + i, kPart * sizeof(float));
+  }
+}
+
+// Between two rows mostly one float, less than the call of memset that a plain loop would become.
+inline void zero_gap(float* from, const float* to) {
+  for (; from < to; ++from) {
+    *from = 0.0f;
+    __asm__("" : "+r"(from));
+  }
+}
+
+// Every `stride`-th float of a row.
+inline void copy_strided(const Kernels& k, const float* from, int64_t stride, int64_t count,
+                         float* to) {
+  if (stride == 1) return copy_row(from, count, to);
+  if (stride == 2) return k.every_second(from, count, to);
+  for (int64_t i = 0; i < count; ++i) to[i] = from[i * stride];
+}
+
+// One plane of a channel of x (rows of `h.size` by `w.size`): positions of the remainders a and b.
+inline void lay_plane(const Kernels& k, const Image& i, const float* x, int64_t a, int64_t b,
+                      float* plane) {
+  // Rows and columns of the plane that lie inside the image.
+  const auto first = [](const Axis& axis, int64_t phase) {
+    return std::max<int64_t>(0, ceil_div(axis.padding - phase, axis.stride));
+  };
+  const auto last = [](const Axis& axis, int64_t phase) {
+    return std::min(axis.rows(), ceil_div(axis.size + axis.padding - phase, axis.stride));
+  };
+  const int64_t from = first(i.w, b), count = last(i.w, b) - from, end = last(i.h, a);
+  float* zeros = plane;  // what is not copied
+  for (int64_t r = first(i.h, a); count > 0 && r < end; ++r) {
+    const int64_t row = r * i.h.stride + a - i.h.padding;
+    const int64_t column = from * i.w.stride + b - i.w.padding;
+    float* out = plane + r * i.step + from;
+    zero_gap(zeros, out);
+    copy_strided(k, x + row * i.w.size + column, i.w.stride, count, out);
+    zeros = out + count;
+  }
+  std::fill(zeros, plane + i.plane, 0.0f);
+}
+
+// The planes of one channel of x.
+inline void lay_out(const Kernels& k, const Image& i, const float* x, float* planes) {
+  for (int64_t a = 0; a < i.h.phases(); ++a)
+    for (int64_t b = 0; b < i.w.phases(); ++b, planes += i.plane) lay_plane(k, i, x, a, b, planes);
 }
 
 // All channels of some images; the planes of the next one begin `laid` further on.

@@ -26,33 +26,38 @@ struct Columns {
 template <int V>
 struct Waiting {
   float* sums;
-  void load(int64_t row, Vec* v) const {
-    for (int i = 0; i < V; ++i) v[i] = Simd::load(sums + (row * V + i) * kW);
+  [[gnu::always_inline]] void load(int64_t row, Vec* v) const {
+    const float* from = sums + row * (V * kW);
+    each<V>([&](int i) [[gnu::always_inline]] { v[i] = Simd::load(from + i * kW); });
   }
-  void store(int64_t row, const Vec* v) const {
-    for (int i = 0; i < V; ++i) Simd::store(sums + (row * V + i) * kW, v[i]);
+  [[gnu::always_inline]] void store(int64_t row, const Vec* v) const {
+    float* to = sums + row * (V * kW);
+    each<V>([&](int i) [[gnu::always_inline]] { Simd::store(to + i * kW, v[i]); });
   }
 };
 
 static_assert(std::endian::native == std::endian::little);  // the first of four places comes last
 
 template <int V>
-void add(Vec* sums, Vec value, const float* x) {
+[[gnu::always_inline]] inline void add(Vec* sums, Vec value, const float* x) {
   if constexpr (V >= 4) __asm__("" : "+r"(x));  // an index beside the base would cost each load
-  for (int v = 0; v < V; ++v) sums[v] = Simd::fma(value, Simd::load(x + v * kW), sums[v]);
+  each<V>([&](int v) [[gnu::always_inline]] {
+    sums[v] = Simd::fma(value, Simd::load(x + v * kW), sums[v]);
+  });
 }
 
 // Two rows, `steps` weights of each, an even number.
 template <int V, class T, class Where, class Rows>
-void csb_pair(const T* values, const uint8_t* places, int64_t steps, const Where& where,
-              const Rows& rows, int64_t row_a, int64_t row_b) {
+[[gnu::always_inline]] inline void csb_pair(const T* values, const uint8_t* places, int64_t steps,
+                                            const Where& where, const Rows& rows, int64_t row_a,
+                                            int64_t row_b) {
   // Narrow sums would wait for each other's fma: then every second step has sums of its own.
   constexpr int kSets = V <= 2 ? 2 : 1;
   Vec a[kSets][V], b[kSets][V];
   rows.load(row_a, a[0]);
   rows.load(row_b, b[0]);
   if constexpr (kSets == 2)
-    for (int v = 0; v < V; ++v) a[1][v] = b[1][v] = Simd::zero();
+    each<V>([&](int v) [[gnu::always_inline]] { a[1][v] = b[1][v] = Simd::zero(); });
   for (int64_t i = 0; i < steps; i += 2) {
     const Simd::Four w = Simd::four(values + 2 * i);
     uint32_t four;  // places, by one load
@@ -63,23 +68,26 @@ void csb_pair(const T* values, const uint8_t* places, int64_t steps, const Where
     add<V>(b[kSets - 1], Simd::spread4<3>(w), where.b(four >> 24));
   }
   if constexpr (kSets == 2) {
-    for (int v = 0; v < V; ++v) {
+    each<V>([&](int v) [[gnu::always_inline]] {
       a[0][v] = Simd::add(a[0][v], a[1][v]);
       b[0][v] = Simd::add(b[0][v], b[1][v]);
-    }
+    });
   }
   rows.store(row_a, a[0]);
   rows.store(row_b, b[0]);
 }
 
-// Those rows of a block that have weights in a chunk.
+// Those rows of a block that have weights in a chunk. By value and not inlined: no store of a sum
+// may change where the others lie, so nothing of it is read again.
 template <int V, class T, class Where, class Rows>
-void csb_chunk(const Csb& w, int64_t block, int64_t chunk, const Where& where, const Rows& rows) {
+[[gnu::noinline]] void csb_chunk(const Csb& w, int64_t block, int64_t chunk, Where where,
+                                 Rows rows) {
   const int32_t* start = w.starts + 2 * (block * w.chunks + chunk);
   const T* values = values_of<T>(w.values) + 2 * int64_t{start[1]};
   const uint8_t* places = w.columns + 2 * int64_t{start[1]};
-  for (int64_t i = start[0]; i < start[2]; ++i) {
-    const uint32_t pair = static_cast<uint32_t>(w.pairs[i]);
+  const int32_t* const end = w.pairs + start[2];
+  for (const int32_t* p = w.pairs + start[0]; p < end; ++p) {
+    const uint32_t pair = static_cast<uint32_t>(*p);
     const int64_t steps = pair >> 16;
     const uint32_t a = pair & 255, b = pair >> 8 & 255;
     csb_pair<V>(values, places, steps, where.of(a, b), rows, a, b);

@@ -43,14 +43,20 @@ void lay_columns(const float* x, const int64_t* shifts, int64_t columns, int64_t
   }
 }
 
+// Those of one chunk, and the zeros of its padding.
+void lay_chunk(const Csb& w, int64_t chunk, const float* x, const int64_t* shifts, int64_t count,
+               int64_t width, float* tile) {
+  lay_columns(x, shifts + chunk * kPlaces, least(w.chunk, w.in - chunk * w.chunk), count, width,
+              tile);
+  for (int64_t i = 0; i < width; ++i) tile[(kPlaces - 1) * width + i] = 0.0f;
+}
+
 // The activations of a tile that lie at `shifts` from x -> beside each other, as those of a Tile;
 // of each column there are `count`, the rest is zero.
 void lay_tile(const Csb& w, const float* x, const int64_t* shifts, int64_t count, int64_t width,
               float* tile) {
-  for (int64_t c = 0; c < w.chunks; ++c, shifts += kPlaces, tile += kPlaces * width) {
-    lay_columns(x, shifts, least(w.chunk, w.in - c * w.chunk), count, width, tile);
-    for (int64_t i = 0; i < width; ++i) tile[(kPlaces - 1) * width + i] = 0.0f;
-  }
+  for (int64_t c = 0; c < w.chunks; ++c)
+    lay_chunk(w, c, x, shifts, count, width, tile + c * kPlaces * width);
 }
 
 // Where the activations of a place begin, by a table of distances: rows of an image, shifted.
@@ -82,15 +88,18 @@ struct GroupShifts {
 // `count` sums of one row to their place in the output, what is added to it, and ReLU.
 template <bool kRelu>
 void finish_row(const float* sums, const float* residual, float* y, int64_t count) {
-  int64_t i = 0;
-  for (; i + kW <= count; i += kW) {
+  if (count < kW) {
+    for (int64_t i = 0; i < count; ++i) {
+      const float v = residual ? sums[i] + residual[i] : sums[i];
+      y[i] = kRelu && v < 0.0f ? 0.0f : v;
+    }
+    return;
+  }
+  for (int64_t i = 0; i < count; i += kW) {
+    i = least(i, count - kW);  // the last vector, some of it for the second time
     Vec v = Simd::load(sums + i);
     if (residual) v = Simd::add(v, Simd::load(residual + i));
     Simd::store(y + i, kRelu ? Simd::relu(v) : v);
-  }
-  for (; i < count; ++i) {
-    const float v = residual ? sums[i] + residual[i] : sums[i];
-    y[i] = kRelu && v < 0.0f ? 0.0f : v;
   }
 }
 
@@ -113,26 +122,26 @@ struct Straight {
   int64_t begin, rows;
   bool* done;
 
-  void load(int64_t row, Vec* v) const {
+  [[gnu::always_inline]] void load(int64_t row, Vec* v) const {
     const bool given = tile.bias && row < rows;
     const Vec start = Simd::broadcast(given ? tile.bias[begin + row] : 0.0f);
-    for (int i = 0; i < V; ++i) v[i] = start;
+    each<V>([&](int i) [[gnu::always_inline]] { v[i] = start; });
   }
-  void store(int64_t row, const Vec* v) const {
+  [[gnu::always_inline]] void store(int64_t row, const Vec* v) const {
     if (row >= rows) return;
     done[row] = true;
     const Segment& s = tile.segments[0];
     const int64_t to = (begin + row) * tile.plane + s.to;
     const float* residual = tile.residual ? tile.residual + to : nullptr;
     if (s.count == V * kW) {
-      for (int i = 0; i < V; ++i) {
+      each<V>([&](int i) [[gnu::always_inline]] {
         const Vec sum = residual ? Simd::add(v[i], Simd::load(residual + i * kW)) : v[i];
         Simd::store(tile.y + to + i * kW, kRelu ? Simd::relu(sum) : sum);
-      }
+      });
       return;
     }
     float sums[V * kW];
-    for (int i = 0; i < V; ++i) Simd::store(sums + i * kW, v[i]);
+    each<V>([&](int i) [[gnu::always_inline]] { Simd::store(sums + i * kW, v[i]); });
     finish_row<kRelu>(sums + s.at, residual, tile.y + to, s.count);
   }
 };
@@ -151,37 +160,71 @@ void csb_straight(const Csb& w, const Pixels& tile, int64_t block, const Where& 
   }
 }
 
-template <int V, class Where>
-void csb_pixels_of(const Csb& w, const Pixels& tile, int64_t block, const Where& where) {
-  const bool plain = tile.activation == Activation::kNone;
-  const bool relu = tile.activation == Activation::kRelu;
-  const bool straight = w.chunks == 1 && tile.segment_count == 1;
-  if (straight && w.values.number == Number::kFloat && (plain || relu))
-    return relu ? csb_straight<V, true>(w, tile, block, where)
-                : csb_straight<V, false>(w, tile, block, where);
-  alignas(64) float sums[(kMaxBlock + 1) * V * kW];
+// The sums of a block's rows to their places in the output, and what follows.
+void finish_pixels(float* sums, const Csb& w, const Pixels& tile, int64_t block) {
   const int64_t begin = block * w.block, end = least(w.out, begin + w.block);
-  begin_csb(sums, w, tile.bias, tile.width, begin, end);
-  csb_block<V>(w, block, where, sums);
   scale_block(sums, w.values, tile.bias, tile.width, begin, end);
-  if (relu) return finish_rows<true>(sums, tile, begin, end);
-  if (plain) return finish_rows<false>(sums, tile, begin, end);
+  if (tile.activation == Activation::kRelu) return finish_rows<true>(sums, tile, begin, end);
   finish_rows<false>(sums, tile, begin, end);
+  if (tile.activation == Activation::kNone) return;
   for (int64_t row = begin; row < end; ++row)
     for (const Segment* s = tile.segments; s < tile.segments + tile.segment_count; ++s)
       activate(tile.y + row * tile.plane + s->to, s->count, tile.activation);
 }
 
-template <int V>
-void csb_pixels_wide(const Csb& w, const Pixels& tile, int64_t block) {
-  if (tile.rows)
-    return csb_pixels_of<V>(w, tile, block, GroupShifts{tile.x, tile.shifts, tile.rows});
-  if (tile.shifts) return csb_pixels_of<V>(w, tile, block, Shifts{tile.x, tile.shifts});
-  csb_pixels_of<V>(w, tile, block, Columns<V>{tile.x});
+// f(where the activations of a chunk begin)
+template <int V, class F>
+void by_where(const Pixels& tile, int64_t chunk, const F& f) {
+  if (tile.laid) return f(Columns<V>{tile.laid});
+  if (tile.rows) return f(GroupShifts{tile.x, tile.shifts, tile.rows}.chunk(chunk));
+  f(Shifts{tile.x, tile.shifts}.chunk(chunk));
 }
 
-void csb_pixels(const Csb& w, const Pixels& tile, int64_t block) {
-  by_vectors<kPixelVectors>(tile.width / kW, [&]<int V>() { csb_pixels_wide<V>(w, tile, block); });
+template <int V>
+void csb_straight_blocks(const Csb& w, const Pixels& tile, int64_t begin, int64_t end) {
+  by_where<V>(tile, 0, [&](const auto& where) {
+    for (int64_t block = begin; block < end; ++block) {
+      if (tile.activation == Activation::kRelu)
+        csb_straight<V, true>(w, tile, block, where);
+      else
+        csb_straight<V, false>(w, tile, block, where);
+    }
+  });
+}
+
+// A chunk for all blocks before the next one: its activations are laid into the nearest cache and
+// used there.
+template <int V>
+void csb_waiting_blocks(const Csb& w, const Pixels& tile, int64_t begin, int64_t end) {
+  const int64_t step = (w.block + 1) * tile.width;
+  const auto sums = [&](int64_t block) { return tile.sums + (block - begin) * step; };
+  for (int64_t block = begin; block < end; ++block)
+    begin_csb(sums(block), w, tile.bias, tile.width, block * w.block,
+              least(w.out, (block + 1) * w.block));
+  by_number(w.values, [&]<class T>() {
+    for (int64_t c = 0; c < w.chunks; ++c) {
+      if (tile.laid) lay_chunk(w, c, tile.x, tile.shifts, tile.count, tile.width, tile.laid);
+      by_where<V>(tile, c, [&](const auto& where) {
+        for (int64_t block = begin; block < end; ++block)
+          csb_chunk<V, T>(w, block, c, where, Waiting<V>{sums(block)});
+      });
+    }
+  });
+  for (int64_t block = begin; block < end; ++block) finish_pixels(sums(block), w, tile, block);
+}
+
+// Whether the sums of a tile need not wait in memory, for other chunks or to be cut.
+bool is_straight(const Csb& w, const Pixels& tile) {
+  const bool usual = tile.activation == Activation::kNone || tile.activation == Activation::kRelu;
+  return usual && w.chunks == 1 && tile.segment_count == 1 && w.values.number == Number::kFloat;
+}
+
+void csb_pixels(const Csb& w, const Pixels& tile, int64_t begin, int64_t end) {
+  by_vectors<kPixelVectors>(tile.width / kW, [&]<int V>() {
+    if (!is_straight(w, tile)) return csb_waiting_blocks<V>(w, tile, begin, end);
+    if (tile.laid) lay_chunk(w, 0, tile.x, tile.shifts, tile.count, tile.width, tile.laid);
+    csb_straight_blocks<V>(w, tile, begin, end);
+  });
 }
 
 }  // namespace

@@ -113,13 +113,13 @@ struct Segment {
   int64_t at, count, to;  // place in the tile, length, place in an output plane
 };
 
-// A tile of positions of one image's output. Without `shifts` x is laid out as that of a Tile;
-// else the activation of column c's weight at a position is `shifts` further on (layout csb:
-// kPlaces of them for every chunk, the last leads to zeros).
+// A tile of positions of one image's output. The activation of column c's weight at a position lies
+// `shifts` further on (layout csb: kPlaces of them for every chunk, the last leads to zeros).
 struct Pixels {
   const float* x;
   const int64_t* shifts;
-  int64_t width;  // a multiple of the vector width, at most kernels.pixels
+  int64_t count;  // positions; beyond them x is not read where the activations are laid together
+  int64_t width;  // count, or more: a multiple of the vector width, at most kernels.pixels
   const Segment* segments;
   int64_t segment_count;
   float* y;  // the image's output, one plane after the other; and what is added to it, or null
@@ -130,6 +130,10 @@ struct Pixels {
   // Convolutions in groups: how much further on the shifts of each of the block's rows lie, and of
   // the row that stands for none. Null: all rows have the same.
   const int64_t* rows;
+  // Where the activations of a chunk are laid together before the blocks use them, kPlaces *
+  // width floats, or null: they are used where they lie.
+  float* laid;
+  float* sums;  // (w.block + 1) * width floats for each block
 };
 
 // A convolution of planes, each with one kernel of weights of its own (depthwise).
@@ -216,7 +220,8 @@ struct Kernels {
   void (*every_second)(const float* x, int64_t count, float* out);
   void (*lay_tile)(const Csb&, const float* x, const int64_t* shifts, int64_t count, int64_t width,
                    float* tile);
-  void (*csb_pixels)(const Csb&, const Pixels&, int64_t block);
+  // Blocks [begin, end) of one tile.
+  void (*csb_pixels)(const Csb&, const Pixels&, int64_t begin, int64_t end);
   // Strips [begin, end), at most kBlockStrips: of rows of the batch where they lie, of a tile.
   int64_t block_lanes_batch;  // largest batch for which block_lanes is ahead of the tiles; half
                               // of it where strips have fewer rows than a vector has floats

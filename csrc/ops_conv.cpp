@@ -1,8 +1,9 @@
 // Convolutions with weights in layout csb, without im2col: every weight multiplies a shifted row of
 // the image (Park et al. 2017; Elsen et al. 2020).
 //
-// Where many weights use them, the activations of a tile are copied together: channels lie in as
-// many pages.
+// Where many weights use them, the activations of a tile are laid together, a chunk at a time: so
+// they stay in the nearest cache, and every load of them is aligned. One at an odd place takes two
+// lines of the cache, which with vectors of a line's length is every load of a shifted row.
 #include <array>
 #include <vector>
 
@@ -11,11 +12,13 @@
 namespace sparsewright {
 namespace {
 
-constexpr int64_t kTileBytes = 40 * 1024;  // activations of a chunk in a tile
-constexpr int64_t kTogether = 16;          // weights of a column that pay for copying it
+constexpr int64_t kTileBytes = 40 * 1024;   // activations of a chunk in a tile
+constexpr int64_t kTogether = 10;           // weights of a column that pay for laying it
+constexpr int64_t kSumsBytes = 512 * 1024;  // sums of blocks that use a laid chunk in turn
 
-// Vectors of the widest tile: as many as leave the activations of a chunk in the nearest cache.
-int64_t most_vectors(const Csb& w, const Kernels& k) {
+// Vectors of the widest tile: as many as leave a chunk's laid activations in the nearest cache.
+int64_t most_vectors(const Csb& w, const Kernels& k, bool together) {
+  if (!together) return k.pixels / k.width;
   const int64_t column = k.width * 4 * std::max<int64_t>(std::min(w.chunk, w.in), 1);
   return std::clamp<int64_t>(kTileBytes / column, 1, k.pixels / k.width);
 }
@@ -51,11 +54,11 @@ Tensor csb_conv2d(const Tensor& input, const Tensor& starts, const Tensor& pairs
 
   const Image image = image_of(h, w, channels, groups);
   const int64_t positions = image.positions(), out_plane = shape[2] * shape[3];
-  const Tiles tiles(positions, k.width, most_vectors(weight, k));
-  const int64_t items = tiles.count * weight.blocks;
   const int64_t steps = values.size(0) * 2;
-  // Copied together tile by tile, the activations of few weights would cost more than they bring.
+  // Laid together tile by tile, the activations of few weights would cost more than they bring.
   const bool together = image.own || (groups == 1 && steps >= kTogether * weight.in);
+  const Tiles tiles(positions, k.width, most_vectors(weight, k, together));
+  const int64_t items = tiles.count * weight.blocks;
   const int64_t laid = image.own ? 0 : image.planes * image.plane + kSlack;
   const int64_t turn = image.own ? batch : std::clamp<int64_t>(kImageFloats / laid, 1, batch);
   const int64_t zeros = together ? 0 : ceil_div(positions + kSlack, 16) * 16;
@@ -75,6 +78,11 @@ Tensor csb_conv2d(const Tensor& input, const Tensor& starts, const Tensor& pairs
     fill_shifts(image, g * depth, (g + 1) * depth, weight.chunk, shifts + g * group_shifts);
   const std::vector<int64_t> rows = rows_of_blocks(weight, groups, group_shifts);
 
+  // Of the blocks that take a laid chunk in turn, the sums stay in the second cache.
+  const int64_t sums_of = (weight.block + 1) * tiles.width(0);
+  const int64_t at_once =
+      together ? std::clamp<int64_t>(kSumsBytes / 4 / sums_of, 1, weight.blocks) : 1;
+  const int64_t own = at_once * sums_of + (together ? kPlaces * k.pixels : 0);
   const int64_t per_item = std::max<int64_t>(
       (steps + out_features) / weight.blocks * ceil_div(positions, k.width) / tiles.count, 1);
   for (int64_t first = 0; first < batch; first += turn) {
@@ -84,34 +92,34 @@ Tensor csb_conv2d(const Tensor& input, const Tensor& starts, const Tensor& pairs
     torch::stable::parallel_for(
         0, images * items, ceil_div(kGrain, per_item), [&](int64_t a, int64_t b) {
           std::vector<int64_t> table_of;  // the table with zeros as seen from an image
-          float* tile_of = together ? scratch<kShare>(weight.chunks * kPlaces * k.pixels) : nullptr;
-          int64_t seen = -1, seen_tile = -1;
-          for (int64_t i = a; i < b; ++i) {
+          float* const laid_chunk = together ? scratch<kShare>(own) : nullptr;
+          float* const sums = together ? laid_chunk + kPlaces * k.pixels : scratch<kShare>(own);
+          int64_t seen = -1;
+          for (int64_t i = a, next; i < b; i = next) {
             const int64_t n = i / items, tile = i % items / weight.blocks, of = i % weight.blocks;
+            const int64_t until = std::min({weight.blocks, of + b - i, of + at_once});
+            next = i + until - of;
             const int64_t begin = tiles.begin(tile), end = tiles.end(tile);
             const int64_t width = tiles.width(tile);
             const float* base =
                 image.own ? from + (first + n) * channels * image.plane : padded + n * laid;
-            if (together && (n != seen || tile != seen_tile)) {
-              // Nothing beyond x is read.
-              const int64_t count = image.own ? end - begin : width;
-              k.lay_tile(weight, base + begin, shifts, count, width, tile_of);
-            } else if (!together && n != seen) {
+            if (!together && n != seen) {
               table_of.assign(shifts, shifts + table / 2);
               for (int64_t g = 0; g < groups; ++g)
                 for (int64_t c = 0; c < weight.chunks; ++c)
                   table_of[g * group_shifts + c * kPlaces + kPlaces - 1] = zero - base;
             }
-            seen = n, seen_tile = tile;
+            seen = n;
             std::array<Segment, kMostSegments> segments;
             const int64_t count = segments_of(image, begin, end, begin, segments.data());
             const int64_t image_out = (first + n) * out_features * out_plane;
-            k.csb_pixels(weight,
-                         {together ? tile_of : base + begin, together ? nullptr : table_of.data(),
-                          width, segments.data(), count, y + image_out,
-                          more ? more + image_out : nullptr, out_plane, bias_data, then,
-                          rows.empty() ? nullptr : rows.data() + of * (weight.block + 1)},
-                         of);
+            k.csb_pixels(
+                weight,
+                {base + begin, together ? shifts : table_of.data(), image.own ? end - begin : width,
+                 width, segments.data(), count, y + image_out, more ? more + image_out : nullptr,
+                 out_plane, bias_data, then,
+                 rows.empty() ? nullptr : rows.data() + of * (weight.block + 1), laid_chunk, sums},
+                of, until);
           }
         });
   }

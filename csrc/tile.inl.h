@@ -59,6 +59,14 @@ void by_vectors(int64_t vectors, const F& f) {
   f.template operator()<kMost>();
 }
 
+// f(0), f(1), ... f(N - 1), written out: sums in an array whose places are known stay in registers,
+// where GCC copies those that a loop passes over to memory and back, before and after every use.
+template <int N, class F>
+[[gnu::always_inline]] inline void each(const F& f) {
+  if constexpr (N > 1) each<N - 1>(f);
+  f(N - 1);
+}
+
 // y[c * y_step + r] = x[r * x_step + c] for N columns, N = 8 or 16.
 template <int N>
 void transpose_columns(const float* x, int64_t x_step, int64_t rows, float* y, int64_t y_step) {
