@@ -14,6 +14,7 @@ namespace {
 
 constexpr int64_t kTileBytes = 40 * 1024;   // activations of a chunk in a tile
 constexpr int64_t kTogether = 10;           // weights of a column that pay for laying it
+constexpr int64_t kWide = 8;                // floats of a vector whose odd places cost
 constexpr int64_t kSumsBytes = 512 * 1024;  // sums of blocks that use a laid chunk in turn
 
 // Vectors of the widest tile: as many as leave a chunk's laid activations in the nearest cache.
@@ -55,8 +56,10 @@ Tensor csb_conv2d(const Tensor& input, const Tensor& starts, const Tensor& pairs
   const Image image = image_of(h, w, channels, groups);
   const int64_t positions = image.positions(), out_plane = shape[2] * shape[3];
   const int64_t steps = values.size(0) * 2;
-  // Laid together tile by tile, the activations of few weights would cost more than they bring.
-  const bool together = image.own || (groups == 1 && steps >= kTogether * weight.in);
+  // Laid together tile by tile, the activations of few weights would cost more than they bring, and
+  // so would those of short vectors, few of which take two lines.
+  const bool pays = k.width >= kWide && groups == 1 && steps >= kTogether * weight.in;
+  const bool together = image.own || pays;
   const Tiles tiles(positions, k.width, most_vectors(weight, k, together));
   const int64_t items = tiles.count * weight.blocks;
   const int64_t laid = image.own ? 0 : image.planes * image.plane + kSlack;
