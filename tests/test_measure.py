@@ -191,3 +191,13 @@ def test_a_rate_is_not_that_of_threads_that_start():
         return rounds
 
     assert _rate(work, seconds=0.0) > 5000  # a stalled call does 1 in 5 ms: 200
+
+
+def test_a_rate_is_not_that_of_stalls_that_happen_to_grow():
+    stalls = iter([0.004] * 3 + [0.008] * 3 + [0.004] * 20)
+
+    def work(rounds):
+        time.sleep(next(stalls, 0.0) + rounds * 1e-5)
+        return rounds
+
+    assert _rate(work, seconds=0.0) > 5000

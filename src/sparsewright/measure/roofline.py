@@ -91,15 +91,16 @@ def _rate(work: Work, seconds: float) -> float:
 
 
 def _enough(work: Work) -> int:
-    """Rounds that are long enough to be believed: twice as many take longer by half at least.
+    """Rounds that are long enough to be believed: twice as many take longer by half at least, and
+    so do twice as many of these.
 
-    Else what is timed is a stall of the threads: that of a pool that starts lasts some calls.
+    Else what is timed is a stall of the threads: that of a pool that starts lasts some calls, and
+    on a machine that others share it lasts as long as they like.
     """
-    rounds, taken = 1, _least(work, 1)
-    while taken < ENOUGH:
+    rounds, taken, grown = 1, _least(work, 1), 0
+    while taken < ENOUGH and grown < 2:
         twice = _least(work, 2 * rounds)
-        if taken >= SAMPLE and twice >= 1.5 * taken:
-            break
+        grown = grown + 1 if taken >= SAMPLE and twice >= 1.5 * taken else 0
         rounds, taken = 2 * rounds, twice
     return rounds
 
