@@ -150,6 +150,7 @@ FLOORS = {
             "arguments",
             "exchange",
             "freed",
+            "switches",
             "kept",
             "keeping",
         ),

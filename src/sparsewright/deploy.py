@@ -94,11 +94,11 @@ class Deployed(nn.Module):
         model is called on x.t(). KernelError if x is no tensor of two dimensions.
 
         >>> import sparsewright as sw
-        >>> model = nn.Linear(64, 32)
+        >>> model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
         >>> _ = sw.prune(model, sparsity=0.9)
         >>> fast = sw.deploy(model, torch.randn(16, 64), seconds=0)
         >>> fast.transposed(torch.randn(64, 16)).shape
-        torch.Size([32, 16])
+        torch.Size([10, 16])
         """
         if not isinstance(x, Tensor) or x.dim() != 2:
             raise KernelError(f"transposed takes x of shape (in_features, batch); got {told(x)}")
