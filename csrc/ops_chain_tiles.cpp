@@ -7,8 +7,6 @@ namespace sparsewright {
 namespace {
 
 constexpr int64_t kFetchCost = 20;  // of a vector that another thread has written; as kLayingCost
-// Floats of a tile beyond which its vectors come from farther away than the rule below counts.
-constexpr int64_t kNearFloats = 128 * 1024;
 // Floats of a tile of x, beyond which the threads of a group lay it together; below each of them
 // lays it for itself, which takes less time than to wait for the others and fetch their parts.
 constexpr int64_t kOwnFloats = 64 * 1024;

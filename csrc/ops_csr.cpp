@@ -32,7 +32,6 @@ void csr_small(const Kernels& k, const Csr& w, const Linear& l, std::atomic<bool
 // registers hold sums of, if so much of x fits a near cache; by threads that share rows of the
 // weight.
 void csr_across(const Kernels& k, const Csr& w, const Linear& l, std::atomic<bool>& fits) {
-  constexpr int64_t kNearFloats = 128 * 1024;
   int64_t widest = k.across_tile;
   while (widest > 4 * k.width && widest * l.in > kNearFloats) widest /= 2;
   const int64_t work = (w.nnz + w.out) * (l.batch / k.width);

@@ -9,6 +9,9 @@ namespace sparsewright {
 // validated (x narrower than the weight, inside its last chunk) still reads memory of ours.
 inline constexpr int64_t kBeyond = 256;
 
+// Floats of a tile beyond which its vectors come from farther away than a near cache.
+inline constexpr int64_t kNearFloats = 128 * 1024;
+
 // How the columns of the activations lie in a tile: `piece` after `piece`, each `stride` columns
 // after the one before. Zeros lie at column `zero` of every piece, where it has one, and at `end`.
 struct Stored {

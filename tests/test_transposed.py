@@ -6,10 +6,11 @@ import copy
 from itertools import pairwise
 
 import pytest
+import test_chain
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_chain_batches import BATCHES, LAYOUTS, WIDTHS, random
+from test_chain_batches import BATCHES, LAYOUTS, WIDTHS, present, random
 from torch import Tensor, nn
 
 import sparsewright as sw
@@ -32,19 +33,13 @@ def product(
     biased: bool = True,
     density: float = 0.3,
 ) -> Call:
-    kernel, layout = KERNELS[name], name.partition(".")[0]
-    if layout == "nm":
-        places = torch.rand(out, -(-width // 8), 8).argsort(-1)
-        present = (places < round(8 * density)).flatten(1)[:, :width]
-    elif layout == "block":
-        present = (torch.rand(-(-out // 4), width) < density).repeat_interleave(4, 0)[:out]
+    layout = name.partition(".")[0]
+    if layout == "block":
+        kept = (torch.rand(-(-out // 4), width) < density).repeat_interleave(4, 0)[:out]
     else:
-        present = torch.rand(out, width) < density
-    weight = torch.randn(out, width) * present
-    prepared = kernel.prepare(pack(layout, weight, values), 1)
-    rest = [*prepared.tensors.values(), torch.randn(out) if biased else None, *prepared.numbers]
-    rest[[a.name for a in kernel.op._schema.arguments[1:]].index("activation")] = activation
-    return bind(kernel.op, rest)
+        kept = present(layout, out, width, density)
+    bias = torch.randn(out) if biased else None
+    return test_chain.product(name, torch.randn(out, width) * kept, bias, activation, values)[0]
 
 
 def check(call: Call, x: Tensor) -> None:
