@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..layouts import FP32, VALUES
-from .bench_flags import PAGE, common_flags
+from .bench_flags import PAGE, common_flags, plain_flags, zero_flags
 from .bench_train_cli import add_training
 
 
@@ -51,6 +51,17 @@ def add_bench(commands: Any, command: Callable[..., Any]) -> None:
     _shapes(add, "*", "three shapes; none after the flag: no layer")
     _models(add, "mlp resnet50; none after the flag: no model")
     common_flags(add, threads=(), default="1 2 3 4, then doubled, all")
+    add = command(
+        parts,
+        "deploy",
+        run_deploy,
+        "time deploy itself: the first of a model, and those that find its timings kept",
+        "  sparsewright bench deploy --threads all\n"
+        "  sparsewright bench deploy --model resnet50 --batch 1 16 --rounds 3",
+    )
+    _models(add, None)
+    zero_flags(add)
+    plain_flags(add)
     add_training(parts, command, _written, _settings)
     add = command(
         parts,
@@ -122,6 +133,17 @@ def run_scaling(args: argparse.Namespace) -> None:
     counts = scaling.thread_counts(args.threads)
     words = _passed_on(args)
     _written(args, scaling.run_scaling(parts, counts, words, settings.command, args.out))
+
+
+def run_deploy(args: argparse.Namespace) -> None:
+    from . import bench_deploy as bench
+
+    settings = _settings(args, rounds=bench.ROUNDS, plan_seconds=bench.SECONDS)
+    batches = args.batch or (1,)
+    _written(
+        args,
+        bench.run_deploy(args.model, args.pattern, args.sparsity, batches, settings, args.out),
+    )
 
 
 def _passed_on(args: argparse.Namespace) -> list[str]:

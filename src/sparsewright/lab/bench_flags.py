@@ -14,13 +14,7 @@ PAGE = Path("docs/performance.md")
 
 def common_flags(add: Any, threads: Sequence[int] = (1, 0), default: str = "1 all") -> None:
     """Of the benches that run models: the zeros, the peers, the cells, the run."""
-    add.add_argument(
-        "--pattern",
-        nargs="+",
-        default=["unstructured"],
-        help="such as unstructured 3:32 2:4 fan_in block:16x1",
-    )
-    add.add_argument("--sparsity", nargs="+", type=sparsity, default=[0.9], metavar="S")
+    zero_flags(add)
     add.add_argument("--peers", nargs="*", metavar="NAME", help="these peers only")
     cell_flags(add)
     add.add_argument("--compile", action="store_true", help="also time torch.compile")
@@ -32,6 +26,26 @@ def common_flags(add: Any, threads: Sequence[int] = (1, 0), default: str = "1 al
     )
     add.add_argument("--part", action="store_true", help=argparse.SUPPRESS)  # of `bench scaling`
     run_flags(add, threads, default)
+
+
+def zero_flags(add: Any) -> None:
+    """Where the zeros are, and how many."""
+    add.add_argument(
+        "--pattern",
+        nargs="+",
+        default=["unstructured"],
+        help="such as unstructured 3:32 2:4 fan_in block:16x1",
+    )
+    add.add_argument("--sparsity", nargs="+", type=sparsity, default=[0.9], metavar="S")
+
+
+def plain_flags(add: Any) -> None:
+    """Those of every bench, for one without peers; of all others, what they say if unasked."""
+    unasked = {"peers": None, "only": (), "seconds": 0.0, "compile": True}
+    known = {action.dest for action in add._actions}
+    add.set_defaults(**{name: value for name, value in unasked.items() if name not in known})
+    add.set_defaults(part=False, deepsparse_python=None)
+    run_flags(add)
 
 
 def cell_flags(add: Any) -> None:

@@ -9,21 +9,17 @@ is seen. Nothing is computed from sizes.
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..errors import StateError
 from ..measure.environment import cores
 from .bench_run import Settings, begin, write
-from .bench_scaling import POOLS
 from .bench_table import machine_line, printed_table, took
+from .child import ask
 from .memory_child import WAYS, Asked
 from .tables import show
 
@@ -81,21 +77,8 @@ def _asked(
 
 
 def _measured(asked: Asked) -> dict[str, Any]:
-    """What the process found; StateError, with its last words, if it fails."""
-    environment = {**os.environ, **dict.fromkeys(POOLS, str(asked.threads))}
-    command = [sys.executable, "-m", f"{__package__}.memory_child"]
-    done = subprocess.run(
-        command,
-        input=json.dumps(asdict(asked)),
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
-        raise StateError(f"memory of {asked.way!r} at {asked.sparsity:g}: {last}")
-    return dict(json.loads(done.stdout))
+    about = f"memory of {asked.way!r} at {asked.sparsity:g}"
+    return ask("memory_child", asdict(asked), asked.threads, about)
 
 
 def memory_rows(cells: Iterable[Cell]) -> list[list[str]]:

@@ -15,7 +15,7 @@ from typing import Any
 from ..errors import ConfigError
 from ..files import write_text
 from ..layouts import FP32
-from . import bench_speedup
+from . import bench_deploy, bench_speedup
 from .bench_cell import DENSE, OURS, PEER, best, nearest
 from .bench_run import is_bench, read
 from .bench_table import duration, our_name, roof_line, times, title, zeros
@@ -40,6 +40,9 @@ COLUMNS = (
 )
 SCALING = """Each number of threads was measured in processes of its own. A speed-up is the time of
 a side's fastest way on one thread over that of its fastest way on so many."""
+DEPLOYS = """Seconds that `deploy` takes in a new process, all that it imports included: the first
+finds nothing timed and times every layer, those after it find what the first kept (median, fastest,
+slowest, and seconds of all threads together); last, one more deploy in the same process."""
 LOSSY = """Where the zeros name bf16 or int8, sparsewright's packed weights are rounded to that,
 which loses something, and the floor is of that many bytes; dense ways and peers keep fp32."""
 LEFT = 2  # columns of words; the others are figures
@@ -129,11 +132,19 @@ def _memory(run: Data, heading: str, notes: Sequence[Note]) -> list[str]:
     return memory_lines(run, _table)
 
 
+def _deploys(run: Data, heading: str, notes: Sequence[Note]) -> list[str]:
+    rows = bench_deploy.deploy_rows(run["cells"])
+    table = _table(bench_deploy.COLUMNS, rows, bench_deploy.LEFT)
+    met = [f"- {line[0].upper()}{line[1:]}" for line in bench_deploy.target_lines(run["cells"])]
+    return ["", DEPLOYS, "", *table, "", *met]
+
+
 def _scale(run: Data, heading: str, notes: Sequence[Note]) -> list[str]:
     return scale_lines(run, _table)
 
 
 KINDS = {"layer": ("Layers", _tables), "model": ("Models", _tables)}
+KINDS |= {"deploy": ("Deploying", _deploys)}
 KINDS |= {"scaling": ("Threads", _scaling_table), "train": ("Training", _training)}
 KINDS |= {"memory": ("Memory of training", _memory), "scale": ("Training at scale", _scale)}
 """Kind of a run -> its heading, and what writes its tables."""

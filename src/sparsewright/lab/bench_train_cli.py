@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .bench_flags import cell_flags, run_flags, sparsity
+from .bench_flags import cell_flags, plain_flags, sparsity
 
 Command = Callable[..., Any]
 
@@ -67,7 +67,7 @@ def add_training(parts: Any, command: Command, written: Command, settings: Comma
     add.add_argument("--ways", dest="peers", nargs="+", metavar="NAME", help="these ways only")
     add.add_argument("--sparsity", nargs="+", type=sparsity, metavar="S")
     cell_flags(add)
-    _others(add)
+    plain_flags(add)
     add = command(
         parts,
         "memory",
@@ -77,7 +77,7 @@ def add_training(parts: Any, command: Command, written: Command, settings: Comma
     )
     add.add_argument("--widths", nargs="+", type=_whole, metavar="N", help="of the MLP's layers")
     add.add_argument("--sparsity", nargs="+", type=sparsity, metavar="S")
-    _others(add)
+    plain_flags(add)
     add = command(
         parts,
         "scale",
@@ -96,16 +96,7 @@ def add_training(parts: Any, command: Command, written: Command, settings: Comma
     add.add_argument("--each", type=float, metavar="N", help="weights of a neuron, on average")
     add.add_argument("--steps", type=_whole, help="of the network's training")
     add.add_argument("--every", type=_whole, metavar="N", help="so many steps weights move (SET)")
-    _others(add)
-
-
-def _others(add: Any) -> None:
-    """The flags of every bench; of those that training has no use for, what they say if unasked."""
-    unasked = {"peers": None, "only": (), "seconds": 0.0, "compile": True}
-    known = {action.dest for action in add._actions}
-    add.set_defaults(**{name: value for name, value in unasked.items() if name not in known})
-    add.set_defaults(part=False, deepsparse_python=None)
-    run_flags(add)
+    plain_flags(add)
 
 
 def _whole(text: str) -> int:
