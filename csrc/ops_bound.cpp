@@ -68,8 +68,6 @@ int64_t bind_chain(std::vector<int64_t> numbers, bool one_region) {
   return keep(chain_of(products, one_region));
 }
 
-void unbind(int64_t number) { calls().remove(number); }
-
 int64_t bound_count() { return calls().count(); }
 
 }  // namespace
@@ -78,11 +76,16 @@ int64_t keep(Product product) { return calls().add(std::move(product)); }
 
 }  // namespace sparsewright
 
+// No op: a call is let go whenever Python finds that nobody holds it, be it in the middle of
+// somebody's trace, which would take an op for a part of what it traces.
+extern "C" __attribute__((visibility("default"))) void sparsewright_unbind(int64_t number) {
+  sparsewright::calls().remove(number);
+}
+
 STABLE_TORCH_LIBRARY_FRAGMENT(sparsewright, m) {
   m.def("bound(int number, Tensor x, Tensor? residual=None) -> Tensor");
   m.def("bound_transposed(int number, Tensor x) -> Tensor");
   m.def("bind_chain(int[] numbers, bool one_region) -> int");
-  m.def("unbind(int number) -> ()");
   m.def("bound_count() -> int");
 }
 STABLE_TORCH_LIBRARY_IMPL(sparsewright, CPU, m) {
@@ -91,6 +94,5 @@ STABLE_TORCH_LIBRARY_IMPL(sparsewright, CPU, m) {
 }
 STABLE_TORCH_LIBRARY_IMPL(sparsewright, CompositeExplicitAutograd, m) {
   m.impl("bind_chain", TORCH_BOX(&sparsewright::bind_chain));
-  m.impl("unbind", TORCH_BOX(&sparsewright::unbind));
   m.impl("bound_count", TORCH_BOX(&sparsewright::bound_count));
 }

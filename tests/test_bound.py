@@ -143,6 +143,28 @@ def test_other_ops_are_called_as_they_are():
 
 
 @compiled
+def test_a_call_let_go_in_somebodys_trace_is_no_part_of_it():
+    """Garbage is collected at any time. That was an error in the trace, or a node of it."""
+
+    class Drops(nn.Module):
+        def forward(self, x):
+            calls.clear()
+            return x + 1
+
+    op, x, rest = ready("csr.portable", False, False)
+    count = torch.ops.sparsewright.bound_count
+    gc.collect()
+    before = count()
+    calls = [bind(op, rest)]
+    assert count() == before + 1
+    traced = torch.export.export(Drops(), (x,))
+    assert count() == before
+    assert [str(n.target) for n in traced.graph.nodes if n.op == "call_function"] == [
+        "aten.add.Tensor"
+    ]
+
+
+@compiled
 def test_a_deployed_models_program_binds_and_its_copies_bind_anew():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 36, 8))

@@ -185,14 +185,13 @@ def test_memory_that_held_nan_is_not_read(count):
                 check(calls, torch.randn(batch, 300), exact=False)
 
 
-def test_parts_that_may_not_wait_for_each_other():
+def test_parts_that_may_not_wait_for_each_other(monkeypatch):
     torch.manual_seed(0)
     calls = random(["csr"] * 4, KINDS[-1])
-    number = torch.ops.sparsewright.bind_chain([c.args[0] for c in calls], False)
+    monkeypatch.setattr("sparsewright.kernels.bound._threads_run_at_once", lambda: False)
     x = torch.randn(16, 300)
     with threads(4):
-        assert torch.equal(torch.ops.sparsewright.bound(number, x), one_by_one(calls, x))
-    torch.ops.sparsewright.unbind(number)
+        assert torch.equal(chain(calls)(x), one_by_one(calls, x))
 
 
 def test_layers_too_wide_for_tiles_run_one_by_one():

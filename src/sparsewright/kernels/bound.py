@@ -6,10 +6,11 @@ layers of some thousand weights that took as long as the product itself.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch import Tensor
 from . import library
 
 Call = Callable[..., Tensor]
+Unbind = Callable[[int], None]
 
 
 def bind(op: Callable[..., Any], rest: Sequence[Any]) -> Call:
@@ -47,7 +49,7 @@ def binder_of(op: Callable[..., Any]) -> Callable[..., int] | None:
     if not isinstance(op, torch._ops.OpOverload) or op.namespace != "sparsewright":
         return None
     name = op._schema.name.partition("::")[2]
-    if library.why_not_compiled(name) is not None:
+    if library.why_not_compiled(name) is not None or _unbind() is None:
         return None
     binder = getattr(torch.ops.sparsewright, f"bind_{name}", None)
     return None if binder is None else binder.default
@@ -99,8 +101,18 @@ def _held(number: int) -> Call:
     """The call of that number, let go when nobody holds it any more."""
     # Past the op's wrapper in Python, which only forwards.
     call = _Bound(torch.ops.sparsewright.bound.default._op, number)
-    weakref.finalize(call, torch.ops.sparsewright.unbind.default, number).atexit = False
+    weakref.finalize(call, cast(Unbind, _unbind()), number).atexit = False
     return call
+
+
+@functools.cache
+def _unbind() -> Unbind | None:
+    """What lets go of a call, past torch: garbage is collected at any time, and an op would become
+    part of whatever is traced meanwhile. None where the library is older."""
+    found = getattr(ctypes.CDLL(library.LIBRARY.path), "sparsewright_unbind", None)
+    if found is not None:
+        found.argtypes, found.restype = [ctypes.c_int64], None
+    return found
 
 
 class _Bound(functools.partial[Tensor]):
