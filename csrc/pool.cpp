@@ -50,7 +50,7 @@ class Pool {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (held_ + size <= limit_) {
       try {
-        free_.emplace(size, data);
+        free_.emplace_hint(free_.lower_bound(size), size, data);  // the last one serves first
         held_ += size;
         return;
       } catch (...) {  // no memory for the entry: the block goes back to the system
@@ -68,7 +68,7 @@ class Pool {
 
  private:
   std::mutex mutex_;
-  std::multimap<size_t, void*> free_;
+  std::multimap<size_t, void*> free_;  // of one size, the block that was last in use comes first
   size_t held_ = 0;
   const size_t limit_;
 };
