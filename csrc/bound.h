@@ -26,7 +26,8 @@ struct Product {
 // The product, its call by way of its stage where that serves.
 Product product_of(Bound call, std::shared_ptr<const Stage> stage);
 
-// Keeps a call, and with it the tensors that it holds, until `sparsewright_unbind` is given the same number.
+// Keeps a call, and with it the tensors that it holds, until `sparsewright_unbind` is given the
+// same number.
 int64_t keep(Product product);
 
 // bind: the op's arguments but x -> the number of the call. kResidual: which of these is the

@@ -28,11 +28,11 @@ struct Waiting {
   float* sums;
   [[gnu::always_inline]] void load(int64_t row, Vec* v) const {
     const float* from = sums + row * (V * kW);
-    each<V>([&](int i) [[gnu::always_inline]] { v[i] = Simd::load(from + i * kW); });
+    each<V>([&](int i) SW_INLINED { v[i] = Simd::load(from + i * kW); });
   }
   [[gnu::always_inline]] void store(int64_t row, const Vec* v) const {
     float* to = sums + row * (V * kW);
-    each<V>([&](int i) [[gnu::always_inline]] { Simd::store(to + i * kW, v[i]); });
+    each<V>([&](int i) SW_INLINED { Simd::store(to + i * kW, v[i]); });
   }
 };
 
@@ -41,9 +41,7 @@ static_assert(std::endian::native == std::endian::little);  // the first of four
 template <int V>
 [[gnu::always_inline]] inline void add(Vec* sums, Vec value, const float* x) {
   if constexpr (V >= 4) __asm__("" : "+r"(x));  // an index beside the base would cost each load
-  each<V>([&](int v) [[gnu::always_inline]] {
-    sums[v] = Simd::fma(value, Simd::load(x + v * kW), sums[v]);
-  });
+  each<V>([&](int v) SW_INLINED { sums[v] = Simd::fma(value, Simd::load(x + v * kW), sums[v]); });
 }
 
 // Two rows, `steps` weights of each, an even number.
@@ -56,8 +54,7 @@ template <int V, class T, class Where, class Rows>
   Vec a[kSets][V], b[kSets][V];
   rows.load(row_a, a[0]);
   rows.load(row_b, b[0]);
-  if constexpr (kSets == 2)
-    each<V>([&](int v) [[gnu::always_inline]] { a[1][v] = b[1][v] = Simd::zero(); });
+  if constexpr (kSets == 2) each<V>([&](int v) SW_INLINED { a[1][v] = b[1][v] = Simd::zero(); });
   for (int64_t i = 0; i < steps; i += 2) {
     const Simd::Four w = Simd::four(values + 2 * i);
     uint32_t four;  // places, by one load
@@ -68,7 +65,7 @@ template <int V, class T, class Where, class Rows>
     add<V>(b[kSets - 1], Simd::spread4<3>(w), where.b(four >> 24));
   }
   if constexpr (kSets == 2) {
-    each<V>([&](int v) [[gnu::always_inline]] {
+    each<V>([&](int v) SW_INLINED {
       a[0][v] = Simd::add(a[0][v], a[1][v]);
       b[0][v] = Simd::add(b[0][v], b[1][v]);
     });

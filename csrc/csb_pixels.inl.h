@@ -125,7 +125,7 @@ struct Straight {
   [[gnu::always_inline]] void load(int64_t row, Vec* v) const {
     const bool given = tile.bias && row < rows;
     const Vec start = Simd::broadcast(given ? tile.bias[begin + row] : 0.0f);
-    each<V>([&](int i) [[gnu::always_inline]] { v[i] = start; });
+    each<V>([&](int i) SW_INLINED { v[i] = start; });
   }
   [[gnu::always_inline]] void store(int64_t row, const Vec* v) const {
     if (row >= rows) return;
@@ -134,14 +134,14 @@ struct Straight {
     const int64_t to = (begin + row) * tile.plane + s.to;
     const float* residual = tile.residual ? tile.residual + to : nullptr;
     if (s.count == V * kW) {
-      each<V>([&](int i) [[gnu::always_inline]] {
+      each<V>([&](int i) SW_INLINED {
         const Vec sum = residual ? Simd::add(v[i], Simd::load(residual + i * kW)) : v[i];
         Simd::store(tile.y + to + i * kW, kRelu ? Simd::relu(sum) : sum);
       });
       return;
     }
     float sums[V * kW];
-    each<V>([&](int i) [[gnu::always_inline]] { Simd::store(sums + i * kW, v[i]); });
+    each<V>([&](int i) SW_INLINED { Simd::store(sums + i * kW, v[i]); });
     finish_row<kRelu>(sums + s.at, residual, tile.y + to, s.count);
   }
 };

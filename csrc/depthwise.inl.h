@@ -27,12 +27,12 @@ struct Clamp {
 template <int K, int S, int R, bool M>
 [[gnu::always_inline]] inline void add_row(const float* row, int t, const int32_t* masks,
                                            const Vec* w, Vec (&sums)[R]) {
-  const auto load = [&](int64_t i) [[gnu::always_inline]] {
+  const auto load = [&](int64_t i) SW_INLINED {
     const float* from = row + depthwise_column(i, S, kW);
     if constexpr (M) return Simd::load_some(from, masks + i * kW);
     return Simd::load(from);
   };
-  const auto add = [&](int kx, Vec x) [[gnu::always_inline]] {
+  const auto add = [&](int kx, Vec x) SW_INLINED {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const int ky = t - r * S;

@@ -3,6 +3,10 @@
 #pragma once
 #include <cstdint>
 
+// After the arguments of a lambda, which is then always inlined. GCC takes [[gnu::always_inline]]
+// there without a word and without heed.
+#define SW_INLINED __attribute__((always_inline))
+
 namespace sparsewright {
 
 // What a kernel applies to its sums before it stores them.
