@@ -172,6 +172,12 @@ constexpr int64_t depthwise_column(int64_t load, int64_t stride, int64_t width) 
   return stride == 1 ? load : load / 2 * 2 + load % 2 * width;
 }
 
+// Max pooling of planes.
+struct Pool {
+  int64_t height, width, out_height, out_width;
+  int64_t kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w;
+};
+
 constexpr int kLanes = 16;     // rows side by side in layout nm
 constexpr int kTable = 32;     // columns that the register look-up can hold
 constexpr int kRowBlock = 64;  // output rows that one work item of the tiled kernels computes
@@ -236,6 +242,9 @@ struct Kernels {
   // One plane of x times (kernel_h, kernel_w) weights, plus residual if it is not null.
   void (*depthwise)(const Planes&, const float* x, const float* weights, float bias,
                     const float* residual, float* y, float* band);
+  // The maxima of one plane's windows. row: its width, padding, and what vectors read beyond, all
+  // of it the least of numbers; the padding stays so.
+  void (*max_pool)(const Pool&, const float* x, float* y, float* row);
   void (*activate)(float* y, int64_t n, Activation);
   void (*zero_where)(const float* from, const uint8_t* where, float* to, int64_t count);
   // Rows [0, batch) of x, columns [begin, end) -> column-major (in, width), zeros beyond batch.

@@ -6,6 +6,7 @@
 #include "csr.inl.h"
 #include "depthwise.inl.h"
 #include "mask.inl.h"
+#include "max_pool.inl.h"
 #include "nm.inl.h"
 #include "outer.inl.h"
 #include "sell.inl.h"
@@ -40,6 +41,7 @@ const Kernels kKernels = {
     .block_lanes = block_lanes,
     .block_tile = block_tile,
     .depthwise = depthwise,
+    .max_pool = max_pool,
     .activate = activate,
     .zero_where = zero_where,
     .transpose_in = transpose_in,

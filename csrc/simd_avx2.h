@@ -62,6 +62,10 @@ struct Simd {
   static Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
   // The second where either is NaN.
   static Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
+  // The greater one, NaN where either is.
+  static Vec most(Vec a, Vec b) {
+    return _mm256_blendv_ps(_mm256_max_ps(a, b), a, _mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+  }
   static Vec min(Vec a, Vec b) { return _mm256_min_ps(a, b); }
   // Zero, and nothing read, where the mask is 0; it is -1 elsewhere.
   static Vec load_some(const float* p, const int32_t* mask) {

@@ -95,6 +95,10 @@ struct Simd {
   static Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
   // The second where either is NaN.
   static Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+  // The greater one, NaN where either is.
+  static Vec most(Vec a, Vec b) {
+    return _mm512_mask_mov_ps(_mm512_max_ps(a, b), _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), a);
+  }
   static Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
   // Zero, and nothing read, where the mask is 0; it is -1 elsewhere.
   static Vec load_some(const float* p, const int32_t* mask) {

@@ -55,6 +55,11 @@ struct Simd {
     for (int i = 0; i < kWidth; ++i) b[i] = a[i] > b[i] ? a[i] : b[i];
     return b;
   }
+  // The greater one, NaN where either is.
+  static Vec most(Vec a, Vec b) {
+    for (int i = 0; i < kWidth; ++i) b[i] = a[i] > b[i] || a[i] != a[i] ? a[i] : b[i];
+    return b;
+  }
   static Vec min(Vec a, Vec b) {
     for (int i = 0; i < kWidth; ++i) b[i] = a[i] < b[i] ? a[i] : b[i];
     return b;

@@ -1,7 +1,7 @@
-"""Max pooling as the maximum of shifted slices, rows first, then columns.
+"""Max pooling by whole rows: the maximum of a window's rows first, then along the row they give.
 
-torch walks over a contiguous image's windows one number at a time; the maximum of whole rows runs
-at the speed of memory. The results are the same numbers, and NaN goes the same way.
+torch walks over a contiguous image's windows one number at a time. The results are the same
+numbers, and NaN goes the same way.
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .kernels._ops import define
+from .kernels.library import BEST
+
 plain = torch.ops.aten.max_pool2d.default
 FEW = 8
-"""Windows up to this long in each direction: a slice for each place costs a pass over the image."""
+"""Windows up to this long in each direction: each of a window's places costs a pass over a row."""
 
 
 def max_pool2d(
@@ -27,7 +30,8 @@ def max_pool2d(
 ) -> Tensor:
     """aten's max_pool2d; x (N, C, H, W) or (C, H, W).
 
-    Images that are not contiguous, dilation, ceil_mode and long windows are torch's own business.
+    Images that are not contiguous or whose gradient is wanted, dilation, ceil_mode and long windows
+    are torch's own business.
 
     >>> x = torch.arange(16.0).reshape(1, 1, 4, 4)
     >>> max_pool2d(x, [2, 2])
@@ -37,6 +41,7 @@ def max_pool2d(
     usual = (
         x.dim() == 4 and x.is_contiguous() and x.dtype == torch.float32 and x.device.type == "cpu"
     )
+    usual = usual and not (x.requires_grad and torch.is_grad_enabled())
     if not usual or ceil_mode or set(dilation) != {1} or max(kernel_size) > FEW:
         return plain(x, kernel_size, stride, padding, dilation, ceil_mode)
     (h, w), (down, right), (above, left) = map(_pair, (kernel_size, stride or kernel_size, padding))
@@ -46,10 +51,31 @@ def max_pool2d(
         or 2 * left > w
     ):
         return plain(x, kernel_size, stride, padding, dilation, ceil_mode)  # raises its own error
+    most: Tensor = by_rows(x, h, w, down, right, above, left, BEST)
+    return most
+
+
+def by_slices(x: Tensor, h: int, w: int, down: int, right: int, above: int, left: int) -> Tensor:
+    """The reference: the maximum of shifted slices. x (N, C, H, W), float32."""
     if above or left:
         x = F.pad(x, (left, left, above, above), value=float("-inf"))
     rows = _most(x, 2, h, down)
     return _most(rows, 3, w, right).contiguous()
+
+
+def _shape(
+    x: Tensor, h: int, w: int, down: int, right: int, above: int, left: int, isa: int
+) -> list[int]:
+    high, wide = (x.shape[2] + 2 * above - h) // down + 1, (x.shape[3] + 2 * left - w) // right + 1
+    return [*x.shape[:2], high, wide]
+
+
+by_rows = define(
+    "max_pool2d(Tensor x, int kernel_h, int kernel_w, int stride_h, int stride_w, int padding_h, "
+    "int padding_w, int isa) -> Tensor",
+    by_slices,
+    _shape,
+)
 
 
 def _most(x: Tensor, axis: int, size: int, step: int) -> Tensor:
