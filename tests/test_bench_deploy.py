@@ -83,5 +83,5 @@ def test_from_the_command_line(
 
 def test_a_pattern_that_no_model_holds() -> None:
     settings = bench_deploy.Settings(threads=[1])
-    with pytest.raises(ConfigError, match="no model holds its pattern"):
+    with pytest.raises(ConfigError, match="no cell holds its pattern"):
         bench_deploy.run_deploy(["mlp"], ["block:1000x1000"], [0.9], [1], settings, None)

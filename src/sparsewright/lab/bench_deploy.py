@@ -17,10 +17,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ..errors import ConfigError
 from ..measure.environment import cores
 from .bench_model import ModelCell, model_cells
-from .bench_run import Settings, begin, write
+from .bench_run import Settings, begin, chosen, write
 from .bench_table import machine_line, printed_table, took, zeros
 from .child import ask
 from .deploy_child import Asked
@@ -54,16 +53,13 @@ def run_deploy(
     data = begin("deploy", settings.command)
     print(machine_line(data["environment"]), flush=True)
     path, start = None, time.perf_counter()
-    cells = [*model_cells(patterns, sparsities, batches, models)]
-    fitting = [cell for cell in cells if cell.misfit() is None]
-    if not fitting:
-        raise ConfigError(f"no model holds its pattern: {cells[0].misfit()}")
+    cells = chosen(model_cells(patterns, sparsities, batches, models))
     for count in dict.fromkeys(count or cores() for count in settings.threads):
-        for cell in fitting:
+        for cell in cells:
             data["cells"].append(_measured(cell, count, settings))
             data["environment"]["load_end"] = os.getloadavg()[0]
             data["seconds"] = time.perf_counter() - start
-            path = None if out is None else write({**data, "roofline": []}, out)
+            path = None if out is None else write(data, out)
     show(printed_table("seconds of sw.deploy", COLUMNS, deploy_rows(data["cells"]), LEFT))
     print("\n".join(target_lines(data["cells"])))
     print(took(data["seconds"], len(data["cells"])))

@@ -115,7 +115,7 @@ def run_cells(
     cells: each with what `Cell` has, `make` aside. The file is written anew after every cell, so
     that a run that is stopped keeps what it has.
     """
-    chosen = _chosen(cells, settings.only)
+    asked = chosen(cells, settings.only)
     data = begin(kind, settings.command)
     print(machine_line(data["environment"]))
     path, start = None, time.perf_counter()
@@ -124,7 +124,7 @@ def run_cells(
             roof = measure_roofline()
             data["roofline"].append(roof.to_dict())
             print(roof_line(data["roofline"][-1]), flush=True)
-            for cell in chosen:
+            for cell in asked:
                 names = ("pattern", "sparsity", "values", "unit")
                 about = {"workload": cell.name, **{k: getattr(cell, k) for k in names}}
                 found = {**about, **measure(cell, roof)}
@@ -152,7 +152,7 @@ def begin(kind: str, command: str) -> dict[str, Any]:
     }
 
 
-def _chosen(cells: Iterable[Any], only: Sequence[str]) -> list[Any]:
+def chosen(cells: Iterable[Any], only: Sequence[str] = ()) -> list[Any]:
     """The cells asked for that can be made; the others are named with their reasons."""
     asked = [cell for cell in cells if wanted(cell, only)]
     if not asked:
