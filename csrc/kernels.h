@@ -173,7 +173,7 @@ constexpr int64_t depthwise_column(int64_t load, int64_t stride, int64_t width) 
 }
 
 // Max pooling of planes.
-struct Pool {
+struct MaxPool {
   int64_t height, width, out_height, out_width;
   int64_t kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w;
 };
@@ -244,7 +244,7 @@ struct Kernels {
                     const float* residual, float* y, float* band);
   // The maxima of one plane's windows. row: its width, padding, and what vectors read beyond, all
   // of it the least of numbers; the padding stays so.
-  void (*max_pool)(const Pool&, const float* x, float* y, float* row);
+  void (*max_pool)(const MaxPool&, const float* x, float* y, float* row);
   void (*activate)(float* y, int64_t n, Activation);
   void (*zero_where)(const float* from, const uint8_t* where, float* to, int64_t count);
   // Rows [0, batch) of x, columns [begin, end) -> column-major (in, width), zeros beyond batch.

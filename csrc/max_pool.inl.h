@@ -7,11 +7,13 @@
 namespace sparsewright::SPARSEWRIGHT_ISA {
 namespace {
 
+// NaN where either is.
+float greater(float a, float b) { return a > b || a != a ? a : b; }
+
 // Each of `count` floats and that of the other row, the greater one.
 void most_of_rows(float* row, const float* other, int64_t count) {
   if (count < kW) {
-    for (int64_t i = 0; i < count; ++i)
-      if (!(other[i] <= row[i]) && row[i] == row[i]) row[i] = other[i];
+    for (int64_t i = 0; i < count; ++i) row[i] = greater(row[i], other[i]);
     return;
   }
   for (int64_t i = 0; i < count; i += kW) {
@@ -60,14 +62,13 @@ void pool_row_by(const float* row, int64_t kernel, int64_t step, float* y, int64
   if (step == 2) return pool_row<2>(row, kernel, y, count);
   for (int64_t i = 0; i < count; ++i, row += step) {
     float most = row[0];
-    for (int64_t k = 1; k < kernel; ++k)
-      if (!(row[k] <= most) && most == most) most = row[k];
+    for (int64_t k = 1; k < kernel; ++k) most = greater(most, row[k]);
     y[i] = most;
   }
 }
 
 // row: of p.row floats, which hold the least of all numbers.
-void max_pool(const Pool& p, const float* x, float* y, float* row) {
+void max_pool(const MaxPool& p, const float* x, float* y, float* row) {
   for (int64_t r = 0; r < p.out_height; ++r, y += p.out_width) {
     const int64_t from = r * p.stride_h - p.padding_h;
     const int64_t begin = from < 0 ? 0 : from, end = least(p.height, from + p.kernel_h);

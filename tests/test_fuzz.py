@@ -94,7 +94,7 @@ def test_a_wrong_graph_is_an_error_and_no_page_of_torch_s_log(
     x = forgery.document["graph"]["inputs"][0]["name"]
     next(n for n in nodes if n["op"] == "aten.mul.Tensor")["args"][0] = {"node": x}
     assert "cannot run on its inputs" in refusal(forgery, tmp_path / "file")
-    # pytest 9.2 also gives what torch traces for tools, once a process, to a logger of its own
+    # pytest 9.2 hears what torch tells its own tracing logger too, at DEBUG, once a process
     assert not [record for record in caplog.records if record.levelno >= logging.INFO]
     assert capfd.readouterr().err == ""
 

@@ -26,8 +26,8 @@ Tensor max_pool2d(const Tensor& input, int64_t kernel_h, int64_t kernel_w, int64
 
   // Vectors of the last outputs may read beyond the padding: with stride two, twice their length.
   const int64_t row = w.size + 2 * padding_w + kernel_w + 2 * k.width;
-  const Pool pool = {h.size,   w.size,   shape[2], shape[3],  kernel_h,
-                     kernel_w, stride_h, stride_w, padding_h, padding_w};
+  const MaxPool pool = {h.size,   w.size,   shape[2], shape[3],  kernel_h,
+                        kernel_w, stride_h, stride_w, padding_h, padding_w};
   const float* from = static_cast<const float*>(x.const_data_ptr());
   float* to = static_cast<float*>(output.mutable_data_ptr());
   const int64_t work = ceil_div(h.out() * (kernel_h * w.size + kernel_w * w.out()), k.width);
