@@ -8,7 +8,6 @@ in the same process, when torch.export has been imported already.
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +18,7 @@ from typing import Any
 
 from ..measure.environment import cores
 from .bench_model import ModelCell, model_cells
-from .bench_run import Settings, begin, chosen, write
+from .bench_run import Settings, begin, chosen, keep
 from .bench_table import machine_line, printed_table, took, zeros
 from .child import ask
 from .deploy_child import Asked
@@ -57,9 +56,7 @@ def run_deploy(
     for count in dict.fromkeys(count or cores() for count in settings.threads):
         for cell in cells:
             data["cells"].append(_measured(cell, count, settings))
-            data["environment"]["load_end"] = os.getloadavg()[0]
-            data["seconds"] = time.perf_counter() - start
-            path = None if out is None else write(data, out)
+            path = keep(data, start, out)
     show(printed_table("seconds of sw.deploy", COLUMNS, deploy_rows(data["cells"]), LEFT))
     print("\n".join(target_lines(data["cells"])))
     print(took(data["seconds"], len(data["cells"])))

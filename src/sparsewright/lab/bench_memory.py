@@ -9,7 +9,6 @@ is seen. Nothing is computed from sizes.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..measure.environment import cores
-from .bench_run import Settings, begin, write
+from .bench_run import Settings, begin, keep
 from .bench_table import machine_line, printed_table, took
 from .child import ask
 from .memory_child import WAYS, Asked
@@ -57,9 +56,7 @@ def run_memory(
         data["cells"].append(cell)
         for asked in _asked(tuple(widths), sparsities, batch, threads):
             cell["rows"].append({**asdict(asked), **_measured(asked)})
-            data["environment"]["load_end"] = os.getloadavg()[0]
-            data["seconds"] = time.perf_counter() - start
-            path = None if out is None else write(data, out)
+            path = keep(data, start, out)
     show(printed_table("MB of 10^6 bytes", COLUMNS, memory_rows(data["cells"]), LEFT))
     print("\n".join(target_lines(data["cells"])))
     print(took(data["seconds"], len(data["cells"])))

@@ -19,7 +19,15 @@ from . import bench_deploy, bench_speedup
 from .bench_cell import DENSE, OURS, PEER, best, nearest
 from .bench_run import is_bench, read
 from .bench_table import duration, our_name, roof_line, times, title, zeros
-from .bench_train_page import FIGURES, STEP, figures, memory_lines, scale_lines, step_lines
+from .bench_train_page import (
+    FIGURES,
+    STEP,
+    figures,
+    memory_lines,
+    scale_lines,
+    step_lines,
+    targets,
+)
 
 NOTES_SUFFIX = "-notes.json"
 UNEXPLAINED = "not yet explained"
@@ -135,8 +143,7 @@ def _memory(run: Data, heading: str, notes: Sequence[Note]) -> list[str]:
 def _deploys(run: Data, heading: str, notes: Sequence[Note]) -> list[str]:
     rows = bench_deploy.deploy_rows(run["cells"])
     table = _table(bench_deploy.COLUMNS, rows, bench_deploy.LEFT)
-    met = [f"- {line[0].upper()}{line[1:]}" for line in bench_deploy.target_lines(run["cells"])]
-    return ["", DEPLOYS, "", *table, "", *met]
+    return ["", DEPLOYS, "", *table, *targets(bench_deploy.target_lines(run["cells"]))]
 
 
 def _scale(run: Data, heading: str, notes: Sequence[Note]) -> list[str]:

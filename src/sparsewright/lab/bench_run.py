@@ -130,9 +130,7 @@ def run_cells(
                 found = {**about, **measure(cell, roof)}
                 print("\n".join(cell_lines(found)), flush=True)
                 data["cells"].append(found)
-                data["environment"]["load_end"] = os.getloadavg()[0]
-                data["seconds"] = time.perf_counter() - start
-                path = None if out is None else write(data, out)
+                path = keep(data, start, out)
     show(summary(data["cells"]))
     print(took(data["seconds"], len(data["cells"])))
     return data, path
@@ -150,6 +148,13 @@ def begin(kind: str, command: str) -> dict[str, Any]:
         "roofline": [],
         "cells": [],
     }
+
+
+def keep(data: dict[str, Any], start: float, out: Path | None) -> Path | None:
+    """Note load and seconds so far, since `start`, and write the file if a folder is given."""
+    data["environment"]["load_end"] = os.getloadavg()[0]
+    data["seconds"] = time.perf_counter() - start
+    return None if out is None else write(data, out)
 
 
 def chosen(cells: Iterable[Any], only: Sequence[str] = ()) -> list[Any]:

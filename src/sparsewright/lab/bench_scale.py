@@ -9,7 +9,6 @@ all of a curve are timed in turn. Then a network of ten million neurons is train
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from ..measure.timing import Timing, interleave
 from ..nn import PackedLinear
 from .bench_neurons import Network, lines, train
 from .bench_plot import Point, loglog_svg
-from .bench_run import Settings, begin, write
+from .bench_run import Settings, begin, keep
 from .bench_table import duration, machine_line, printed_table
 from .tables import show
 from .train_ways import adamw
@@ -71,24 +70,19 @@ def run_scale(
     print(machine_line(data["environment"]), flush=True)
     path, start = None, time.perf_counter()
 
-    def keep() -> Path | None:
-        data["environment"]["load_end"] = os.getloadavg()[0]
-        data["seconds"] = time.perf_counter() - start
-        return None if out is None else write(data, out)
-
     for count in dict.fromkeys(count or cores() for count in settings.threads):
         with using_threads(count):
             for cell in _curves(curves, settings.rounds):
                 data["cells"].append(cell)
                 show(printed_table("", COLUMNS, scale_rows([cell]), LEFT))
                 print(slope_line(cell), flush=True)
-                path = keep()
+                path = keep(data, start, out)
     for count in dict.fromkeys(count or cores() for count in settings.threads) if network else ():
         with using_threads(count):
             assert network is not None
             data["networks"].append(train(network, lambda line: print(line, flush=True)))
             print("\n".join(lines(data["networks"][-1])), flush=True)
-            path = keep()
+            path = keep(data, start, out)
     print(f"took {duration(time.perf_counter() - start)}")
     return path
 

@@ -27,7 +27,7 @@ def step_lines(run: Data) -> list[str]:
         about = f"{cell['workload']} at {100 * cell['sparsity']:.4g} %"
         about += f", {cell['threads']} thread{'s' * (cell['threads'] > 1)}"
         lines += [f"- {about}: {'; '.join(_row(row) for row in cell['rows'])}"]
-    return [*lines, *_targets(bench_train.target_lines(run["cells"]))]
+    return [*lines, *targets(bench_train.target_lines(run["cells"]))]
 
 
 def _row(row: Data) -> str:
@@ -42,8 +42,8 @@ def _row(row: Data) -> str:
 
 def memory_lines(run: Data, table: Table) -> list[str]:
     rows = bench_memory.memory_rows(run["cells"])
-    targets = _targets(bench_memory.target_lines(run["cells"]))
-    return ["", MEMORY, "", *table(bench_memory.COLUMNS, rows, bench_memory.LEFT), *targets]
+    met = targets(bench_memory.target_lines(run["cells"]))
+    return ["", MEMORY, "", *table(bench_memory.COLUMNS, rows, bench_memory.LEFT), *met]
 
 
 def scale_lines(run: Data, table: Table) -> list[str]:
@@ -78,5 +78,5 @@ def figure_name(run: Data) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name).strip("-") + ".svg"
 
 
-def _targets(lines: Sequence[str]) -> list[str]:
+def targets(lines: Sequence[str]) -> list[str]:
     return ["", *(f"- {line[0].upper()}{line[1:]}" for line in lines)] if lines else []
