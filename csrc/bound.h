@@ -15,12 +15,14 @@ namespace sparsewright {
 // (x, what is added to the output or nothing) -> y.
 using Bound = std::function<Tensor(const Tensor&, const std::optional<Tensor>&)>;
 
-class Stage;  // chain.h
+class Stage;       // chain.h
+class ConvBeside;  // ops_beside.cpp
 
 struct Product {
   Bound call;
-  std::shared_ptr<const Stage> stage;  // what a chain of products needs, or null
-  bool of_matrix = true;               // which can take its activations transposed
+  std::shared_ptr<const Stage> stage;                  // what a chain of products needs, or null
+  bool of_matrix = true;                               // which can take its activations transposed
+  std::shared_ptr<const ConvBeside> beside = nullptr;  // of images side by side
 };
 
 // The product, its call by way of its stage where that serves.
@@ -29,6 +31,9 @@ Product product_of(Bound call, std::shared_ptr<const Stage> stage);
 // Keeps a call, and with it the tensors that it holds, until `sparsewright_unbind` is given the
 // same number.
 int64_t keep(Product product);
+
+// The one kept by that number.
+std::shared_ptr<const Product> product(int64_t number);
 
 // bind: the op's arguments but x -> the number of the call. kResidual: which of these is the
 // residual, which comes with each call instead; -1 where the op takes none. kStage: the same

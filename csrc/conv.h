@@ -25,6 +25,12 @@ inline void check_axis(const Axis& a, const char* name) {
            " places, the padded image has ", a.size + 2 * a.padding, " (", name, ")");
 }
 
+inline void check_pool_padding(const Axis& h, const Axis& w) {
+  SW_CHECK(2 * h.padding <= h.kernel && 2 * w.padding <= w.kernel,
+           "padding is at most half of the kernel; got ", h.padding, " and ", w.padding, " for ",
+           h.kernel, " and ", w.kernel);
+}
+
 inline void check_image(const Tensor& x) {
   SW_CHECK(x.is_cpu() && x.scalar_type() == ScalarType::Float, "x must be float32 on the CPU");
   SW_CHECK(x.dim() == 4, "x must have shape (batch, channels, height, width); got ", x.dim(),

@@ -140,6 +140,31 @@ struct Pixels {
   float* sums;  // (w.block + 1) * width floats for each block
 };
 
+// A tile of the output of many images that lie side by side along the vector (beside.h).
+struct Beside {
+  const float* x;   // of channel 0, where the columns begin
+  int64_t channel;  // floats from one channel to the next
+  int64_t images, places;
+  // What a chunk of the weight's columns reads is laid together: of each of its channels so many
+  // columns of images, which lie `from` there from the channel's beginning on; -1: zeros. Null:
+  // it is used where it lies.
+  const int64_t* from;
+  int64_t columns;
+  const int64_t* shifts;  // as those of Pixels, into `laid`
+  int64_t* table;         // of one chunk into x, where nothing is laid; its last place is written
+  int64_t zeros;          // where in `laid` are `width` zeros
+  int64_t width;          // floats of one output channel
+  float* y;               // one output channel after the other; and what is added to it, or null
+  const float* residual;
+  const float* bias;
+  Activation activation;
+  float* laid;
+  float* sums;  // (w.block + 1) * width floats for each block
+  // What is needed soon, or null: so many bytes are fetched with every row of every chunk.
+  const char* ahead = nullptr;
+  int64_t ahead_bytes = 0;
+};
+
 // A convolution of planes, each with one kernel of weights of its own (depthwise).
 //
 // masks: for kernels and strides that `depthwise_is_usual`, else null; which lanes of every load
@@ -232,6 +257,7 @@ struct Kernels {
                    float* tile);
   // Blocks [begin, end) of one tile.
   void (*csb_pixels)(const Csb&, const Pixels&, int64_t begin, int64_t end);
+  void (*csb_beside)(const Csb&, const Beside&, int64_t begin, int64_t end);
   // Strips [begin, end), at most kBlockStrips: of rows of the batch where they lie, of a tile.
   int64_t block_lanes_batch;  // largest batch for which block_lanes is ahead of the tiles; half
                               // of it where strips have fewer rows than a vector has floats
@@ -245,8 +271,15 @@ struct Kernels {
   // The maxima of one plane's windows. row: its width, padding, and what vectors read beyond, all
   // of it the least of numbers; the padding stays so.
   void (*max_pool)(const MaxPool&, const float* x, float* y, float* row);
+  // Of images side by side: of every channel and each of `width` floats the greatest of `places`
+  // rows of so many floats, whose columns of `images` floats lie `from` there; -1: nowhere.
+  void (*max_beside)(const float* x, int64_t channel, const int64_t* from, int64_t places,
+                     int64_t width, int64_t images, int64_t channels, float* y);
   void (*activate)(float* y, int64_t n, Activation);
   void (*zero_where)(const float* from, const uint8_t* where, float* to, int64_t count);
+  // y[c * y_step + r] = x[r * x_step + c]
+  void (*transpose)(const float* x, int64_t x_step, int64_t rows, int64_t columns, float* y,
+                    int64_t y_step);
   // Rows [0, batch) of x, columns [begin, end) -> column-major (in, width), zeros beyond batch.
   void (*transpose_in)(const float* x, int64_t in, int64_t batch, float* out, int64_t width,
                        int64_t begin, int64_t end);

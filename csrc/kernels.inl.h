@@ -2,6 +2,7 @@
 // defines SPARSEWRIGHT_ISA (the namespace that holds Simd) and includes this file.
 #include "block.inl.h"
 #include "csb.inl.h"
+#include "csb_beside.inl.h"
 #include "csb_pixels.inl.h"
 #include "csr.inl.h"
 #include "depthwise.inl.h"
@@ -36,14 +37,17 @@ const Kernels kKernels = {
     .every_second = every_second,
     .lay_tile = lay_tile,
     .csb_pixels = csb_pixels,
+    .csb_beside = csb_beside,
     .block_lanes_batch = Simd::kBlockLanesBatch,
     .block_tile_rows = kBlockVectors * kW,
     .block_lanes = block_lanes,
     .block_tile = block_tile,
     .depthwise = depthwise,
     .max_pool = max_pool,
+    .max_beside = max_beside,
     .activate = activate,
     .zero_where = zero_where,
+    .transpose = transpose,
     .transpose_in = transpose_in,
     .copy_in = copy_in,
 };

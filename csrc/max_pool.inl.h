@@ -1,6 +1,7 @@
 // Max pooling of a plane: the maximum of whole rows first, then along the row that this gives.
 #pragma once
 #include <cstdint>
+#include <limits>
 
 #include "tile.inl.h"
 
@@ -77,6 +78,24 @@ void max_pool(const MaxPool& p, const float* x, float* y, float* row) {
     for (int64_t c = 0; c < p.width; ++c) inner[c] = first[c];
     for (int64_t i = begin + 1; i < end; ++i) most_of_rows(inner, x + i * p.width, p.width);
     pool_row_by(row, p.kernel_w, p.stride_w, y, p.out_width);
+  }
+}
+
+// Of images that lie side by side (beside.h).
+void max_beside(const float* x, int64_t channel, const int64_t* from, int64_t places, int64_t width,
+                int64_t images, int64_t channels, float* y) {
+  const int64_t columns = width / images;
+  for (int64_t c = 0; c < channels; ++c, x += channel) {
+    for (int64_t i = 0; i < columns; ++i) {
+      for (int64_t j = 0; j < images; j += kW, y += kW) {
+        Vec most = Simd::broadcast(-std::numeric_limits<float>::infinity());
+        for (int64_t p = 0; p < places; ++p) {
+          const int64_t at = from[p * columns + i];
+          if (at >= 0) most = Simd::most(most, Simd::load(x + at + j));
+        }
+        Simd::store(y, most);
+      }
+    }
   }
 }
 

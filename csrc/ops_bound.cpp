@@ -55,10 +55,10 @@ Tensor bound(int64_t number, const Tensor& x, const std::optional<Tensor>& resid
 
 // x (in_features, batch) -> (out_features, batch).
 Tensor bound_transposed(int64_t number, const Tensor& x) {
-  const std::shared_ptr<const Product> product = calls().find(number);
-  SW_CHECK(product->of_matrix, "only products with matrices take transposed activations");
+  const std::shared_ptr<const Product> found = calls().find(number);
+  SW_CHECK(found->of_matrix, "only products with matrices take transposed activations");
   const TransposedCalls from_here_on;
-  return product->call(x, std::nullopt);
+  return found->call(x, std::nullopt);
 }
 
 int64_t bind_chain(std::vector<int64_t> numbers, bool one_region) {
@@ -73,6 +73,8 @@ int64_t bound_count() { return calls().count(); }
 }  // namespace
 
 int64_t keep(Product product) { return calls().add(std::move(product)); }
+
+std::shared_ptr<const Product> product(int64_t number) { return calls().find(number); }
 
 }  // namespace sparsewright
 

@@ -16,9 +16,7 @@ Tensor max_pool2d(const Tensor& input, int64_t kernel_h, int64_t kernel_w, int64
   const Axis w = {x.size(3), kernel_w, stride_w, padding_w, 1};
   check_axis(h, "h");
   check_axis(w, "w");
-  SW_CHECK(2 * padding_h <= kernel_h && 2 * padding_w <= kernel_w,
-           "padding is at most half of the kernel; got ", padding_h, " and ", padding_w, " for ",
-           kernel_h, " and ", kernel_w);
+  check_pool_padding(h, w);
   const int64_t shape[] = {x.size(0), x.size(1), h.out(), w.out()};
   Tensor output = new_output(shape, 4);
   const int64_t planes = shape[0] * shape[1];

@@ -143,6 +143,25 @@ def test_nothing_is_added_after_an_activation():
     assert calls(fast) == [("csb_conv2d", "relu", False), ("add", "", False)]
 
 
+def test_relu_comes_after_max_pooling():
+    _, fast = deployed(lambda m, x: m.conv(F.max_pool2d(torch.relu(x), 2)))
+    assert [c[0] for c in calls(fast)] == ["max_pool2d", "relu", "csb_conv2d"]
+    assert fast.graph.exact
+    x = torch.randn(3, 4, 8, 8)
+    x[0, 1, 2, :], x[1] = float("nan"), -1.0
+    assert torch.equal(fast(x).isnan(), fast.run_modules(x).isnan())
+    assert torch.equal(fast(x).nan_to_num(), fast.run_modules(x).nan_to_num())
+
+
+def test_relu_that_others_read_stays_before_max_pooling():
+    def forward(m, x):
+        y = torch.relu(x)
+        return m.conv(F.max_pool2d(y, 2)), y
+
+    _, fast = deployed(forward)
+    assert [c[0] for c in calls(fast)] == ["relu", "max_pool2d", "csb_conv2d"]
+
+
 def test_nan_goes_through_fused_activations():
     _, fast = deployed(lambda m, x: torch.relu(m.fc(F.silu(m.fc(x)))))
     x = torch.randn(2, 4, 8, 8)

@@ -215,6 +215,7 @@ FLOORS = {
             "program",
             "flat",
             "pieces",
+            "beside",
             "make",
             "samples",
             "swap",

@@ -42,7 +42,7 @@ def wins(monkeypatch):
             for run in runs.values():
                 run()
             return sorted(
-                [PieceTiming(*way, 2.0, 1.0, 3.0) for way in runs],
+                [PieceTiming(*way[:2], 2.0, 1.0, 3.0, way[2]) for way in runs],
                 key=lambda t: (t.planned, t.size) != (planned, size),
             )
 
@@ -271,9 +271,9 @@ def test_sizes_double():
 
 def test_what_is_timed_is_run_in_turn():
     calls = []
-    runs = {(1, 1): lambda: calls.append("a"), (4, 4): lambda: calls.append("b")}
+    runs = {(1, 1, False): lambda: calls.append("a"), (4, 4, True): lambda: calls.append("b")}
     found = time_runs(runs, rounds=2)
     assert set(calls) == {"a", "b"}
-    assert {(t.planned, t.size) for t in found} == set(runs)
+    assert {t.way for t in found} == set(runs)
     assert all(0 < t.low_ms <= t.median_ms <= t.high_ms for t in found)
     assert found[0].median_ms <= found[1].median_ms

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from .deploy import Deployed, plain_attention
-from .errors import ArtifactError
+from .errors import ArtifactError, KernelError
 from .graph import Document, trace
 from .measure.dense import relative_error
 from .plan import Plan
@@ -196,13 +196,18 @@ def _loaded(data: bytes) -> Deployed:
     size = plan.pieces.size if plan.pieces else None
     if size is not None and module.meta["mixed"] is not None:
         raise ArtifactError(f"the plan runs a batch in pieces, but {module.meta['mixed']}")
+    side_by_side = plan.pieces is not None and plan.pieces.side_by_side
+    try:
+        program = Program(module, signature, module, size, side_by_side)
+    except (KernelError, RuntimeError) as error:
+        raise ArtifactError(f"the plan's program cannot be built: {error}") from error
     return Deployed(
         module,
         plan,
         source=(document, tensors),
         check=signature.check,
         provenance=provenance,
-        program=Program(module, signature, module, size),
+        program=program,
     )
 
 

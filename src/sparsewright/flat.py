@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any
@@ -35,14 +36,17 @@ RESHAPES = (aten.view.default, aten.reshape.default)
 
 
 def flat(
-    module: fx.GraphModule, signature: Signature, hooks: tuple[Mapping[int, Any], ...]
+    module: fx.GraphModule,
+    signature: Signature,
+    hooks: tuple[Mapping[int, Any], ...],
+    graph: fx.Graph | None = None,
 ) -> tuple[Callable[..., Any], Call | None]:
-    """The graph as one function, everything that it refers to bound to it; and, if one bound call
-    is all that the graph does, that call.
+    """The module's graph, or another over its tensors, as one function, everything that it refers
+    to bound to it; and, if one bound call is all that the graph does, that call.
 
     No text of the graph becomes Python: variables are numbered, and all but integers is bound.
     """
-    writer = _Writer(module, signature)
+    writer = _Writer(module, signature, graph or module.graph)
     names = ", ".join(f"x{i}" for i in range(len(signature.inputs)))
     fits = [_fits(shape, signature.batch) for _, _, shape in signature.inputs]
     served = [f"len(inputs) != {len(fits)}", writer.watch(hooks)]
@@ -85,20 +89,20 @@ def _fits(shape: tuple[int | str, ...], batch: tuple[int, int | None] | None) ->
 class _Writer:
     """A graph on its way into lines of Python."""
 
-    def __init__(self, module: fx.GraphModule, signature: Signature):
+    def __init__(self, module: fx.GraphModule, signature: Signature, graph: fx.Graph):
         self.module = module
         self.constants: list[Any] = [MISS]
         self.names: dict[fx.Node, str] = {}
         self.same: dict[fx.Node, fx.Node] = {}  # a width check that cannot fail -> what it checks
         self.widths: dict[fx.Node, int] = {}  # last sizes that hold for every input served
-        inputs = [n for n in module.graph.nodes if n.op == "placeholder"]
+        inputs = [n for n in graph.nodes if n.op == "placeholder"]
         for node, (_, _, shape) in zip(inputs, signature.inputs, strict=True):
             self.names[node] = f"x{len(self.names)}"
             if shape and isinstance(shape[-1], int):
                 self.widths[node] = shape[-1]
-        for node in module.graph.nodes:
+        for node in graph.nodes:
             self._learn(node)
-        self.nodes = [n for n in module.graph.nodes if n not in self.same]
+        self.nodes = [n for n in graph.nodes if n not in self.same]
         products = ((n, self._kept(n)) for n in self.nodes)
         self.kept = {n: rest for n, rest in products if rest is not None}
         self.runs = self._runs()
@@ -228,6 +232,8 @@ class _Writer:
         if node.kwargs:
             arguments.append(f"**{self.value(dict(node.kwargs))}")
         self.names[node] = f"v{len(self.names)}"
+        if "held" in node.meta:
+            target = _holding(target, node.meta["held"])
         function = self.bind(QUICK.get(target, target) if not node.kwargs else target)
         return [f"{self.names[node]} = {function}({', '.join(arguments)})"]
 
@@ -244,6 +250,13 @@ class _Writer:
         if isinstance(value, dict):
             return f"{{{', '.join(f'{self.bind(k)}: {self.value(v)}' for k, v in value.items())}}}"
         return self.bind(value)
+
+
+def _holding(function: Callable[..., Any], held: Any) -> Callable[..., Any]:
+    """The function, which keeps alive what its arguments only number."""
+    made = functools.partial(function)
+    made.held = held  # type: ignore[attr-defined]
+    return made
 
 
 def _target(node: fx.Node) -> Any:

@@ -1,7 +1,8 @@
 """What follows a packed layer becomes part of its kernel: an addition, then an activation, while
 the output is still in cache.
 
-Only where nothing else reads what lies between. Dense neighbours are left alone: oneDNN's own ReLU
+Only where nothing else reads what lies between. A ReLU that is no part of a kernel comes after max
+pooling instead of before it. Dense neighbours are left alone: oneDNN's own ReLU
 after a product turns NaN into 0, and torch's does not.
 """
 
@@ -50,7 +51,24 @@ def fuse(graph: fx.Graph) -> bool:
             exact, node = exact and added is None, added or node
         name = _take_activation(graph, node)
         exact = exact and (name is None or name in EXACT)
+    _pool_before_relu(graph)
     return exact
+
+
+def _pool_before_relu(graph: fx.Graph) -> None:
+    """A ReLU that stayed, before max pooling alone, comes after it: the same numbers, fewer."""
+    for node in list(graph.nodes):
+        pool = _only_user(node)
+        if node.target is not aten.relu.default or pool is None:
+            continue
+        if pool.target is not aten.max_pool2d.default:
+            continue
+        pool.update_arg(0, node.args[0])
+        with graph.inserting_after(pool):
+            relu = graph.call_function(aten.relu.default, (pool,))
+        relu.meta = dict(pool.meta)
+        pool.replace_all_uses_with(relu, delete_user_cb=lambda user, relu=relu: user is not relu)
+        graph.erase_node(node)
 
 
 def _take_addition(graph: fx.Graph, node: fx.Node) -> fx.Node | None:

@@ -12,11 +12,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from . import plan_cache
+from .beside import IMAGES, is_full
 from .errors import ArtifactError, KernelError
 from .graph import Graph, export
 from .measure.dense import relative_error
 from .nn import Prepacked
-from .pieces import CLOSE, MISS, sizes, time_runs
+from .pieces import CLOSE, MISS, Way, sizes, time_runs
 from .plan import LayerPlan, Pieces, Plan
 from .program import Program, hooks_of, program_of, rows, same_outputs
 from .serve import Seen, Wishes, record, repeat, serve
@@ -60,11 +61,11 @@ class Made:
     program: Program | None
     graph: Graph | None
 
-    def cut(self, size: int | None) -> Made:
-        """The same, so many samples at a time."""
+    def cut(self, size: int | None, side_by_side: bool = False) -> Made:
+        """The same, so many samples at a time, or images side by side."""
         if self.program is None or size is None:
             return self
-        return replace(self, program=self.program.cut(size))
+        return replace(self, program=self.program.cut(size, side_by_side))
 
 
 class Maker:
@@ -126,7 +127,7 @@ class Maker:
             raise KernelError(
                 f"the plan cannot be repeated. It runs the batch in pieces, but {why}"
             )
-        return made.cut(plan.pieces.size), plan.pieces
+        return made.cut(plan.pieces.size, plan.pieces.side_by_side), plan.pieces
 
     def fastest(self) -> tuple[Made, Pieces | None]:
         """The kernels that are fastest: for the whole batch, or for pieces of it."""
@@ -138,7 +139,7 @@ class Maker:
             pieces = Pieces.fastest(known, self.batch)
             made = self.make(pieces.planned)
             if pieces.size is None or self._why_whole(made) is None:
-                return made.cut(pieces.size), pieces
+                return made.cut(pieces.size, pieces.side_by_side), pieces
         whole = self.make(self.batch)
         why = self._why_whole(whole)
         if why is not None:
@@ -146,7 +147,7 @@ class Maker:
         made, pieces = self._timed(whole)
         if key:
             plan_cache.write_pieces(key, self.wishes.seconds, pieces.timings)
-        return made.cut(pieces.size), pieces
+        return made.cut(pieces.size, pieces.side_by_side), pieces
 
     def _why_whole(self, made: Made) -> str | None:
         """Why a batch cannot be run in pieces, or None."""
@@ -158,19 +159,20 @@ class Maker:
 
     def _timed(self, whole: Made) -> tuple[Made, Pieces]:
         """The fastest of the whole batch and of pieces; those that come close get own kernels."""
-        at_once = {(self.batch, self.batch): self._run(whole, None)}
-        cut = {(self.batch, size): self._run(whole, size) for size in sizes(self.batch)}
-        first = {(t.planned, t.size): t.low_ms for t in time_runs(at_once | cut, rounds=2)}
-        limit = CLOSE * first[self.batch, self.batch]
-        close = [size for size in sizes(self.batch) if first[self.batch, size] <= limit]
-        if not close:
-            return whole, Pieces.fastest(time_runs(at_once | cut), self.batch)
-        ways = at_once | {(self.batch, size): cut[self.batch, size] for size in close}
-        small = self.make(min(close))
+        own = (self.batch, self.batch, False)
+        at_once = {own: self._run(whole, None)} | self._beside(whole)
+        cut = {(self.batch, size, False): self._run(whole, size) for size in sizes(self.batch)}
+        first = {t.way: t.low_ms for t in time_runs(at_once | cut, rounds=2)}
+        close = [way for way in cut if first[way] <= CLOSE * first[own]]
+        ways = at_once | ({way: cut[way] for way in close} or cut)
         expected = {self.batch: self._run(whole, None)()}
-        if self._why_whole(small) is None:
-            expected[small.planned] = self._run(small, None)()  # its values may round others
-            ways |= {(small.planned, size): self._run(small, size) for size in close}
+        small = None
+        if close:
+            small = self.make(min(size for _, size, _ in close))
+            if self._why_whole(small) is None:
+                expected[small.planned] = self._run(small, None)()  # its values may round others
+                ways |= {(small.planned, way[1], False): self._run(small, way[1]) for way in close}
+                ways |= self._beside(small)
         wrong = [w for w, run in ways.items() if not same_outputs(run(), expected[w[0]], _close)]
         if wrong:
             raise KernelError(
@@ -179,11 +181,19 @@ class Maker:
                 "differences into large ones, or its samples were wrongly taken to be apart"
             )
         pieces = Pieces.fastest(time_runs(ways), self.batch)
-        return (whole if pieces.planned == self.batch else small), pieces
+        return (small if small and pieces.planned == small.planned else whole), pieces
 
     def _run(self, made: Made, size: int | None) -> Callable[[], Any]:
         assert made.program is not None
         return functools.partial(made.program.cut(size).run, *self.inputs)
+
+    def _beside(self, made: Made) -> dict[Way, Callable[[], Any]]:
+        """The way with images side by side, if it is one for this model and batch."""
+        assert made.program is not None
+        program = made.program.beside() if is_full(self.batch) else None
+        if program is None:
+            return {}
+        return {(made.planned, IMAGES, True): functools.partial(program.run, *self.inputs)}
 
     def _circumstances(self) -> dict[str, Any] | None:
         """All that the pieces' times depend on; None where they are not to be kept."""

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from .beside import is_full
 from .plan import PieceTiming
 
 Run = Callable[..., Any]
 MISS: Any = object()
 """What a program returns for inputs that it does not serve."""
-Way = tuple[int, int]
-"""Samples that the layers' kernels were chosen for, and samples at a time."""
+Way = tuple[int, int, bool]
+"""Samples that the layers' kernels were chosen for, samples at a time, and whether images lie side
+by side."""
 ROUNDS = 5
 SAMPLE = 2e-3  # seconds that a sample lasts at least
 CLOSE = 1.5
@@ -60,6 +62,23 @@ def in_pieces(run: Run, batched: Sequence[bool], size: int, most: int | None = N
     return run_pieces
 
 
+def by_filling(beside: Run, run: Run, place: int) -> Run:
+    """The function that gives batches which fill images side by side to `beside`, others to `run`.
+
+    place: of an input whose first size is the batch.
+
+    >>> by_filling(lambda x: "side by side", lambda x: "one by one", 0)(torch.ones(16, 2))
+    'side by side'
+    """
+
+    def run_either(*inputs: Any) -> Any:
+        x = inputs[place] if place < len(inputs) else None
+        full = type(x) is Tensor and x.dim() > 0 and is_full(x.shape[0])
+        return (beside if full else run)(*inputs)
+
+    return run_either
+
+
 def sizes(batch: int) -> Iterator[int]:
     """1, 2, 4, ... below the batch.
 
@@ -99,4 +118,6 @@ def _sample(run: Callable[[], Any], repeats: int) -> float:
 
 def _summary(way: Way, seconds: list[float]) -> PieceTiming:
     ordered = sorted(1e3 * s for s in seconds)
-    return PieceTiming(*way, ordered[len(ordered) // 2], ordered[0], ordered[-1])
+    planned, size, beside = way
+    median = ordered[len(ordered) // 2]
+    return PieceTiming(planned, size, median, ordered[0], ordered[-1], beside)

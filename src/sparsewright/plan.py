@@ -121,21 +121,26 @@ class LayerPlan:
 @dataclass(frozen=True)
 class PieceTiming:
     """One batch in ms: median, least and most; `size` samples at a time, by kernels that were
-    chosen for `planned` samples."""
+    chosen for `planned` samples, and whether images lay side by side."""
 
     planned: int
     size: int
     median_ms: float
     low_ms: float
     high_ms: float
+    side_by_side: bool = False
+
+    @property
+    def way(self) -> tuple[int, int, bool]:
+        return self.planned, self.size, self.side_by_side
 
     @classmethod
     def from_list(cls, entry: Any) -> PieceTiming:
-        if not isinstance(entry, list) or len(entry) != 5:
-            raise TypeError("a timing of pieces is a list of five")
-        planned, size, *times = entry
+        if not isinstance(entry, list) or len(entry) not in (5, 6):
+            raise TypeError("a timing of pieces is a list of five or six")
+        planned, size, *times = entry[:5]
         median, low, high = (_number({"ms": t}, "ms") or 0.0 for t in times)
-        return cls(_samples(planned), _samples(size), median, low, high)
+        return cls(_samples(planned), _samples(size), median, low, high, *map(_flag, entry[5:]))
 
 
 @dataclass(frozen=True)
@@ -143,30 +148,35 @@ class Pieces:
     """How a batch is run: `size` samples at a time through the whole model, None for all at once.
 
     planned: samples that the layers' kernels were chosen for. timings: fastest first. why_whole:
-    why the samples cannot be taken apart.
+    why the samples cannot be taken apart. side_by_side: whether a vector holds a place of `size`
+    images (beside.py), of batches that fill enough of it.
     """
 
     size: int | None
     planned: int
     timings: tuple[PieceTiming, ...] = ()
     why_whole: str | None = None
+    side_by_side: bool = False
 
     @classmethod
     def fastest(cls, timings: Sequence[PieceTiming], batch: int) -> Pieces:
         best = timings[0]
-        return cls(best.size if best.size < batch else None, best.planned, tuple(timings))
+        cut = best.side_by_side or best.size < batch
+        size = best.size if cut else None
+        return cls(size, best.planned, tuple(timings), side_by_side=best.side_by_side)
 
     def to_dict(self) -> dict[str, Any]:
         timings = [list(astuple(t)) for t in self.timings]
         own = {"size": self.size, "planned": self.planned, "timings": timings}
-        return {**own, "why_whole": self.why_whole}
+        return {**own, "why_whole": self.why_whole, "side_by_side": self.side_by_side}
 
     @classmethod
     def from_dict(cls, entry: Any) -> Pieces:
         timings = tuple(PieceTiming.from_list(t) for t in _list(entry, "timings"))
         size = None if entry["size"] is None else _samples(entry["size"])
         why = None if entry["why_whole"] is None else _text(entry, "why_whole")
-        return cls(size, _samples(entry["planned"]), timings, why)
+        beside = _flag(entry.get("side_by_side", False))
+        return cls(size, _samples(entry["planned"]), timings, why, beside)
 
 
 @dataclass(frozen=True)
@@ -301,6 +311,12 @@ def _list(entry: Any, key: str) -> list[Any]:
 def _count(value: Any) -> int:
     if type(value) is not int or not 0 <= value < 2**63:
         raise ValueError(f"a plan's counts are ints in [0, 2**63); got {str(value)[:40]}")
+    return value
+
+
+def _flag(value: Any) -> bool:
+    if type(value) is not bool:
+        raise TypeError(f"a plan's side_by_side is true or false; got {str(value)[:40]}")
     return value
 
 

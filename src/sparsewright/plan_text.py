@@ -15,7 +15,7 @@ from .kernels._ops import RESERVE
 from .layouts import FP32
 
 if TYPE_CHECKING:
-    from .plan import Candidate, LayerPlan, Plan
+    from .plan import Candidate, LayerPlan, PieceTiming, Plan
 
 WIDTH = 150
 NUMBERS = ("sparsity", "time", "best dense", "speed-up", "bytes")
@@ -98,15 +98,24 @@ def _pieces(plan: Plan) -> list[str]:
         return []
     if plan.pieces.why_whole is not None:
         return [f"The batch runs whole: {plan.pieces.why_whole}."]
-    size, timings = plan.pieces.size, plan.pieces.timings
-    way = "whole" if size is None else f"in pieces of {size}, by kernels for {plan.pieces.planned}"
+    size, timings, beside = plan.pieces.size, plan.pieces.timings, plan.pieces.side_by_side
+    way = "whole" if size is None else f"{_cut(size, beside)}, by kernels for {plan.pieces.planned}"
     best = next((f": {t.median_ms:.3g} ms" for t in timings), "")
-    others = [t for t in timings if (t.size == plan.batch) == (size is not None)][:1]
-    beside = [
-        f"; {'whole' if t.size == plan.batch else f'in pieces of {t.size}'}: {t.median_ms:.3g} ms"
+    chosen = [_is_whole(t, plan) for t in timings[:1]]
+    others = [t for t in timings if [_is_whole(t, plan)] != chosen][:1]
+    rest = [
+        f"; {'whole' if _is_whole(t, plan) else _cut(t.size, t.side_by_side)}: {t.median_ms:.3g} ms"
         for t in others
     ]
-    return [f"The batch runs {way}{best}{''.join(beside)}."]
+    return [f"The batch runs {way}{best}{''.join(rest)}."]
+
+
+def _cut(size: int, beside: bool) -> str:
+    return f"{size} images side by side" if beside else f"in pieces of {size}"
+
+
+def _is_whole(timing: PieceTiming, plan: Plan) -> bool:
+    return timing.size == plan.batch and not timing.side_by_side
 
 
 def _refusals(plan: Plan) -> list[str]:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from .kernels._ops import define
 from .kernels.library import BEST
 
+Pair = tuple[int, int]
 plain = torch.ops.aten.max_pool2d.default
 FEW = 8
 """Windows up to this long in each direction: each of a window's places costs a pass over a row."""
@@ -42,17 +43,33 @@ def max_pool2d(
         x.dim() == 4 and x.is_contiguous() and x.dtype == torch.float32 and x.device.type == "cpu"
     )
     usual = usual and not (x.requires_grad and torch.is_grad_enabled())
-    if not usual or ceil_mode or set(dilation) != {1} or max(kernel_size) > FEW:
+    windows = plain_pool(kernel_size, stride, padding, dilation, ceil_mode)
+    if not usual or windows is None:
         return plain(x, kernel_size, stride, padding, dilation, ceil_mode)
-    (h, w), (down, right), (above, left) = map(_pair, (kernel_size, stride or kernel_size, padding))
-    if (
-        min(x.shape[2] + 2 * above - h, x.shape[3] + 2 * left - w) < 0
-        or 2 * above > h
-        or 2 * left > w
-    ):
+    (h, w), (down, right), (above, left) = windows
+    if min(x.shape[2] + 2 * above - h, x.shape[3] + 2 * left - w) < 0:
         return plain(x, kernel_size, stride, padding, dilation, ceil_mode)  # raises its own error
     most: Tensor = by_rows(x, h, w, down, right, above, left, BEST)
     return most
+
+
+def plain_pool(
+    kernel_size: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0,),
+    dilation: Sequence[int] = (1,),
+    ceil_mode: bool = False,
+) -> tuple[Pair, Pair, Pair] | None:
+    """Kernel, stride and padding, down and right, of windows that our kernels serve; else None.
+
+    >>> plain_pool([3], [2], [1])
+    ((3, 3), (2, 2), (1, 1))
+    """
+    if ceil_mode or set(dilation) != {1} or max(kernel_size) > FEW:
+        return None
+    kernel, step, edge = map(_pair, (kernel_size, stride or kernel_size, padding))
+    fits = all(2 * e <= k and s >= 1 and e >= 0 for e, k, s in zip(edge, kernel, step, strict=True))
+    return (kernel, step, edge) if fits else None
 
 
 def by_slices(x: Tensor, h: int, w: int, down: int, right: int, above: int, left: int) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
+from .beside import IMAGES, beside
 from .declared import Declared, describe, with_best_isa
 from .errors import ArtifactError, KernelError
 from .flat import flat
@@ -21,10 +22,12 @@ from .graph import BATCH, Document, Graph, is_same, trace, written
 from .kernels.bound import transposed
 from .measure.dense import relative_error
 from .nn import Prepacked
-from .pieces import MISS, in_pieces
+from .pieces import MISS, by_filling, in_pieces
 from .rebuild import build
 from .signature import Signature, field
 from .swap import swap
+
+NOT_BESIDE = "the model has no convolutions that take images side by side"
 
 
 class Program:
@@ -33,6 +36,8 @@ class Program:
     module: the graph and what it refers to. It is served inputs that `signature` allows, plain
     tensors without gradients, while no module of `model`, whose trace it is, has a forward hook.
     size: samples at a time, None for whole batches; KernelError where `mixed` says why not.
+    side_by_side: whether its convolutions take images side by side (beside.py), of batches that
+    fill them; KernelError where that is not for this graph.
     """
 
     def __init__(
@@ -41,8 +46,10 @@ class Program:
         signature: Signature,
         model: nn.Module,
         size: int | None = None,
+        side_by_side: bool = False,
     ):
         self.module, self.signature, self.model, self.size = module, signature, model, size
+        self.side_by_side = side_by_side
         if size is not None and self.mixed is not None:
             raise KernelError(f"a batch cannot be run in pieces: {self.mixed}")
         self._bind()
@@ -53,17 +60,40 @@ class Program:
         reason: str | None = self.module.meta["mixed"]
         return reason
 
-    def cut(self, size: int | None) -> Program:
-        """The same program with so many samples at a time."""
-        return Program(self.module, self.signature, self.model, size)
+    def cut(self, size: int | None, side_by_side: bool = False) -> Program:
+        """The same program with so many samples at a time, or images side by side."""
+        return Program(self.module, self.signature, self.model, size, side_by_side)
+
+    def beside(self) -> Program | None:
+        """The same with images side by side, so many at a time; None where it is not for that."""
+        if self.mixed is not None or not any(self._batched()):
+            return None
+        try:
+            return self.cut(IMAGES, side_by_side=True)
+        except KernelError:
+            return None
+
+    def _in_pieces(self, graph: fx.Graph, hooks: tuple[Mapping[int, Any], ...]) -> Any:
+        """The function of a graph over the module's tensors, a sample for each thread at a time."""
+        run = flat(self.module, self.signature, hooks, graph)[0]
+        return in_pieces(run, self._batched(), torch.get_num_threads())
+
+    def _batched(self) -> list[bool]:
+        return [shape[:1] == (BATCH,) for *_, shape in self.signature.inputs]
 
     def _bind(self) -> None:
-        self.run, product = flat(self.module, self.signature, tuple(hooks_of(self.model)))
+        hooks = tuple(hooks_of(self.model))
+        self.run, product = flat(self.module, self.signature, hooks)
         self._transposed = None if product is None else transposed(product)
+        if self.side_by_side:
+            graph = beside(self.module, lambda head: self._in_pieces(head, hooks))
+            if graph is None or self.size is None:
+                raise KernelError(NOT_BESIDE)
+            run = flat(self.module, self.signature, hooks, graph)[0]
+            self.run = by_filling(run, self.run, self._batched().index(True))
         if self.size is not None:
-            batched = [shape[:1] == (BATCH,) for *_, shape in self.signature.inputs]
             _, most = self.signature.batch or (0, None)
-            self.run = in_pieces(self.run, batched, self.size, most)
+            self.run = in_pieces(self.run, self._batched(), self.size, most)
 
     def run_transposed(self, x: Any) -> Any:
         """run(x.t()).t(), x and output contiguous, where the graph is a product with a matrix, or

@@ -132,6 +132,7 @@ class _Reader:
         self._name(name, "inputs", node)
         sizes = [s if isinstance(s, int) else TRIAL for s in shape]
         self.fakes[node] = torch.empty(sizes, dtype=dtype)
+        _note_sizes(node, self.fakes[node])
 
     def _node(self, entry: Any, place: str) -> None:
         name = field(entry, "op", str, place)
@@ -173,6 +174,7 @@ class _Reader:
             raise ArtifactError(f"{place} cannot run on its inputs: {reason[:300]}") from error
         node = self.graph.call_function(target, args, kwargs)
         self.fakes[node] = result
+        _note_sizes(node, result)
         return node
 
     def _prepacked(self, name: str, plain: fx.Node, args: list[Any]) -> fx.Node:
@@ -189,6 +191,7 @@ class _Reader:
         self.held[module] = lambda tensors: _made(make, weight, tensors)
         node = self.graph.create_node("call_module", module, (plain.args[0],))
         self.fakes[node] = self.fakes.pop(plain)
+        _note_sizes(node, self.fakes[node])
         node.meta["axes"] = self.tensors[weight].dim()
         if self.tensors[weight].dim() == 2:
             node.meta["width"] = self.tensors[weight].shape[0]
@@ -240,6 +243,12 @@ class _Reader:
             self.attributes[name] = node
             self.fakes[node] = self.tensors[name]
         return self.attributes[name]
+
+
+def _note_sizes(node: fx.Node, result: Any) -> None:
+    """Of float32 results, with a batch of TRIAL."""
+    if isinstance(result, Tensor) and result.dtype == torch.float32:
+        node.meta["sizes"] = tuple(result.shape)
 
 
 def _made(make: Make, weight: str, tensors: Mapping[str, Tensor]) -> nn.Module:

@@ -10,6 +10,7 @@ import ctypes
 import functools
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -71,6 +72,21 @@ def chain(calls: Sequence[Call]) -> Call:
         return functools.partial(_one_by_one, tuple(calls))
     numbers = [call.args[0] for call in calls if isinstance(call, _Bound)]
     return _held(torch.ops.sparsewright.bind_chain(numbers, _threads_run_at_once()))
+
+
+@dataclass(frozen=True, eq=False)
+class Numbered:
+    """A bound call, and the number that stands for it while this lives."""
+
+    call: Call
+    number: int
+
+
+def bind_beside(rest: Sequence[Any]) -> Numbered:
+    """The convolution of images side by side (csrc/beside.h), for `beside_chain`: what follows x in
+    csb_conv2d but for residual and groups, with x's channels and width before isa."""
+    number = torch.ops.sparsewright.bind_csb_conv2d_beside(*rest)
+    return Numbered(_held(number), number)
 
 
 def transposed(call: Call) -> Call:

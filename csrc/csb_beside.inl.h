@@ -1,0 +1,154 @@
+// Convolution with weights in layout csb of images that lie side by side along the vector
+// (beside.h): every load is aligned, and no place of a vector is padding.
+#pragma once
+#include <cstdint>
+
+#include "csb_pixels.inl.h"
+
+namespace sparsewright::SPARSEWRIGHT_ISA {
+namespace {
+
+void zero_out(float* to, int64_t count) {
+  for (int64_t i = 0; i < count; i += kW) Simd::store(to + i, Simd::zero());
+}
+
+// The activations that one chunk of the weight's columns reads, channel by channel.
+void lay_channels(const Csb& w, int64_t chunk, const Beside& t) {
+  const int64_t end = least(w.in, (chunk + 1) * w.chunk);
+  float* to = t.laid;
+  for (int64_t c = chunk * w.chunk / t.places; c * t.places < end; ++c) {
+    const float* const channel = t.x + c * t.channel;
+    for (int64_t i = 0; i < t.columns; ++i, to += t.images) {
+      const int64_t from = t.from[i];
+      if (from < 0) {
+        zero_out(to, t.images);
+      } else {
+        for (int64_t j = 0; j < t.images; j += kW)
+          Simd::store(to + j, Simd::load(channel + from + j));
+      }
+    }
+  }
+}
+
+// Where the activations of a chunk lie: in x itself, or laid together.
+Shifts find_activations(const Csb& w, int64_t chunk, const Beside& t) {
+  if (t.from) {
+    lay_channels(w, chunk, t);
+    return {t.laid, t.shifts + chunk * kPlaces};
+  }
+  const float* const x = t.x + chunk * w.chunk * t.channel;
+  t.table[kPlaces - 1] = t.laid + t.zeros - x;
+  return {x, t.table};
+}
+
+// Sums of a row to their place in the output, with what is added to it.
+template <int V>
+[[gnu::always_inline]] inline void put(const Beside& t, int64_t row, int64_t at, const Vec* v) {
+  float* const y = t.y + row * t.width + at;
+  const float* const more = t.residual ? t.residual + row * t.width + at : nullptr;
+  const bool relu = t.activation == Activation::kRelu;
+  each<V>([&](int i) SW_INLINED {
+    const Vec sum = more ? Simd::add(v[i], Simd::load(more + i * kW)) : v[i];
+    Simd::store(y + i * kW, relu ? Simd::relu(sum) : sum);
+  });
+}
+
+// The rows of one block and chunk: their sums begin with the first chunk, go to the output with the
+// last one, and wait in memory between. With each row some of what is needed later is fetched.
+template <int V>
+struct RowsBeside {
+  const Beside& t;
+  const Csb& w;
+  float* sums;
+  int64_t begin, rows, at;
+  bool first, last;
+  bool* done;
+  const char* ahead;
+  int64_t bytes;
+
+  [[gnu::always_inline]] void load(int64_t row, Vec* v) const {
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(ahead + row * bytes + i, 0, 2);
+    if (first) {
+      const float start = row < rows ? start_of(w.values, t.bias, begin + row) : 0.0f;
+      each<V>([&](int i) SW_INLINED { v[i] = Simd::broadcast(start); });
+    } else {
+      Waiting<V>{sums}.load(row, v);
+    }
+  }
+  [[gnu::always_inline]] void store(int64_t row, const Vec* v) const {
+    if (last && row >= rows) return;  // the partner of an odd last row
+    done[row] = true;
+    if (last)
+      put<V>(t, begin + row, at, v);
+    else
+      Waiting<V>{sums}.store(row, v);
+  }
+  // Rows without weights in the chunk.
+  void pass_others() const {
+    if (!first && !last) return;
+    for (int64_t row = 0; row < rows; ++row) {
+      if (done[row]) continue;
+      Vec v[V];
+      load(row, v);
+      store(row, v);
+    }
+  }
+};
+
+template <int V>
+void finish_beside(float* sums, const Csb& w, const Beside& t, int64_t at, int64_t block) {
+  const int64_t begin = block * w.block, end = least(w.out, begin + w.block);
+  scale_block(sums, w.values, t.bias, V * kW, begin, end);
+  for (int64_t row = begin; row < end; ++row, sums += V * kW) {
+    Vec v[V];
+    Waiting<V>{sums}.load(0, v);
+    put<V>(t, row, at, v);
+    activate(t.y + row * t.width + at, V * kW, t.activation);
+  }
+}
+
+// f.template operator()<V>(first float, which vectors of its tile) of all parts of a tile.
+template <class F>
+void by_parts(const Beside& t, const F& f) {
+  const int64_t vectors = t.width / kW, parts = (vectors + kPixelVectors - 1) / kPixelVectors;
+  for (int64_t i = 0; i < parts; ++i) {
+    const int64_t from = vectors * i / parts, end = vectors * (i + 1) / parts;
+    by_vectors<kPixelVectors>(end - from, [&]<int V>() { f.template operator()<V>(from * kW); });
+  }
+}
+
+void csb_beside(const Csb& w, const Beside& t, int64_t begin, int64_t end) {
+  const bool usual = t.activation == Activation::kNone || t.activation == Activation::kRelu;
+  const bool direct = usual && !w.values.scales;  // else what follows the sums waits for them
+  const int64_t room = w.block + 1, chunks = w.chunks > 0 ? w.chunks : 1;
+  const auto sums = [&](int64_t block, int64_t at) {
+    return t.sums + (block - begin) * room * t.width + room * at;
+  };
+  zero_out(t.laid + t.zeros, t.width);
+  by_number(w.values, [&]<class T>() {
+    for (int64_t c = 0; c < chunks; ++c) {
+      const Shifts laid = find_activations(w, c, t);
+      by_parts(t, [&]<int V>(int64_t at) {
+        for (int64_t block = begin; block < end; ++block) {
+          const int64_t first = block * w.block, rows = least(w.out - first, w.block);
+          const int64_t bytes = t.ahead && at == 0 ? t.ahead_bytes : 0;
+          bool done[kMaxBlock + 1] = {};
+          const RowsBeside<V> out{
+              t,    w,      sums(block, at),           first, rows,
+              at,   c == 0, direct && c + 1 == chunks, done,  t.ahead + (c * w.out + first) * bytes,
+              bytes};
+          if (w.chunks > 0) csb_chunk<V, T>(w, block, c, Shifts{laid.x + at, laid.shifts}, out);
+          out.pass_others();
+        }
+      });
+    }
+  });
+  if (direct) return;
+  by_parts(t, [&]<int V>(int64_t at) {
+    for (int64_t block = begin; block < end; ++block)
+      finish_beside<V>(sums(block, at), w, t, at, block);
+  });
+}
+
+}  // namespace
+}  // namespace sparsewright::SPARSEWRIGHT_ISA

@@ -1,0 +1,381 @@
+"""A program's sparse convolutions on images that lie side by side along the processor's vectors.
+
+Sixteen images of a batch fill a vector, so no load is at an odd place and no place is padding; and
+the output of one convolution, tile by tile, goes through the 1x1 ones that follow it while it is
+still in cache. The images are turned that way where the first convolution reads them, and back
+where something else does.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from .kernels import library
+from .kernels.bound import Numbered, bind_beside
+from .kernels.csb_conv import csb_conv2d
+from .kernels.library import BEST
+from .operations import expect_channels
+from .pooling import Pair, plain_pool
+
+IMAGES = 16
+"""Images that lie side by side."""
+FULL = 0.75
+"""Least part of them that has to be there: vectors are computed whole."""
+MOST_STAGES = 32
+"""Of convolutions that are called at once."""
+
+MOST_PLACES = 255
+"""Of a kernel: what a tile reads of a channel is laid together, and shall not be large."""
+
+aten = torch.ops.aten
+POINTWISE = (
+    aten.relu.default,
+    aten.relu6.default,
+    aten.hardtanh.default,
+    aten.gelu.default,
+    aten.silu.default,
+    aten.hardswish.default,
+    aten.sigmoid.default,
+    aten.tanh.default,
+)
+"""Operations on each number by itself: they do not ask how the images lie."""
+PAIRWISE = (aten.add.Tensor, aten.mul.Tensor)
+"""The same of two images of one shape."""
+KERNEL = ("kernel_h", "kernel_w", "stride_h", "stride_w", "padding_h", "padding_w")
+FLAT = (1, 1, 1, 1, 0, 0)
+"""Of a convolution whose every output reads one place alone: a tile of it needs no other."""
+
+
+def is_full(batch: int) -> bool:
+    """Whether so many images fill vectors well enough.
+
+    >>> [n for n in range(1, 33) if is_full(n)][:6]
+    [12, 13, 14, 15, 16, 24]
+    """
+    return batch > 0 and batch >= FULL * IMAGES * -(-batch // IMAGES)
+
+
+def beside(
+    module: fx.GraphModule, cut: Callable[[fx.Graph], Callable[..., Any]]
+) -> fx.Graph | None:
+    """The module's graph with its convolutions of layout csb on images side by side; None where it
+    has fewer of them than turns there and back, or the kernels are not compiled.
+
+    cut: the function of a graph of the same inputs that is run a few samples at a time: what comes
+    before the first turn, where all that follows needs its result alone.
+    """
+    if library.LIBRARY.path is None or not hasattr(torch.ops.sparsewright, "beside_chain"):
+        return None
+    units = _Units(module)
+    convs = sum(len(unit.stages) for unit in units.all)
+    turns = sum(unit.kind in ("turn", "back") for unit in units.all)
+    return _Writer(module, units, cut).graph if convs >= max(turns, 1) else None
+
+
+@dataclass(eq=False)
+class _Unit:
+    """What the new graph does at once.
+
+    kind: "plain", a node as it is; "beside", a node on images side by side; "turn" and "back" of
+    `node`'s output; "chain", whose `stages` are convolutions, each but the first of the one before.
+    needs: units that come before.
+    """
+
+    kind: str
+    node: fx.Node
+    stages: list[fx.Node] = field(default_factory=list)
+    needs: dict[_Unit, None] = field(default_factory=dict)
+
+    def needs_in_the_end(self, other: _Unit) -> bool:
+        seen, left = {self}, [self]
+        while left:
+            unit = left.pop()
+            if unit is other:
+                return True
+            left += [n for n in unit.needs if n not in seen]
+            seen.update(unit.needs)
+        return False
+
+
+class _Units:
+    """A graph's nodes, sorted into units."""
+
+    def __init__(self, module: fx.GraphModule):
+        self.all: list[_Unit] = []
+        self.plain: dict[fx.Node, _Unit] = {}
+        self.beside: dict[fx.Node, _Unit] = {}
+        self.source: dict[fx.Node, fx.Node] = {}  # of images side by side -> what has their number
+        self.kept: set[fx.Node] = set()  # whose outputs other units need
+        for node in module.graph.nodes:
+            if _is_conv(node):
+                self._conv(node)
+            elif _is_besides(node) and all(n in self.beside for n in _images(node)):
+                self._add("beside", node, [self._beside(n) for n in _images(node)])
+                self.beside[node] = self.all[-1]
+                self.source[node] = self.source[_images(node)[0]]
+            elif node.target is not expect_channels or not all(map(_is_conv, node.users)):
+                needs = [self._plain(n) for n in node.all_input_nodes]
+                self.plain[node] = self._add("plain", node, needs)
+
+    def head(self) -> list[_Unit]:
+        """The units up to the first turn, where others need nothing of them but inputs and what is
+        turned; of two at least."""
+        turn = next((unit for unit in self.all if unit.kind == "turn"), None)
+        if turn is None:
+            return []
+        wanted = {turn}
+        for unit in reversed(self.all):
+            if any(unit in user.needs for user in wanted):
+                wanted.add(unit)
+        before = [unit for unit in self.all if unit in wanted - {turn}]
+        works = [unit for unit in before if unit.node.op not in ("placeholder", "get_attr")]
+        inner = {unit for unit in works if unit.node is not turn.node}
+        outside = [unit for unit in self.all if unit not in wanted]
+        seen = any(unit in inner for user in outside for unit in user.needs)
+        fits = all(unit.kind == "plain" for unit in before) and not seen and len(works) > 1
+        return works if fits else []
+
+    def _add(self, kind: str, node: fx.Node, needs: list[_Unit]) -> _Unit:
+        unit = _Unit(kind, node, needs=dict.fromkeys(needs))
+        self.all.append(unit)
+        return unit
+
+    def _plain(self, node: fx.Node) -> _Unit:
+        if node not in self.plain:
+            node = real(node)
+        if node not in self.plain:
+            needs = [self._beside(node), self.plain[self.source[node]]]
+            self.plain[node] = self._add("back", node, needs)
+        return self.plain[node]
+
+    def _beside(self, node: fx.Node) -> _Unit:
+        node = real(node)
+        if node not in self.beside:
+            self.beside[node] = self._add("turn", node, [self._plain(node)])
+            self.source[node] = node
+        if self.beside[node].kind == "chain":
+            self.kept.add(node)
+        return self.beside[node]
+
+    def _conv(self, node: fx.Node) -> None:
+        x, more = real(node.args[0]), _given(node, "residual")
+        added = [] if more is None else [self._beside(more)]
+        chain = self.beside.get(x)
+        goes_on = (
+            chain is not None
+            and chain.kind == "chain"
+            and chain.stages[-1] is x
+            and len(chain.stages) < MOST_STAGES
+            and tuple(_given(node, name) for name in KERNEL) == FLAT
+            and not any(unit.needs_in_the_end(chain) for unit in added)
+        )
+        if chain is None or not goes_on:
+            chain = self._add("chain", node, [self._beside(x)])
+        chain.stages.append(node)
+        chain.needs.update(dict.fromkeys(added))
+        self.beside[node], self.source[node] = chain, self.source[x]
+
+
+class _Writer:
+    """Units on their way into a graph."""
+
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        units: _Units,
+        cut: Callable[[fx.Graph], Callable[..., Any]],
+    ):
+        self.module, self.units, self.graph = module, units, fx.Graph()
+        self.plain: dict[fx.Node, fx.Node] = {}
+        self.beside: dict[fx.Node, fx.Node] = {}
+        self.done: set[_Unit] = set()
+        for unit in units.all:
+            if unit.node.op == "placeholder":
+                self._write(unit)
+        self._head(units.head(), cut)
+        for unit in units.all:
+            self._write(unit)
+        _overwrite(self.graph)
+
+    def _head(self, units: list[_Unit], cut: Callable[[fx.Graph], Callable[..., Any]]) -> None:
+        """One call for all of these."""
+        if not units:
+            return
+        last, graph, env = units[-1].node, fx.Graph(), dict[fx.Node, fx.Node]()
+        for node in self.module.graph.nodes:
+            mine = any(unit.node is node for unit in units)
+            if mine or node.op in ("placeholder", "get_attr"):
+                env[node] = graph.node_copy(node, env.__getitem__)
+        graph.output(env[last])
+        run = cut(graph)
+
+        def head(*inputs: Any) -> Any:
+            return run(*inputs)
+
+        inputs = [n for n in self.module.graph.nodes if n.op == "placeholder"]
+        self.plain[last] = self._call(head, *(self.plain[n] for n in inputs))
+        self.done.update(units)
+
+    def _write(self, unit: _Unit) -> None:
+        """After what it needs, which may come later in the list."""
+        left = [unit]
+        while left:
+            waiting = [n for n in left[-1].needs if n not in self.done]
+            if waiting:
+                left += waiting
+                continue
+            unit = left.pop()
+            if unit not in self.done:
+                self.done.add(unit)
+                getattr(self, f"_{unit.kind}")(unit)
+
+    def _call(self, target: Callable[..., Any], *args: Any) -> fx.Node:
+        return self.graph.call_function(target, args)
+
+    def _plain(self, unit: _Unit) -> None:
+        self.plain[unit.node] = self.graph.node_copy(unit.node, self._as_plain)
+
+    def _as_plain(self, node: fx.Node) -> fx.Node:
+        return self.plain[node] if node in self.plain else self.plain[real(node)]
+
+    def _as_beside(self, node: fx.Node) -> fx.Node:
+        return self.beside[real(node)]
+
+    def _beside(self, unit: _Unit) -> None:
+        pool = _pool(unit.node)
+        if pool is not None:
+            x = real(unit.node.args[0])
+            numbers, width = [n for pair in pool for n in pair], x.meta["sizes"][3]
+            op = torch.ops.sparsewright.max_pool2d_beside.default
+            made = self._call(op, self._as_beside(x), *numbers, width, BEST)
+        else:
+            made = self.graph.node_copy(unit.node, self._as_beside)
+            made.meta.pop("width", None)
+        self.beside[unit.node] = made
+
+    def _turn(self, unit: _Unit) -> None:
+        to = torch.ops.sparsewright.to_beside.default
+        self.beside[unit.node] = self._call(to, self._as_plain(unit.node), BEST)
+
+    def _back(self, unit: _Unit) -> None:
+        images = self._as_plain(self.units.source[unit.node])
+        batch = self._call(aten.sym_size.int, images, 0)
+        width = unit.node.meta["sizes"][3]
+        back = torch.ops.sparsewright.from_beside.default
+        self.plain[unit.node] = self._call(back, self._as_beside(unit.node), batch, width, BEST)
+
+    def _chain(self, unit: _Unit) -> None:
+        calls = [self._bound(node) for node in unit.stages]
+        added = [_given(node, "residual") for node in unit.stages]
+        kept = [node in self.units.kept for node in unit.stages]
+        kept[-1] = True
+        node = self._call(
+            torch.ops.sparsewright.beside_chain.default,
+            self._as_beside(unit.stages[0].args[0]),  # type: ignore[arg-type]
+            [self._as_beside(n) for n in added if n is not None],
+            [call.number for call in calls],
+            _bits([n is not None for n in added]),
+            _bits(kept),
+            0,
+        )
+        node.meta["held"] = calls
+        outputs = (n for n, is_kept in zip(unit.stages, kept, strict=True) if is_kept)
+        for i, output in enumerate(outputs):
+            self.beside[output] = self._call(operator.getitem, node, i)
+
+    def _bound(self, node: fx.Node) -> Numbered:
+        channels, width = real(node.args[0]).meta["sizes"][1::2]
+        names = [a.name for a in csb_conv2d._schema.arguments]
+        given = dict(zip(names, node.args, strict=True))
+        for name in ("x", "residual", "groups"):
+            del given[name]
+        isa = given.pop("isa")
+        return bind_beside([*map(self._constant, given.values()), channels, width, isa])
+
+    def _constant(self, value: Any) -> Any:
+        if not isinstance(value, fx.Node):
+            return value
+        return self.module.get_buffer(str(value.target))
+
+
+def _overwrite(graph: fx.Graph) -> None:
+    """Let convolutions write over what they add, where nothing reads it later: it is in cache, and
+    memory that nobody has touched would have to be fetched."""
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        if node.target is not torch.ops.sparsewright.beside_chain.default:
+            continue
+        x, residuals, numbers, adds, kept, _ = node.args
+        stages = [i for i in range(len(numbers)) if adds >> i & 1]
+        over = 0
+        for stage, added in zip(stages, residuals, strict=True):
+            last = max(order[user] for user in added.users)
+            alone = residuals.count(added) == 1 and added is not x and last == order[node]
+            if alone and kept >> stage & 1:
+                over |= 1 << stage
+        node.update_arg(5, over)
+
+
+def real(node: Any) -> fx.Node:
+    """What a check of channels passes on."""
+    while node.target is expect_channels:
+        node = node.args[0]
+    return node
+
+
+def _bits(flags: list[bool]) -> int:
+    return sum(1 << i for i, flag in enumerate(flags) if flag)
+
+
+def _given(node: fx.Node, name: str) -> Any:
+    return node.args[_places()[name]]
+
+
+@functools.cache
+def _places() -> Mapping[str, int]:
+    return {a.name: i for i, a in enumerate(csb_conv2d._schema.arguments)}
+
+
+def _images(node: fx.Node) -> list[fx.Node]:
+    return [real(n) for n in node.all_input_nodes]
+
+
+def _is_conv(node: fx.Node) -> bool:
+    """Whether the kernels for images side by side compute it."""
+    if node.target is not csb_conv2d or node.kwargs:
+        return False
+    constant = [a for a in node.args[1:7] if isinstance(a, fx.Node)]
+    x, more = node.args[0], _given(node, "residual")
+    shaped = all(_shape(n) is not None for n in [x, node] + ([] if more is None else [more]))
+    small = _given(node, "kernel_h") * _given(node, "kernel_w") <= MOST_PLACES
+    usual = _given(node, "groups") == 1 and small and shaped
+    return usual and all(n.op == "get_attr" for n in constant)
+
+
+def _is_besides(node: fx.Node) -> bool:
+    """Whether it can be computed of images side by side, where they are."""
+    if node.target in POINTWISE or _pool(node) is not None:
+        return _shape(node) is not None
+    pair = node.target in PAIRWISE and not node.kwargs and len(node.all_input_nodes) == 2
+    return pair and len({_shape(n) for n in [node, *node.all_input_nodes]} | {None}) == 2
+
+
+def _pool(node: fx.Node) -> tuple[Pair, Pair, Pair] | None:
+    """Kernel, stride and padding of max pooling that is computed of images side by side."""
+    if node.target is not aten.max_pool2d.default or node.kwargs:
+        return None
+    rest: tuple[Any, ...] = node.args[1:]
+    return plain_pool(*rest)
+
+
+def _shape(node: Any) -> tuple[int, ...] | None:
+    """Sizes of images, (N, channels, height, width), none of them empty; else None."""
+    sizes = real(node).meta.get("sizes") if isinstance(node, fx.Node) else None
+    return sizes if sizes is not None and len(sizes) == 4 and min(sizes) > 0 else None
