@@ -67,7 +67,8 @@ def _pool_before_relu(graph: fx.Graph) -> None:
         with graph.inserting_after(pool):
             relu = graph.call_function(aten.relu.default, (pool,))
         relu.meta = dict(pool.meta)
-        pool.replace_all_uses_with(relu, delete_user_cb=lambda user, relu=relu: user is not relu)
+        pool.replace_all_uses_with(relu)
+        relu.update_arg(0, pool)
         graph.erase_node(node)
 
 
