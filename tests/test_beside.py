@@ -337,6 +337,19 @@ def test_what_comes_before_runs_in_pieces() -> None:
     assert torch.allclose(fast.program.beside().run(x), model(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.skipif(len(ISAS) < 2, reason="needs two instruction sets")
+def test_the_best_instruction_set_of_all_serves(monkeypatch) -> None:
+    fast, _ = deployed("again")
+    convs = [n for n in fast.program.module.graph.nodes if str(n.target).count("csb_conv2d")]
+    convs[1].update_arg(len(convs[1].args) - 1, number(ISAS[-1]))
+    taken = []
+    monkeypatch.setattr(
+        "sparsewright.beside.bind_beside", lambda rest: taken.append(rest[-1]) or bind_beside(rest)
+    )
+    beside(fast.program.module, lambda graph: None)
+    assert taken == [max(number(ISAS[-1]), number("portable"))] * 3
+
+
 def test_fewer_convolutions_than_turns() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Softmax(1)).eval().requires_grad_(False)
     sw.prune(model, sparsity=0.7, allocate="uniform_all")
@@ -345,6 +358,31 @@ def test_fewer_convolutions_than_turns() -> None:
     assert fast.program.beside() is None
     with pytest.raises(KernelError, match="no convolutions that take images side by side"):
         fast.program.cut(16, side_by_side=True)
+
+
+class Constant(nn.Module):
+    """A convolution of what is the same for all samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.image = nn.Parameter(torch.randn(1, 6, 9, 9))
+        self.a, self.b, self.c = (nn.Conv2d(6, 6, 3, padding=1) for _ in range(3))
+        self.last = nn.Sequential(*(nn.Conv2d(6, 6, 1) for _ in range(3)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        same = self.b(torch.tanh(torch.sin(self.image)))
+        return self.last(self.c(self.a(x) + same))
+
+
+def test_what_is_no_image_of_a_sample_stays() -> None:
+    torch.manual_seed(0)
+    model = Constant().eval().requires_grad_(False)
+    sw.prune(model, sparsity=0.7, allocate="uniform_all")
+    x = torch.randn(16, 6, 9, 9)
+    fast = sw.deploy(model, x, kernels=["csb.conv2d.portable"], seconds=0, cache=False)
+    program = fast.program.beside()
+    for n in (16, 12, 3):
+        assert torch.allclose(program.run(x[:n]), model(x[:n]), rtol=1e-4, atol=1e-5)
 
 
 def test_batches_that_fill_vectors() -> None:

@@ -196,6 +196,10 @@ class _Writer:
         self.plain: dict[fx.Node, fx.Node] = {}
         self.beside: dict[fx.Node, fx.Node] = {}
         self.done: set[_Unit] = set()
+        # Which instruction set was fastest for one image after the other says nothing here: the
+        # best one that serves any of them.
+        found = {_given(node, "isa") for unit in units.all for node in unit.stages}
+        self.isa = BEST if BEST in found else max(found, default=BEST)
         for unit in units.all:
             if unit.node.op == "placeholder":
                 self._write(unit)
@@ -296,8 +300,8 @@ class _Writer:
         given = dict(zip(names, node.args, strict=True))
         for name in ("x", "residual", "groups"):
             del given[name]
-        isa = given.pop("isa")
-        return bind_beside([*map(self._constant, given.values()), channels, width, isa])
+        del given["isa"]
+        return bind_beside([*map(self._constant, given.values()), channels, width, self.isa])
 
     def _constant(self, value: Any) -> Any:
         if not isinstance(value, fx.Node):
@@ -376,6 +380,9 @@ def _pool(node: fx.Node) -> tuple[Pair, Pair, Pair] | None:
 
 
 def _shape(node: Any) -> tuple[int, ...] | None:
-    """Sizes of images, (N, channels, height, width), none of them empty; else None."""
-    sizes = real(node).meta.get("sizes") if isinstance(node, fx.Node) else None
+    """Sizes of images, (N, channels, height, width), one for each sample and not empty; else
+    None."""
+    if not isinstance(node, fx.Node) or not real(node).meta.get("samples"):
+        return None
+    sizes = real(node).meta.get("sizes")
     return sizes if sizes is not None and len(sizes) == 4 and min(sizes) > 0 else None

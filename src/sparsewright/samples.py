@@ -296,7 +296,8 @@ def why_mixed(graph: fx.Graph, batched: Sequence[bool], fakes: Mapping[fx.Node, 
     """Why the samples cannot be shown to be apart, or None: then a batch may be run in pieces.
 
     batched: of each input, whether its first size is the batch. fakes: what every node gives at a
-    batch of TRIAL.
+    batch of TRIAL. Where they are apart, each node's meta says whether its first axis is theirs
+    ("samples").
     """
     kinds: dict[fx.Node, Kind] = {}
     inputs = iter(batched)
@@ -313,6 +314,8 @@ def why_mixed(graph: fx.Graph, batched: Sequence[bool], fakes: Mapping[fx.Node, 
                 name = "a held layer" if node.op == "call_module" else _name(node.target)
                 return f"{name} may mix the samples of a batch"
             kinds[node] = kind
+    for node, kind in kinds.items():
+        node.meta["samples"] = kind == SAMPLES
     return None
 
 
