@@ -62,30 +62,33 @@ inline Inside inside_of(const Tensor& x, int64_t width) {
 }
 
 // What is laid of each channel for a tile of `count` output columns: columns of each of the
-// kernel's rows, which its columns share, or each of them has its own.
+// kernel's rows, those of like remainder by the stride together. The kernel's columns share them,
+// or each has its own, whichever are fewer.
 struct Laying {
   Axis h, w;
   int64_t count;
   bool shared;
-  int64_t span;
+  int64_t part;  // columns of one remainder, or of one of the kernel's columns
   Laying(const Axis& h, const Axis& w, int64_t count, bool may_share = true)
       : h(h), w(w), count(count) {
-    shared = may_share && w.stride == 1 && count + w.reach() <= w.kernel * count;
-    span = shared ? count + w.reach() : w.kernel * count;
+    part = count + w.reach() / w.stride;
+    shared = may_share && w.phases() * part <= w.kernel * count;
+    if (!shared) part = count;
   }
-  int64_t columns() const { return h.kernel * span; }
+  int64_t span() const { return (shared ? w.phases() : w.kernel) * part; }
+  int64_t columns() const { return h.kernel * span(); }
+  int64_t places() const { return h.kernel * w.kernel; }
   // Of a kernel's place, among the columns of its channel.
   int64_t column(int64_t y, int64_t x) const {
-    return y * span + x * (shared ? w.dilation : count);
+    return y * span() + (shared ? w.phase(x) * part + w.shift(x) : x * part);
   }
-  int64_t places() const { return h.kernel * w.kernel; }
   // Where the columns lie in x for the output at (row, first).
   void find(const Inside& x, int64_t row, int64_t first, int64_t* from) const {
     for (int64_t y = 0; y < h.kernel; ++y) {
       const int64_t r = row * h.stride - h.padding + y * h.dilation;
-      for (int64_t i = 0; i < span; ++i) {
-        const int64_t at = shared ? first + i : (first + i % count) * w.stride;
-        const int64_t c = at - w.padding + (shared ? 0 : i / count * w.dilation);
+      for (int64_t i = 0; i < span(); ++i) {
+        const int64_t of = i / part, begin = shared ? of : of * w.dilation;
+        const int64_t c = (first + i % part) * w.stride + begin - w.padding;
         const bool inside = r >= 0 && r < x.height && c >= 0 && c < x.width;
         *from++ = inside ? x.place(r, c) : -1;
       }
