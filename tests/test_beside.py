@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -348,6 +349,38 @@ def test_the_best_instruction_set_of_all_serves(monkeypatch) -> None:
     )
     beside(fast.program.module, lambda graph: None)
     assert taken == [max(number(ISAS[-1]), number("portable"))] * 3
+
+
+@pytest.mark.parametrize(
+    ("conv", "serves"),
+    [
+        (nn.Conv2d(3, 20, (7, 5), (2, 3), (3, 1), bias=False), True),
+        (nn.Conv2d(3, 20, 5, dilation=2), True),
+        (nn.Conv2d(255, 4, 1), True),
+        (nn.Conv2d(256, 4, 1), False),
+        (nn.Conv2d(4, 6, 3, groups=2), False),
+    ],
+    ids=str,
+)
+def test_a_dense_convolution_of_few_numbers(conv, serves) -> None:
+    """The first of a network, which is mostly left dense."""
+    model = nn.Sequential(conv, nn.Conv2d(conv.out_channels, 9, 3), nn.Conv2d(9, 9, 3))
+    model = model.eval().requires_grad_(False)
+    sw.prune(model, sparsity=0.7, allocate="uniform_all", skip=["0"])
+    x = torch.randn(16, conv.in_channels, 31, 34)
+    kernels = ["csb.conv2d.portable", "dense.conv2d.eager"]
+    fast = sw.deploy(model, x, kernels=kernels, seconds=0, cache=False)
+    first, *rest = fast.plan.layers  # the first one, which timing may have packed, stays dense
+    first = replace(first, kernel="dense.conv2d.eager", layout="dense")
+    fast = sw.deploy(model, x, plan=replace(fast.plan, layers=(first, *rest), pieces=None))
+    convs = [n for n in fast.program.module.graph.nodes if "conv2d" in str(n.target)]
+    assert convs[0].target is torch.ops.aten.conv2d.default or conv.groups > 1
+    graph = beside(fast.program.module, lambda graph: None)
+    chains = [n for n in graph.nodes if n.target is OPS.beside_chain.default]
+    assert (sum(len(n.args[2]) for n in chains) == len(convs)) == serves
+    for n in (16, 13):
+        expected = model(x[:n])
+        assert torch.allclose(fast.program.beside().run(x[:n]), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_fewer_convolutions_than_turns() -> None:

@@ -1,4 +1,4 @@
-"""A program's sparse convolutions on images that lie side by side along the processor's vectors.
+"""A program's convolutions on images that lie side by side along the processor's vectors.
 
 Sixteen images of a batch fill a vector, so no load is at an odd place and no place is padding; and
 the output of one convolution, tile by tile, goes through the 1x1 ones that follow it while it is
@@ -9,6 +9,7 @@ where something else does.
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,10 +18,12 @@ from typing import Any
 import torch
 from torch import fx
 
+from .calls import CONV_NUMBERS
 from .kernels import library
 from .kernels.bound import Numbered, bind_beside
-from .kernels.csb_conv import csb_conv2d
+from .kernels.csb_conv import TENSORS, csb_conv2d
 from .kernels.library import BEST
+from .layouts import LAYOUTS
 from .operations import expect_channels
 from .pooling import Pair, plain_pool
 
@@ -32,7 +35,8 @@ MOST_STAGES = 32
 """Of convolutions that are called at once."""
 
 MOST_PLACES = 255
-"""Of a kernel: what a tile reads of a channel is laid together, and shall not be large."""
+"""Of a kernel: what a tile reads of a channel is laid together, and shall not be large. And most
+numbers that an output of a dense convolution reads."""
 
 aten = torch.ops.aten
 POINTWISE = (
@@ -165,7 +169,7 @@ class _Units:
         return self.beside[node]
 
     def _conv(self, node: fx.Node) -> None:
-        x, more = real(node.args[0]), _given(node, "residual")
+        x, more = real(node.args[0]), _residual(node)
         added = [] if more is None else [self._beside(more)]
         chain = self.beside.get(x)
         goes_on = (
@@ -173,7 +177,7 @@ class _Units:
             and chain.kind == "chain"
             and chain.stages[-1] is x
             and len(chain.stages) < MOST_STAGES
-            and tuple(_given(node, name) for name in KERNEL) == FLAT
+            and tuple(_geometry(node)[name] for name in KERNEL) == FLAT
             and not any(unit.needs_in_the_end(chain) for unit in added)
         )
         if chain is None or not goes_on:
@@ -198,7 +202,8 @@ class _Writer:
         self.done: set[_Unit] = set()
         # Which instruction set was fastest for one image after the other says nothing here: the
         # best one that serves any of them.
-        found = {_given(node, "isa") for unit in units.all for node in unit.stages}
+        stages = [n for unit in units.all for n in unit.stages if n.target is csb_conv2d]
+        found = {_given(node, "isa") for node in stages}
         self.isa = BEST if BEST in found else max(found, default=BEST)
         for unit in units.all:
             if unit.node.op == "placeholder":
@@ -277,7 +282,7 @@ class _Writer:
 
     def _chain(self, unit: _Unit) -> None:
         calls = [self._bound(node) for node in unit.stages]
-        added = [_given(node, "residual") for node in unit.stages]
+        added = [_residual(node) for node in unit.stages]
         kept = [node in self.units.kept for node in unit.stages]
         kept[-1] = True
         node = self._call(
@@ -296,12 +301,17 @@ class _Writer:
 
     def _bound(self, node: fx.Node) -> Numbered:
         channels, width = real(node.args[0]).meta["sizes"][1::2]
-        names = [a.name for a in csb_conv2d._schema.arguments]
-        given = dict(zip(names, node.args, strict=True))
-        for name in ("x", "residual", "groups"):
-            del given[name]
-        del given["isa"]
-        return bind_beside([*map(self._constant, given.values()), channels, width, self.isa])
+        geometry = [n for name, n in _geometry(node).items() if name != "groups"]
+        if node.target is csb_conv2d:
+            head = list(map(self._constant, node.args[1:7]))
+            sizes, then = node.args[8:11], _given(node, "activation")
+        else:
+            weight = self._constant(node.args[1])
+            packed = LAYOUTS["csb"].pack(weight.detach().flatten(1))
+            bias = self._constant(node.args[2]) if len(node.args) > 2 else None
+            head = [*(packed.tensors[name] for name in TENSORS), None, bias]
+            sizes, then = (packed.shape[0], packed.meta["chunk"], packed.meta["block"]), 0
+        return bind_beside([*head, *sizes, *geometry, then, channels, width, self.isa])
 
     def _constant(self, value: Any) -> Any:
         if not isinstance(value, fx.Node):
@@ -347,20 +357,47 @@ def _places() -> Mapping[str, int]:
     return {a.name: i for i, a in enumerate(csb_conv2d._schema.arguments)}
 
 
+def _residual(node: fx.Node) -> Any:
+    return _given(node, "residual") if node.target is csb_conv2d else None
+
+
+def _geometry(node: fx.Node) -> dict[str, int]:
+    """Of a convolution, by the names that the op of layout csb has for it."""
+    if node.target is csb_conv2d:
+        return {name: _given(node, name) for name in CONV_NUMBERS}
+    weight: Any = node.args[1]
+    given: list[Any] = list(node.args[3:])
+    *pairs, groups = given + [[1], [0], [1], 1][len(given) :]
+    numbers = [*weight.meta["sizes"][2:]]
+    for pair in pairs:
+        numbers += [pair[0], pair[-1]]
+    return dict(zip(CONV_NUMBERS, [*numbers, groups], strict=True))
+
+
 def _images(node: fx.Node) -> list[fx.Node]:
     return [real(n) for n in node.all_input_nodes]
 
 
 def _is_conv(node: fx.Node) -> bool:
-    """Whether the kernels for images side by side compute it."""
-    if node.target is not csb_conv2d or node.kwargs:
+    """Whether the kernels for images side by side compute it: of layout csb, or a dense one that
+    reads so few numbers for an output that a chunk of the layout holds them all."""
+    if node.target not in (csb_conv2d, aten.conv2d.default) or node.kwargs:
         return False
-    constant = [a for a in node.args[1:7] if isinstance(a, fx.Node)]
-    x, more = node.args[0], _given(node, "residual")
-    shaped = all(_shape(n) is not None for n in [x, node] + ([] if more is None else [more]))
-    small = _given(node, "kernel_h") * _given(node, "kernel_w") <= MOST_PLACES
-    usual = _given(node, "groups") == 1 and small and shaped
-    return usual and all(n.op == "get_attr" for n in constant)
+    if _shape(node) is None or _shape(node.args[0]) is None:
+        return False
+    if node.target is csb_conv2d:
+        more, constant = _given(node, "residual"), node.args[1:7]
+        if more is not None and _shape(more) is None:
+            return False
+    else:
+        constant = node.args[1:3]
+        sizes = node.args[1].meta.get("sizes", ()) if isinstance(node.args[1], fx.Node) else ()
+        if len(sizes) != 4 or not 0 < math.prod(sizes[1:]) <= MOST_PLACES:
+            return False
+    geometry = _geometry(node)
+    small = geometry["kernel_h"] * geometry["kernel_w"] <= MOST_PLACES
+    constants = [a for a in constant if isinstance(a, fx.Node)]
+    return geometry["groups"] == 1 and small and all(n.op == "get_attr" for n in constants)
 
 
 def _is_besides(node: fx.Node) -> bool:

@@ -242,6 +242,7 @@ class _Reader:
             node = self.graph.create_node("get_attr", f"tensor_{len(self.attributes)}")
             self.attributes[name] = node
             self.fakes[node] = self.tensors[name]
+            _note_sizes(node, self.tensors[name])
         return self.attributes[name]
 
 
