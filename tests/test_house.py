@@ -216,6 +216,7 @@ FLOORS = {
             "flat",
             "pieces",
             "beside",
+            "image_nodes",
             "make",
             "samples",
             "swap",

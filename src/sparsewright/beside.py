@@ -8,24 +8,30 @@ where something else does.
 
 from __future__ import annotations
 
-import functools
-import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import fx
 
-from .calls import CONV_NUMBERS
+from .image_nodes import (
+    geometry_of,
+    given,
+    images_of,
+    is_by_place,
+    is_conv,
+    pool_of,
+    real,
+    residual_of,
+)
 from .kernels import library
 from .kernels.bound import Numbered, bind_beside
 from .kernels.csb_conv import TENSORS, csb_conv2d
 from .kernels.library import BEST
 from .layouts import LAYOUTS
 from .operations import expect_channels
-from .pooling import Pair, plain_pool
 
 IMAGES = 16
 """Images that lie side by side."""
@@ -34,24 +40,7 @@ FULL = 0.75
 MOST_STAGES = 32
 """Of convolutions that are called at once."""
 
-MOST_PLACES = 255
-"""Of a kernel: what a tile reads of a channel is laid together, and shall not be large. And most
-numbers that an output of a dense convolution reads."""
-
 aten = torch.ops.aten
-POINTWISE = (
-    aten.relu.default,
-    aten.relu6.default,
-    aten.hardtanh.default,
-    aten.gelu.default,
-    aten.silu.default,
-    aten.hardswish.default,
-    aten.sigmoid.default,
-    aten.tanh.default,
-)
-"""Operations on each number by itself: they do not ask how the images lie."""
-PAIRWISE = (aten.add.Tensor, aten.mul.Tensor)
-"""The same of two images of one shape."""
 KERNEL = ("kernel_h", "kernel_w", "stride_h", "stride_w", "padding_h", "padding_w")
 FLAT = (1, 1, 1, 1, 0, 0)
 """Of a convolution whose every output reads one place alone: a tile of it needs no other."""
@@ -118,13 +107,13 @@ class _Units:
         self.source: dict[fx.Node, fx.Node] = {}  # of images side by side -> what has their number
         self.kept: set[fx.Node] = set()  # whose outputs other units need
         for node in module.graph.nodes:
-            if _is_conv(node):
+            if is_conv(node):
                 self._conv(node)
-            elif _is_besides(node) and all(n in self.beside for n in _images(node)):
-                self._add("beside", node, [self._beside(n) for n in _images(node)])
+            elif is_by_place(node) and all(n in self.beside for n in images_of(node)):
+                self._add("beside", node, [self._beside(n) for n in images_of(node)])
                 self.beside[node] = self.all[-1]
-                self.source[node] = self.source[_images(node)[0]]
-            elif node.target is not expect_channels or not all(map(_is_conv, node.users)):
+                self.source[node] = self.source[images_of(node)[0]]
+            elif node.target is not expect_channels or not all(map(is_conv, node.users)):
                 needs = [self._plain(n) for n in node.all_input_nodes]
                 self.plain[node] = self._add("plain", node, needs)
 
@@ -169,7 +158,7 @@ class _Units:
         return self.beside[node]
 
     def _conv(self, node: fx.Node) -> None:
-        x, more = real(node.args[0]), _residual(node)
+        x, more = real(node.args[0]), residual_of(node)
         added = [] if more is None else [self._beside(more)]
         chain = self.beside.get(x)
         goes_on = (
@@ -177,7 +166,7 @@ class _Units:
             and chain.kind == "chain"
             and chain.stages[-1] is x
             and len(chain.stages) < MOST_STAGES
-            and tuple(_geometry(node)[name] for name in KERNEL) == FLAT
+            and tuple(geometry_of(node)[name] for name in KERNEL) == FLAT
             and not any(unit.needs_in_the_end(chain) for unit in added)
         )
         if chain is None or not goes_on:
@@ -203,7 +192,7 @@ class _Writer:
         # Which instruction set was fastest for one image after the other says nothing here: the
         # best one that serves any of them.
         stages = [n for unit in units.all for n in unit.stages if n.target is csb_conv2d]
-        found = {_given(node, "isa") for node in stages}
+        found = {given(node, "isa") for node in stages}
         self.isa = BEST if BEST in found else max(found, default=BEST)
         for unit in units.all:
             if unit.node.op == "placeholder":
@@ -258,7 +247,7 @@ class _Writer:
         return self.beside[real(node)]
 
     def _beside(self, unit: _Unit) -> None:
-        pool = _pool(unit.node)
+        pool = pool_of(unit.node)
         if pool is not None:
             x = real(unit.node.args[0])
             numbers, width = [n for pair in pool for n in pair], x.meta["sizes"][3]
@@ -282,7 +271,7 @@ class _Writer:
 
     def _chain(self, unit: _Unit) -> None:
         calls = [self._bound(node) for node in unit.stages]
-        added = [_residual(node) for node in unit.stages]
+        added = [residual_of(node) for node in unit.stages]
         kept = [node in self.units.kept for node in unit.stages]
         kept[-1] = True
         node = self._call(
@@ -301,10 +290,10 @@ class _Writer:
 
     def _bound(self, node: fx.Node) -> Numbered:
         channels, width = real(node.args[0]).meta["sizes"][1::2]
-        geometry = [n for name, n in _geometry(node).items() if name != "groups"]
+        geometry = [n for name, n in geometry_of(node).items() if name != "groups"]
         if node.target is csb_conv2d:
             head = list(map(self._constant, node.args[1:7]))
-            sizes, then = node.args[8:11], _given(node, "activation")
+            sizes, then = node.args[8:11], given(node, "activation")
         else:
             weight = self._constant(node.args[1])
             packed = LAYOUTS["csb"].pack(weight.detach().flatten(1))
@@ -337,89 +326,5 @@ def _overwrite(graph: fx.Graph) -> None:
         node.update_arg(5, over)
 
 
-def real(node: Any) -> fx.Node:
-    """What a check of channels passes on."""
-    while node.target is expect_channels:
-        node = node.args[0]
-    return node
-
-
 def _bits(flags: list[bool]) -> int:
     return sum(1 << i for i, flag in enumerate(flags) if flag)
-
-
-def _given(node: fx.Node, name: str) -> Any:
-    return node.args[_places()[name]]
-
-
-@functools.cache
-def _places() -> Mapping[str, int]:
-    return {a.name: i for i, a in enumerate(csb_conv2d._schema.arguments)}
-
-
-def _residual(node: fx.Node) -> Any:
-    return _given(node, "residual") if node.target is csb_conv2d else None
-
-
-def _geometry(node: fx.Node) -> dict[str, int]:
-    """Of a convolution, by the names that the op of layout csb has for it."""
-    if node.target is csb_conv2d:
-        return {name: _given(node, name) for name in CONV_NUMBERS}
-    weight: Any = node.args[1]
-    given: list[Any] = list(node.args[3:])
-    *pairs, groups = given + [[1], [0], [1], 1][len(given) :]
-    numbers = [*weight.meta["sizes"][2:]]
-    for pair in pairs:
-        numbers += [pair[0], pair[-1]]
-    return dict(zip(CONV_NUMBERS, [*numbers, groups], strict=True))
-
-
-def _images(node: fx.Node) -> list[fx.Node]:
-    return [real(n) for n in node.all_input_nodes]
-
-
-def _is_conv(node: fx.Node) -> bool:
-    """Whether the kernels for images side by side compute it: of layout csb, or a dense one that
-    reads so few numbers for an output that a chunk of the layout holds them all."""
-    if node.target not in (csb_conv2d, aten.conv2d.default) or node.kwargs:
-        return False
-    if _shape(node) is None or _shape(node.args[0]) is None:
-        return False
-    if node.target is csb_conv2d:
-        more, constant = _given(node, "residual"), node.args[1:7]
-        if more is not None and _shape(more) is None:
-            return False
-    else:
-        constant = node.args[1:3]
-        sizes = node.args[1].meta.get("sizes", ()) if isinstance(node.args[1], fx.Node) else ()
-        if len(sizes) != 4 or not 0 < math.prod(sizes[1:]) <= MOST_PLACES:
-            return False
-    geometry = _geometry(node)
-    small = geometry["kernel_h"] * geometry["kernel_w"] <= MOST_PLACES
-    constants = [a for a in constant if isinstance(a, fx.Node)]
-    return geometry["groups"] == 1 and small and all(n.op == "get_attr" for n in constants)
-
-
-def _is_besides(node: fx.Node) -> bool:
-    """Whether it can be computed of images side by side, where they are."""
-    if node.target in POINTWISE or _pool(node) is not None:
-        return _shape(node) is not None
-    pair = node.target in PAIRWISE and not node.kwargs and len(node.all_input_nodes) == 2
-    return pair and len({_shape(n) for n in [node, *node.all_input_nodes]} | {None}) == 2
-
-
-def _pool(node: fx.Node) -> tuple[Pair, Pair, Pair] | None:
-    """Kernel, stride and padding of max pooling that is computed of images side by side."""
-    if node.target is not aten.max_pool2d.default or node.kwargs:
-        return None
-    rest: tuple[Any, ...] = node.args[1:]
-    return plain_pool(*rest)
-
-
-def _shape(node: Any) -> tuple[int, ...] | None:
-    """Sizes of images, (N, channels, height, width), one for each sample and not empty; else
-    None."""
-    if not isinstance(node, fx.Node) or not real(node).meta.get("samples"):
-        return None
-    sizes = real(node).meta.get("sizes")
-    return sizes if sizes is not None and len(sizes) == 4 and min(sizes) > 0 else None
