@@ -70,7 +70,7 @@ pytest: setup
 # Python itself is not sanitized, so the runtime is loaded before it; libstdc++ too, or it would
 # not find what throws. Python leaks by design. Needs GCC; pytest stops at the first finding.
 sanitize: setup  ## run the kernels' tests under AddressSanitizer and UBSan
-	$(STEP) "compiling the kernels with sanitizers into $(SANITIZED)$(if $(EMULATE),, AVX-512 emulated)"
+	$(STEP) "compiling the kernels with sanitizers into $(SANITIZED)$(if $(EMULATE),: AVX-512 emulated)"
 	@.venv/bin/cmake -S . -B $(SANITIZED) -G Ninja -DCMAKE_MAKE_PROGRAM="$(CURDIR)/.venv/bin/ninja" \
 	  -DPython_EXECUTABLE="$(CURDIR)/$(PY)" -DCMAKE_CXX_COMPILER=$(CXX) \
 	  -DSPARSEWRIGHT_SANITIZE=ON -DSPARSEWRIGHT_EMULATE_AVX512=$(or $(EMULATE),OFF) > /dev/null
