@@ -11,10 +11,11 @@
 namespace sparsewright {
 
 inline constexpr int64_t kImages = 16;
-inline constexpr int64_t kMostColumns =
-    7;  // images of many nets have sides of 7 times a power of 2
+// Columns of a tile: images of many nets have sides of 7 times a power of two.
+inline constexpr int64_t kMostColumns = 7;
 
-// Columns of a tile: as many as waste fewest; of like waste, the most.
+// As many as cost least, counting empty columns, and half a column for each tile; of like cost, the
+// most.
 inline int64_t columns_of(int64_t width) {
   int64_t best = 1, waste = width;
   for (int64_t c = kMostColumns; c > 0; --c) {

@@ -27,7 +27,7 @@ from .image_nodes import (
     residual_of,
 )
 from .kernels import library
-from .kernels.bound import Numbered, bind_beside
+from .kernels.bound import Bound, bind_beside
 from .kernels.csb_conv import TENSORS, csb_conv2d
 from .kernels.library import BEST
 from .layouts import LAYOUTS
@@ -288,7 +288,7 @@ class _Writer:
         for i, output in enumerate(outputs):
             self.beside[output] = self._call(operator.getitem, node, i)
 
-    def _bound(self, node: fx.Node) -> Numbered:
+    def _bound(self, node: fx.Node) -> Bound:
         channels, width = real(node.args[0]).meta["sizes"][1::2]
         geometry = [n for name, n in geometry_of(node).items() if name != "groups"]
         if node.target is csb_conv2d:

@@ -2,8 +2,8 @@
 the output is still in cache.
 
 Only where nothing else reads what lies between. A ReLU that is no part of a kernel comes after max
-pooling instead of before it. Dense neighbours are left alone: oneDNN's own ReLU
-after a product turns NaN into 0, and torch's does not.
+pooling instead of before it. Dense neighbours are left alone: oneDNN's own ReLU after a product
+turns NaN into 0, and torch's does not.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ import ctypes
 import functools
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -68,25 +67,17 @@ def chain(calls: Sequence[Call]) -> Call:
     >>> chain([bind(torch.add, [2]), bind(torch.mul, [3])])(torch.ones(2))
     tensor([9., 9.])
     """
-    if len(calls) < 2 or not all(isinstance(call, _Bound) for call in calls):
+    if len(calls) < 2 or not all(isinstance(call, Bound) for call in calls):
         return functools.partial(_one_by_one, tuple(calls))
-    numbers = [call.args[0] for call in calls if isinstance(call, _Bound)]
+    numbers = [call.number for call in calls if isinstance(call, Bound)]
     return _held(torch.ops.sparsewright.bind_chain(numbers, _threads_run_at_once()))
 
 
-@dataclass(frozen=True, eq=False)
-class Numbered:
-    """A bound call, and the number that stands for it while this lives."""
-
-    call: Call
-    number: int
-
-
-def bind_beside(rest: Sequence[Any]) -> Numbered:
-    """The convolution of images side by side (csrc/beside.h), for `beside_chain`: what follows x in
-    csb_conv2d but for residual and groups, with x's channels and width before isa."""
-    number = torch.ops.sparsewright.bind_csb_conv2d_beside(*rest)
-    return Numbered(_held(number), number)
+def bind_beside(rest: Sequence[Any]) -> Bound:
+    """The convolution of images side by side (csrc/beside.h), for `beside_chain`, which takes its
+    number: what follows x in csb_conv2d but for residual and groups, with x's channels and width
+    before isa."""
+    return _held(torch.ops.sparsewright.bind_csb_conv2d_beside(*rest))
 
 
 def transposed(call: Call) -> Call:
@@ -99,10 +90,10 @@ def transposed(call: Call) -> Call:
     >>> transposed(bind(torch.add, [2]))(torch.ones(3, 2)).shape
     torch.Size([3, 2])
     """
-    if not isinstance(call, _Bound):
+    if not isinstance(call, Bound):
         return lambda x: call(x.t().contiguous()).t().contiguous()
     op = torch.ops.sparsewright.bound_transposed.default._op
-    number = call.args[0]
+    number = call.number
     return lambda x, held=call: op(number, x)
 
 
@@ -113,10 +104,10 @@ def _threads_run_at_once() -> bool:
     return "ATen parallel backend: OpenMP" in torch.__config__.parallel_info()
 
 
-def _held(number: int) -> Call:
+def _held(number: int) -> Bound:
     """The call of that number, let go when nobody holds it any more."""
     # Past the op's wrapper in Python, which only forwards.
-    call = _Bound(torch.ops.sparsewright.bound.default._op, number)
+    call = Bound(torch.ops.sparsewright.bound.default._op, number)
     weakref.finalize(call, cast(Unbind, _unbind()), number).atexit = False
     return call
 
@@ -131,8 +122,13 @@ def _unbind() -> Unbind | None:
     return found
 
 
-class _Bound(functools.partial[Tensor]):
+class Bound(functools.partial[Tensor]):
     """A partial call that can be watched; nobody copies it: the number belongs to this one."""
+
+    @property
+    def number(self) -> int:
+        """What stands for the call while this lives."""
+        return int(self.args[0])
 
     def __reduce__(self) -> Any:
         raise TypeError("a bound call cannot be copied: bind it again")
