@@ -1,5 +1,6 @@
-// Images side by side: of a batch, kImages at a time lie along the vector, and their columns in
-// tiles, (groups of images, height, tiles, channels, columns of a tile, images of a group).
+// Images side by side: of a batch, kBeside at a time lie along the vector, and their columns in
+// tiles, (groups of images, rows, tiles, channels, columns of a tile, lanes). A batch of fewer is
+// cut into patches, each of which has a lane of its own.
 //
 // What a shifted row costs elsewhere, loads at odd places and padding up to whole vectors, costs
 // nothing here, and all that one tile of a 1x1 convolution reads lies together.
@@ -10,7 +11,6 @@
 
 namespace sparsewright {
 
-inline constexpr int64_t kImages = 16;
 // Columns of a tile: images of many nets have sides of 7 times a power of two.
 inline constexpr int64_t kMostColumns = 7;
 
@@ -25,40 +25,87 @@ inline int64_t columns_of(int64_t width) {
   return std::min(best, std::max<int64_t>(width, 1));
 }
 
+// How a batch lies. images: kBeside, of which any number of groups follow one another; or fewer,
+// which are then the whole batch, and each of them lies in `high` times `wide` patches.
 struct Inside {
-  int64_t groups, height, width, channels, columns, tiles;
-  Inside(int64_t groups, int64_t channels, int64_t height, int64_t width)
-      : groups(groups),
-        height(height),
-        width(width),
-        channels(channels),
-        columns(columns_of(width)),
-        tiles(ceil_div(width, columns)) {}
-  std::array<int64_t, 6> shape() const {
-    return {groups, height, tiles, channels, columns, kImages};
+  int64_t images, batch, channels, height, width;
+  int64_t high = 1, wide = 1;
+  int64_t together;      // images of a group
+  int64_t groups, rows;  // rows of a patch
+  int64_t breadth;       // columns of a patch
+  int64_t columns, tiles;
+  Inside(int64_t images, int64_t batch, int64_t channels, int64_t height, int64_t width)
+      : images(images), batch(batch), channels(channels), height(height), width(width) {
+    double least = 0;
+    for (int64_t h = 1; h <= most_patches(); ++h) {
+      for (int64_t w = 1; h * w <= most_patches(); ++w) {
+        const double cost = cost_of(h, w);
+        if (h * w == 1 || cost < least) least = cost, high = h, wide = w;
+      }
+    }
+    together = kBeside / patches();
+    groups = ceil_div(batch, together);
+    rows = ceil_div(height, high), breadth = ceil_div(width, wide);
+    columns = columns_of(breadth);
+    tiles = ceil_div(breadth, columns);
   }
-  int64_t channel() const { return columns * kImages; }
+  int64_t patches() const { return high * wide; }
+  std::array<int64_t, 6> shape() const {
+    return {groups, rows, tiles, channels, columns, kBeside};
+  }
+  int64_t channel() const { return columns * kBeside; }
   int64_t tile() const { return channels * channel(); }
-  int64_t group() const { return height * tiles * tile(); }
-  // Of channel 0, from the beginning of a group of images.
+  int64_t group() const { return rows * tiles * tile(); }
+  int64_t in_all() const { return groups * rows * tiles; }  // tiles
+  // Of channel 0, from the beginning of a group of images; row and column of a patch.
   int64_t place(int64_t row, int64_t column) const {
-    return (row * tiles + column / columns) * tile() + column % columns * kImages;
+    return (row * tiles + column / columns) * tile() + column % columns * kBeside;
+  }
+
+ private:
+  int64_t most_patches() const { return images < kBeside ? kBeside : 1; }
+  // Of vectors, and of what lies at the borders of patches.
+  double cost_of(int64_t h, int64_t w) const {
+    const int64_t across = ceil_div(width, w), each = columns_of(across);
+    const auto vectors = static_cast<double>(ceil_div(batch, kBeside / (h * w)) *
+                                             ceil_div(height, h) * ceil_div(across, each));
+    return vectors * (static_cast<double>(each) + 0.5) * static_cast<double>(98 + h + w);
   }
 };
 
-// x (groups, height, tiles, channels, columns, images) of so many columns in all.
-inline Inside inside_of(const Tensor& x, int64_t width) {
+inline int64_t checked_images(int64_t images) {
+  SW_CHECK(1 <= images && images <= kBeside, "images must be in [1, ", kBeside, "]; got ", images);
+  return images;
+}
+
+inline const Axis& checked_axis(const Axis& a, const char* name) {
+  check_axis(a, name);
+  return a;
+}
+
+// Whether x (groups, rows, tiles, channels, columns, lanes) lies so.
+inline void check_inside(const Tensor& x, const Inside& i) {
   SW_CHECK(x.is_cpu() && x.scalar_type() == ScalarType::Float, "x must be float32 on the CPU");
-  SW_CHECK(x.dim() == 6,
-           "x must have shape (groups, height, tiles, channels, columns, images); got ", x.dim(),
-           " dimensions");
-  SW_CHECK(width >= 1, "width must be positive; got ", width);
-  const Inside i(x.size(0), x.size(3), x.size(1), width);
+  SW_CHECK(x.dim() == 6, "x must have shape (groups, rows, tiles, channels, columns, lanes); got ",
+           x.dim(), " dimensions");
   const auto sizes = x.sizes();
   const auto shape = i.shape();
-  SW_CHECK(std::equal(shape.begin(), shape.end(), sizes.begin()), "images of ", width,
-           " columns lie in tiles of ", i.columns, " and in groups of ", kImages, "; got ",
-           x.size(2), " tiles of ", x.size(4), " and groups of ", x.size(5));
+  SW_CHECK(std::equal(shape.begin(), shape.end(), sizes.begin()), i.images, " images of ", i.height,
+           " rows and ", i.width, " columns lie in ", i.groups, " groups of ", i.rows, " rows of ",
+           i.tiles, " tiles of ", i.channels, " channels, ", i.columns, " columns and ", kBeside,
+           " lanes; got ", x.size(0), ", ", x.size(1), ", ", x.size(2), ", ", x.size(3), ", ",
+           x.size(4), " and ", x.size(5));
+}
+
+// How x lies: so many images, or groups of them.
+inline Inside inside_of(const Tensor& x, int64_t images, int64_t height, int64_t width) {
+  SW_CHECK(height >= 1 && width >= 1, "height and width must be positive; got ", height, " and ",
+           width);
+  checked_images(images);
+  const bool known = x.dim() == 6;
+  const int64_t batch = known && images == kBeside ? x.size(0) * kBeside : images;
+  const Inside i(images, batch, known ? x.size(3) : 1, height, width);
+  check_inside(x, i);
   return i;
 }
 
@@ -83,18 +130,53 @@ struct Laying {
   int64_t column(int64_t y, int64_t x) const {
     return y * span() + (shared ? w.phase(x) * part + w.shift(x) : x * part);
   }
-  // Where the columns lie in x for the output at (row, first).
-  void find(const Inside& x, int64_t row, int64_t first, int64_t* from) const {
-    for (int64_t y = 0; y < h.kernel; ++y) {
-      const int64_t r = row * h.stride - h.padding + y * h.dilation;
-      for (int64_t i = 0; i < span(); ++i) {
-        const int64_t of = i / part, begin = shared ? of : of * w.dilation;
-        const int64_t c = (first + i % part) * w.stride + begin - w.padding;
-        const bool inside = r >= 0 && r < x.height && c >= 0 && c < x.width;
-        *from++ = inside ? x.place(r, c) : -1;
+  // The row, or column of the image, that is read for an output row, or column.
+  int64_t row_of(int64_t row, int64_t y) const {
+    return row * h.stride - h.padding + y * h.dilation;
+  }
+  int64_t column_of(int64_t first, int64_t i) const {
+    const int64_t of = i / part, begin = shared ? of : of * w.dilation;
+    return (first + i % part) * w.stride + begin - w.padding;
+  }
+};
+
+// Where what is laid lies, tile by tile and column by column, in x.
+class Sources {
+ public:
+  void clear() { from_.clear(), which_.clear(), picks_.clear(); }
+  // For one tile of `out`.
+  void add(const Laying& laying, const Inside& in, const Inside& out, int64_t tile) {
+    const int64_t row = tile / out.tiles % out.rows, first = tile % out.tiles * out.columns;
+    if (out.patches() == 1 && in.patches() == 1)
+      add_whole(laying, in, row, first, tile / (out.tiles * out.rows));
+    else
+      add_patches(laying, in, out, row, first, tile / (out.tiles * out.rows));
+  }
+  // From the column at `begin` on.
+  LaidColumns columns(int64_t begin) const {
+    if (which_.empty()) return {from_.data() + begin, nullptr, nullptr};
+    return {from_.data() + begin, which_.data() + begin, picks_.data()};
+  }
+
+ private:
+  void add_whole(const Laying& laying, const Inside& in, int64_t row, int64_t first,
+                 int64_t group) {
+    for (int64_t y = 0; y < laying.h.kernel; ++y) {
+      const int64_t r = laying.row_of(row, y);
+      for (int64_t i = 0; i < laying.span(); ++i) {
+        const int64_t c = laying.column_of(first, i);
+        const bool inside = r >= 0 && r < in.height && c >= 0 && c < in.width;
+        from_.push_back(inside ? group * in.group() + in.place(r, c) : -1);
       }
     }
   }
+  void add_patches(const Laying&, const Inside& in, const Inside& out, int64_t row, int64_t first,
+                   int64_t group);
+  void add_column(const std::array<int64_t, kBeside>& at, const std::array<bool, kBeside>& wanted);
+
+  std::vector<int64_t> from_;
+  std::vector<int32_t> which_;
+  std::vector<LanePlaces> picks_;
 };
 
 }  // namespace sparsewright

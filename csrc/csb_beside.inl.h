@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 
+#include "beside.inl.h"
 #include "csb_pixels.inl.h"
 
 namespace sparsewright::SPARSEWRIGHT_ISA {
@@ -18,21 +19,22 @@ void lay_channels(const Csb& w, int64_t chunk, const Beside& t) {
   float* to = t.laid;
   for (int64_t c = chunk * w.chunk / t.places; c * t.places < end; ++c) {
     const float* const channel = t.x + c * t.channel;
-    for (int64_t i = 0; i < t.columns; ++i, to += t.images) {
-      const int64_t from = t.from[i];
+    for (int64_t i = 0; i < t.columns; ++i, to += kBeside) {
+      const int64_t from = t.from.from[i];
+      const LanePlaces* const places = t.from.pick(i);
       if (from < 0) {
-        zero_out(to, t.images);
-      } else {
-        for (int64_t j = 0; j < t.images; j += kW)
-          Simd::store(to + j, Simd::load(channel + from + j));
+        zero_out(to, kBeside);
+        continue;
       }
+      for (int j = 0; j < kBeside; j += kW)
+        Simd::store(to + j, load_column(channel + from, places, j, Simd::zero()));
     }
   }
 }
 
 // Where the activations of a chunk lie: in x itself, or laid together.
 Shifts find_activations(const Csb& w, int64_t chunk, const Beside& t) {
-  if (t.from) {
+  if (t.from.from) {
     lay_channels(w, chunk, t);
     return {t.laid, t.shifts + chunk * kPlaces};
   }

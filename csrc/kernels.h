@@ -140,15 +140,35 @@ struct Pixels {
   float* sums;  // (w.block + 1) * width floats for each block
 };
 
-// A tile of the output of many images that lie side by side along the vector (beside.h).
+// Images, or patches of them, that lie side by side along the vector (beside.h).
+constexpr int kBeside = 16;
+
+// Where the float of each of them lies, behind a place; -1: it is zero.
+struct LanePlaces {
+  int32_t of[kBeside];
+  bool near;  // all are within the next kBeside floats
+};
+
+// Columns that are laid together. They lie `from` in channel 0; -1: they are zeros. The kBeside
+// floats from there on or, where `which` is neither null nor below zero, those that picks[which]
+// says.
+struct LaidColumns {
+  const int64_t* from;
+  const int32_t* which;
+  const LanePlaces* picks;
+  const LanePlaces* pick(int64_t i) const {
+    return which && which[i] >= 0 ? picks + which[i] : nullptr;
+  }
+};
+
+// A tile of the output of many images that lie side by side.
 struct Beside {
   const float* x;   // of channel 0, where the columns begin
   int64_t channel;  // floats from one channel to the next
-  int64_t images, places;
+  int64_t places;
   // What a chunk of the weight's columns reads is laid together: of each of its channels so many
-  // columns of images, which lie `from` there from the channel's beginning on; -1: zeros. Null:
-  // it is used where it lies.
-  const int64_t* from;
+  // columns. None: it is used where it lies.
+  LaidColumns from;
   int64_t columns;
   const int64_t* shifts;  // as those of Pixels, into `laid`
   int64_t* table;         // of one chunk into x, where nothing is laid; its last place is written
@@ -271,10 +291,10 @@ struct Kernels {
   // The maxima of one plane's windows. row: its width, padding, and what vectors read beyond, all
   // of it the least of numbers; the padding stays so.
   void (*max_pool)(const MaxPool&, const float* x, float* y, float* row);
-  // Of images side by side: of every channel and each of `width` floats the greatest of `places`
-  // rows of so many floats, whose columns of `images` floats lie `from` there; -1: nowhere.
-  void (*max_beside)(const float* x, int64_t channel, const int64_t* from, int64_t places,
-                     int64_t width, int64_t images, int64_t channels, float* y);
+  // Of images side by side: of every channel and each of `columns` the greatest of `places` times
+  // so many that lie `from` there, where they are not zeros, and of the least.
+  void (*max_beside)(const float* x, int64_t channel, const LaidColumns& from, int64_t places,
+                     int64_t columns, int64_t channels, float least, float* y);
   void (*activate)(float* y, int64_t n, Activation);
   void (*zero_where)(const float* from, const uint8_t* where, float* to, int64_t count);
   // y[c * y_step + r] = x[r * x_step + c]

@@ -1,5 +1,6 @@
 // Every kernel of one instruction set, over its Simd struct. A translation unit per instruction set
 // defines SPARSEWRIGHT_ISA (the namespace that holds Simd) and includes this file.
+#include "beside.inl.h"
 #include "block.inl.h"
 #include "csb.inl.h"
 #include "csb_beside.inl.h"

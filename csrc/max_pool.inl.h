@@ -81,23 +81,5 @@ void max_pool(const MaxPool& p, const float* x, float* y, float* row) {
   }
 }
 
-// Of images that lie side by side (beside.h).
-void max_beside(const float* x, int64_t channel, const int64_t* from, int64_t places, int64_t width,
-                int64_t images, int64_t channels, float* y) {
-  const int64_t columns = width / images;
-  for (int64_t c = 0; c < channels; ++c, x += channel) {
-    for (int64_t i = 0; i < columns; ++i) {
-      for (int64_t j = 0; j < images; j += kW, y += kW) {
-        Vec most = Simd::broadcast(-std::numeric_limits<float>::infinity());
-        for (int64_t p = 0; p < places; ++p) {
-          const int64_t at = from[p * columns + i];
-          if (at >= 0) most = Simd::most(most, Simd::load(x + at + j));
-        }
-        Simd::store(y, most);
-      }
-    }
-  }
-}
-
 }  // namespace
 }  // namespace sparsewright::SPARSEWRIGHT_ISA

@@ -10,12 +10,11 @@ namespace {
 constexpr int64_t kSumsBytes = 512 * 1024;  // bytes of sums of blocks that use a laid chunk in turn
 
 constexpr size_t kMostStages = 32;
-constexpr int64_t kTallest = 4096 * 4096;  // what no kernel reaches over: the height comes with x
 
 // Floats of what the channels of a chunk lay.
 int64_t room_of(const Laying& laying, const Csb& w, int64_t channels) {
   const int64_t most = std::min(w.chunk, w.in) / laying.places() + 2;
-  return std::min(most, channels) * laying.columns() * kImages;
+  return std::min(most, channels) * laying.columns() * kBeside;
 }
 
 // Where the activations of every place of the weight are laid; those of padding, behind all.
@@ -28,7 +27,7 @@ std::vector<int64_t> shifts_of(const Laying& laying, const Csb& w, int64_t chann
     const int64_t place = c % places, channel = c / places - begin;
     const int64_t column = laying.column(place / laying.w.kernel, place % laying.w.kernel);
     table[static_cast<size_t>(chunk * kPlaces + c % w.chunk)] =
-        (channel * laying.columns() + column) * kImages;
+        (channel * laying.columns() + column) * kBeside;
   }
   return table;
 }
@@ -43,7 +42,7 @@ class ConvBeside {
              int64_t out_features, int64_t chunk, int64_t block, int64_t kernel_h, int64_t kernel_w,
              int64_t stride_h, int64_t stride_w, int64_t padding_h, int64_t padding_w,
              int64_t dilation_h, int64_t dilation_w, int64_t activation, int64_t channels,
-             int64_t width, int64_t isa)
+             int64_t height, int64_t width, int64_t images, int64_t isa)
       : k_(kernels_for(isa)),
         tensors_{starts, pairs, columns, values},
         scales_(scales),
@@ -52,28 +51,45 @@ class ConvBeside {
         chunk_(chunk),
         block_(block),
         channels_(channels),
-        h_{kTallest, kernel_h, stride_h, padding_h, dilation_h},
-        w_{width, kernel_w, stride_w, padding_w, dilation_w},
-        then_(activation_of(activation)) {
-    check_axis(h_, "h");
-    check_axis(w_, "w");
-    const Csb w = weight();
-    shifts_ = shifts_of(Laying(h_, w_, columns_of(w_.out())), w, channels_);
+        images_(checked_images(images)),
+        h_(checked_axis({height, kernel_h, stride_h, padding_h, dilation_h}, "h")),
+        w_(checked_axis({width, kernel_w, stride_w, padding_w, dilation_w}, "w")),
+        then_(activation_of(activation)),
+        in_(images, images, channels, height, width),
+        out_(images, images, out_features, h_.out(), w_.out()) {
+    const Laying laying(h_, w_, out_.columns);
+    shifts_ = shifts_of(laying, weight(), channels_);
+    if (images == kBeside || is_flat()) return;
+    for (int64_t t = 0; t < out_.in_all(); ++t) sources_.add(laying, in_, out_, t);
   }
 
   int64_t channels() const { return channels_; }
+  int64_t images() const { return images_; }
+  int64_t height() const { return h_.size; }
   int64_t width() const { return w_.size; }
   // Whether every place of the output reads its own alone.
   bool is_flat() const {
     return h_.kernel == 1 && w_.kernel == 1 && h_.stride == 1 && w_.stride == 1 &&
            h_.padding == 0 && w_.padding == 0;
   }
-  Inside out(const Inside& in) const {
-    Axis h = h_;
-    h.size = in.height;
-    check_axis(h, "h");
-    return Inside(in.groups, out_features_, h.out(), w_.out());
+  // How x lies; of fewer images than lanes there is one way, which takes long to find.
+  Inside in(const Tensor& x) const {
+    if (images_ == kBeside) return inside_of(x, images_, h_.size, w_.size);
+    Inside known = in_;
+    if (x.dim() == 6) known.channels = x.size(3);
+    check_inside(x, known);
+    return known;
   }
+  Inside out(const Inside& in) const {
+    if (images_ == kBeside) return Inside(images_, in.batch, out_features_, h_.out(), w_.out());
+    return out_;
+  }
+
+  // What a thread needs for where the activations of its tiles lie.
+  struct Around {
+    Sources sources;
+    int64_t table[kPlaces];
+  };
 
   // What one call needs to know of it.
   struct Ready {
@@ -85,28 +101,32 @@ class ConvBeside {
     Laying laying;
     bool laid;
     const std::vector<int64_t>& shifts;
+    const Sources* sources;  // of all tiles, or null
     int64_t room, sums_of, at_once;
     int64_t steps;
     int64_t memory() const { return room + out.channel() + at_once * sums_of; }
 
-    // One tile of the output, of `x`: the group of images, or where it is not laid, the same tile.
-    void tile(const float* x, int64_t row, int64_t first, const float* residual, float* y,
-              float* memory, std::vector<int64_t>& where, const float* ahead = nullptr,
-              int64_t ahead_floats = 0) const {
-      where.resize(static_cast<size_t>(laid ? laying.columns() : kPlaces));
-      if (laid)
-        laying.find(in, row, first, where.data());
-      else
-        std::copy_n(shifts.begin(), kPlaces, where.begin());
+    // One tile of the output, of x: where it is not laid, the same tile.
+    void tile(const float* x, int64_t number, const float* residual, float* y, float* memory,
+              Around& mine, const float* ahead = nullptr, int64_t ahead_floats = 0) const {
+      LaidColumns from = {nullptr, nullptr, nullptr};
+      if (!laid) {
+        std::copy_n(shifts.begin(), kPlaces, mine.table);
+      } else if (sources) {
+        from = sources->columns(number * laying.columns());
+      } else {
+        mine.sources.clear();
+        mine.sources.add(laying, in, out, number);
+        from = mine.sources.columns(0);
+      }
       const int64_t lines = ceil_div(ahead_floats, 16), rows = weight.chunks * weight.out;
       const Beside t = {x,
                         in.channel(),
-                        kImages,
                         laying.places(),
-                        laid ? where.data() : nullptr,
+                        from,
                         laying.columns(),
                         shifts.data(),
-                        where.data(),
+                        mine.table,
                         room,
                         out.channel(),
                         y,
@@ -124,10 +144,8 @@ class ConvBeside {
 
   Ready ready(const Inside& in) const {
     const Csb w = weight();
-    Axis h = h_;
-    h.size = in.height;
     const Inside to = out(in);
-    const Laying laying(h, w_, to.columns);
+    const Laying laying(h_, w_, to.columns);
     const bool laid = !is_flat();
     const int64_t sums_of = (w.block + 1) * to.channel();
     return {k_,
@@ -139,6 +157,7 @@ class ConvBeside {
             laying,
             laid,
             shifts_,
+            laid && images_ < kBeside ? &sources_ : nullptr,
             laid ? room_of(laying, w, channels_) : 0,
             sums_of,
             std::clamp<int64_t>(kSumsBytes / 4 / sums_of, 1, std::max<int64_t>(w.blocks, 1)),
@@ -154,10 +173,12 @@ class ConvBeside {
   const Kernels& k_;
   std::array<Tensor, 4> tensors_;
   std::optional<Tensor> scales_, bias_;
-  int64_t out_features_, chunk_, block_, channels_;
-  Axis h_, w_;  // the height is that of each call
+  int64_t out_features_, chunk_, block_, channels_, images_;
+  Axis h_, w_;
   Activation then_;
+  Inside in_, out_;  // of one group
   std::vector<int64_t> shifts_;
+  Sources sources_;  // of images in patches
 };
 
 namespace {
@@ -170,7 +191,7 @@ std::vector<Tensor> run(const std::vector<std::shared_ptr<const ConvBeside>>& st
                         int64_t kept, int64_t over) {
   SW_CHECK(!stages.empty() && stages.size() <= kMostStages, "a chain has 1 to ", kMostStages,
            " convolutions; got ", stages.size());
-  const Inside first = inside_of(input, stages[0]->width());
+  const Inside first = stages[0]->in(input);
   const Tensor x = input.is_contiguous() ? input : torch::stable::contiguous(input);
   std::vector<ConvBeside::Ready> ready;
   std::vector<Tensor> outputs;
@@ -182,8 +203,10 @@ std::vector<Tensor> run(const std::vector<std::shared_ptr<const ConvBeside>>& st
     const Inside in = i == 0 ? first : ready.back().out;
     SW_CHECK(in.channels == stages[i]->channels(), "convolution ", i, " of the chain takes ",
              stages[i]->channels(), " channels; got ", in.channels);
-    SW_CHECK(i == 0 || (stages[i]->is_flat() && in.width == stages[i]->width()), "convolution ", i,
-             " of the chain must be 1x1, at stride one, of ", in.width, " columns");
+    SW_CHECK(i == 0 || (stages[i]->is_flat() && in.height == stages[i]->height() &&
+                        in.width == stages[i]->width() && in.images == stages[i]->images()),
+             "convolution ", i, " of the chain must be 1x1, at stride one, of ", in.images,
+             " images of ", in.height, " rows and ", in.width, " columns");
     ready.push_back(stages[i]->ready(in));
     const ConvBeside::Ready& r = ready.back();
     const auto shape = r.out.shape();
@@ -192,10 +215,12 @@ std::vector<Tensor> run(const std::vector<std::shared_ptr<const ConvBeside>>& st
     if (bit(adds)) {
       SW_CHECK(next < residuals.size(), "more convolutions add something than there is");
       added = residuals[next++];
-      inside_of(*added, r.out.width);
       const auto sizes = added->sizes();
-      SW_CHECK(std::equal(shape.begin(), shape.end(), sizes.begin()) && added->is_contiguous(),
-               "what convolution ", i, " adds must be contiguous and have its output's shape");
+      SW_CHECK(added->is_cpu() && added->scalar_type() == ScalarType::Float &&
+                   added->dim() == static_cast<int64_t>(shape.size()) &&
+                   std::equal(shape.begin(), shape.end(), sizes.begin()) && added->is_contiguous(),
+               "what convolution ", i,
+               " adds must be float32 on the CPU, contiguous, and have its output's shape");
       more[i] = static_cast<const float*>(added->const_data_ptr());
     }
     if (bit(kept) || i + 1 == stages.size()) {
@@ -208,19 +233,15 @@ std::vector<Tensor> run(const std::vector<std::shared_ptr<const ConvBeside>>& st
     work += (r.steps + r.out.channels) * (r.out.channel() / r.k.width);
   }
   const Inside& out = ready[0].out;
-  const int64_t tiles = out.height * out.tiles;
-  if (out.groups * tiles == 0) return outputs;
+  if (out.in_all() == 0) return outputs;
   memory = ceil_div(memory, 16) * 16;
   const float* from = static_cast<const float*>(x.const_data_ptr());
   torch::stable::parallel_for(
-      0, out.groups * tiles, ceil_div(kGrain, std::max<int64_t>(work, 1)),
-      [&](int64_t a, int64_t b) {
+      0, out.in_all(), ceil_div(kGrain, std::max<int64_t>(work, 1)), [&](int64_t a, int64_t b) {
         float* const mine = scratch<kShare>(memory + 2 * tile);
-        std::vector<int64_t> where;
+        ConvBeside::Around around;
         for (int64_t t = a; t < b; ++t) {
-          const int64_t row = t % tiles / out.tiles, column = t % out.tiles * out.columns;
-          const float* source = from + t / tiles * first.group();
-          if (!ready[0].laid) source += t % tiles * first.tile();
+          const float* source = ready[0].laid ? from : from + t * first.tile();
           for (size_t i = 0; i < ready.size(); ++i) {
             const int64_t at = t * ready[i].out.tile();
             float* const y =
@@ -230,8 +251,8 @@ std::vector<Tensor> run(const std::vector<std::shared_ptr<const ConvBeside>>& st
             if (i == 0 && ready.size() > 1 && more[1]) {
               fetched = more[1] + t * ready[1].out.tile(), fetched_floats = ready[1].out.tile();
             }
-            ready[i].tile(source, row, column, more[i] ? more[i] + at : nullptr, y, mine, where,
-                          fetched, fetched_floats);
+            ready[i].tile(source, t, more[i] ? more[i] + at : nullptr, y, mine, around, fetched,
+                          fetched_floats);
             source = y;
           }
         }
@@ -245,11 +266,12 @@ int64_t bind_csb_conv2d_beside(const Tensor& starts, const Tensor& pairs, const 
                                int64_t chunk, int64_t block, int64_t kernel_h, int64_t kernel_w,
                                int64_t stride_h, int64_t stride_w, int64_t padding_h,
                                int64_t padding_w, int64_t dilation_h, int64_t dilation_w,
-                               int64_t activation, int64_t channels, int64_t width, int64_t isa) {
+                               int64_t activation, int64_t channels, int64_t height, int64_t width,
+                               int64_t images, int64_t isa) {
   auto conv = std::make_shared<const ConvBeside>(
       starts, pairs, columns, values, scales, bias, out_features, chunk, block, kernel_h, kernel_w,
-      stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w, activation, channels, width,
-      isa);
+      stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w, activation, channels,
+      height, width, images, isa);
   Bound call = [conv](const Tensor& x, const std::optional<Tensor>& residual) {
     std::vector<Tensor> added;
     if (residual) added.push_back(*residual);
@@ -278,7 +300,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sparsewright, m) {
       "bind_csb_conv2d_beside(Tensor starts, Tensor pairs, Tensor columns, Tensor values, Tensor? "
       "scales, Tensor? bias, int out_features, int chunk, int block, int kernel_h, int kernel_w, "
       "int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h, int dilation_w, "
-      "int activation, int channels, int width, int isa) -> int");
+      "int activation, int channels, int height, int width, int images, int isa) -> int");
   m.def(
       "beside_chain(Tensor x, Tensor[] residuals, int[] numbers, int adds, int kept, int over) -> "
       "Tensor[]");

@@ -1,4 +1,4 @@
-// The way of images side by side, and back; their pooling.
+// The way of images side by side, and back.
 #include <vector>
 
 #include "beside.h"
@@ -10,7 +10,7 @@ namespace {
 // there are `floats` of memory.
 template <class F>
 void over_channels(int64_t groups, int64_t channels, int64_t floats, const F& f) {
-  const int64_t cost = ceil_div(floats, kImages) * kLayingCost;
+  const int64_t cost = ceil_div(floats, kBeside) * kLayingCost;
   torch::stable::parallel_for(0, groups * channels, ceil_div(kGrain, std::max<int64_t>(cost, 1)),
                               [&](int64_t a, int64_t b) {
                                 float* const memory = scratch<kShare>(floats);
@@ -19,28 +19,64 @@ void over_channels(int64_t groups, int64_t channels, int64_t floats, const F& f)
                               });
 }
 
+void check_batch(const Inside& i) {
+  SW_CHECK(i.images == kBeside || i.batch == i.images, "fewer than ", kBeside,
+           " images are a whole batch; got ", i.batch, " where ", i.images, " were said");
+}
+
+// Whether a patch is a whole image, so that the images lie where the lanes' floats do.
+bool is_whole(const Inside& i) { return i.patches() == 1; }
+
+// f(float of the first row of an image's patch, or of its part of a plane; lane; how many) for all
+// rows of the patches of group g.
+template <class F>
+void over_rows(const Inside& i, int64_t g, const F& f) {
+  for (int64_t l = 0; l < i.together * i.patches(); ++l) {
+    const int64_t image = g * i.together + l / i.patches(), patch = l % i.patches();
+    const int64_t top = patch / i.wide * i.rows, left = patch % i.wide * i.breadth;
+    if (image >= i.batch || left >= i.width) continue;
+    for (int64_t r = 0; r < i.rows && top + r < i.height; ++r) {
+      f(image * i.channels * i.height * i.width + (top + r) * i.width + left,
+        (l * i.rows + r) * i.breadth, std::min(i.breadth, i.width - left));
+    }
+  }
+}
+
 // (batch, channels, height, width) -> side by side; beyond the batch and the columns are zeros.
-Tensor to_beside(const Tensor& input, int64_t isa) {
+// images: as for Inside.
+Tensor to_beside(const Tensor& input, int64_t images, int64_t isa) {
   const Kernels& k = kernels_for(isa);
   check_image(input);
+  checked_images(images);
   const Tensor x = input.is_contiguous() ? input : torch::stable::contiguous(input);
-  const int64_t batch = x.size(0);
-  const Inside to(ceil_div(batch, kImages), x.size(1), x.size(2), x.size(3));
+  const Inside to(images, x.size(0), x.size(1), x.size(2), x.size(3));
+  check_batch(to);
   const auto shape = to.shape();
   Tensor output = new_output(shape.data(), shape.size());
   const float* from = static_cast<const float*>(x.const_data_ptr());
   float* y = static_cast<float*>(output.mutable_data_ptr());
   const int64_t plane = to.height * to.width, floats = to.channels * plane;
-  over_channels(to.groups, to.channels, plane * kImages, [&](int64_t g, int64_t c, float* memory) {
-    const int64_t first = g * kImages;
-    k.transpose_in(from + first * floats + c * plane, floats, std::min(kImages, batch - first),
-                   memory, kImages, 0, plane);
-    for (int64_t r = 0; r < to.height; ++r) {
+  const int64_t part = to.rows * to.breadth;
+  const int64_t room = (is_whole(to) ? 1 : 2) * part * kBeside;
+  over_channels(to.groups, to.channels, room, [&](int64_t g, int64_t c, float* lanes) {
+    if (is_whole(to)) {
+      const int64_t first = g * kBeside;
+      k.transpose_in(from + first * floats + c * plane, floats,
+                     std::min<int64_t>(kBeside, to.batch - first), lanes, kBeside, 0, plane);
+    } else {
+      float* const patches = lanes + part * kBeside;
+      std::fill_n(patches, part * kBeside, 0.0f);
+      over_rows(to, g, [&](int64_t at, int64_t in_patches, int64_t count) {
+        std::copy_n(from + c * plane + at, count, patches + in_patches);
+      });
+      k.transpose_in(patches, part, kBeside, lanes, kBeside, 0, part);
+    }
+    for (int64_t r = 0; r < to.rows; ++r) {
       for (int64_t t = 0; t < to.tiles; ++t) {
-        const int64_t column = t * to.columns, count = std::min(to.columns, to.width - column);
+        const int64_t column = t * to.columns, count = std::min(to.columns, to.breadth - column);
         float* const tile = y + g * to.group() + to.place(r, column) + c * to.channel();
-        std::copy_n(memory + (r * to.width + column) * kImages, count * kImages, tile);
-        std::fill(tile + count * kImages, tile + to.channel(), 0.0f);
+        std::copy_n(lanes + (r * to.breadth + column) * kBeside, count * kBeside, tile);
+        std::fill(tile + count * kBeside, tile + to.channel(), 0.0f);
       }
     }
   });
@@ -48,77 +84,65 @@ Tensor to_beside(const Tensor& input, int64_t isa) {
 }
 
 // The way back, of the first `batch` images.
-Tensor from_beside(const Tensor& input, int64_t batch, int64_t width, int64_t isa) {
+Tensor from_beside(const Tensor& input, int64_t batch, int64_t height, int64_t width,
+                   int64_t images, int64_t isa) {
   const Kernels& k = kernels_for(isa);
-  const Inside in = inside_of(input, width);
+  Inside in = inside_of(input, images, height, width);
   const Tensor x = input.is_contiguous() ? input : torch::stable::contiguous(input);
-  SW_CHECK(0 <= batch && batch <= in.groups * kImages, "batch must be in [0, ", in.groups * kImages,
-           "]; got ", batch);
-  const int64_t shape[] = {batch, in.channels, in.height, in.width};
+  SW_CHECK(0 <= batch && batch <= in.batch, "batch must be in [0, ", in.batch, "]; got ", batch);
+  in.batch = batch;
+  const int64_t shape[] = {batch, in.channels, height, width};
   Tensor output = new_output(shape, 4);
   const float* from = static_cast<const float*>(x.const_data_ptr());
   float* y = static_cast<float*>(output.mutable_data_ptr());
-  const int64_t plane = in.height * in.width, floats = in.channels * plane;
-  over_channels(ceil_div(batch, kImages), in.channels, plane * kImages,
-                [&](int64_t g, int64_t c, float* memory) {
+  const int64_t plane = height * width, floats = in.channels * plane;
+  const int64_t part = in.rows * in.breadth;
+  const int64_t room = (is_whole(in) ? 1 : 2) * part * kBeside;
+  over_channels(ceil_div(batch, in.together), in.channels, room,
+                [&](int64_t g, int64_t c, float* lanes) {
                   const float* const channel = from + g * in.group() + c * in.channel();
-                  for (int64_t r = 0; r < in.height; ++r)
-                    for (int64_t column = 0; column < in.width; column += in.columns)
+                  for (int64_t r = 0; r < in.rows; ++r)
+                    for (int64_t column = 0; column < in.breadth; column += in.columns)
                       std::copy_n(channel + in.place(r, column),
-                                  std::min(in.columns, in.width - column) * kImages,
-                                  memory + (r * in.width + column) * kImages);
-                  const int64_t first = g * kImages;
-                  k.transpose(memory, kImages, plane, std::min(kImages, batch - first),
-                              y + first * floats + c * plane, floats);
+                                  std::min(in.columns, in.breadth - column) * kBeside,
+                                  lanes + (r * in.breadth + column) * kBeside);
+                  if (is_whole(in)) {
+                    const int64_t first = g * kBeside;
+                    k.transpose(lanes, kBeside, plane, std::min<int64_t>(kBeside, batch - first),
+                                y + first * floats + c * plane, floats);
+                    return;
+                  }
+                  float* const patches = lanes + part * kBeside;
+                  k.transpose(lanes, kBeside, part, kBeside, patches, part);
+                  over_rows(in, g, [&](int64_t at, int64_t in_patches, int64_t count) {
+                    std::copy_n(patches + in_patches, count, y + c * plane + at);
+                  });
                 });
   return output;
 }
 
-Tensor max_pool2d_beside(const Tensor& input, int64_t kernel_h, int64_t kernel_w, int64_t stride_h,
-                         int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t width,
-                         int64_t isa) {
-  const Kernels& k = kernels_for(isa);
-  const Inside in = inside_of(input, width);
-  const Tensor x = input.is_contiguous() ? input : torch::stable::contiguous(input);
-  const Axis h = {in.height, kernel_h, stride_h, padding_h, 1};
-  const Axis w = {in.width, kernel_w, stride_w, padding_w, 1};
-  check_axis(h, "h");
-  check_axis(w, "w");
-  check_pool_padding(h, w);
-  const Inside out(in.groups, in.channels, h.out(), w.out());
-  const auto shape = out.shape();
-  Tensor output = new_output(shape.data(), shape.size());
-  if (output.numel() == 0) return output;
-  const float* from = static_cast<const float*>(x.const_data_ptr());
-  float* y = static_cast<float*>(output.mutable_data_ptr());
-  const Laying laying(h, w, out.columns, false);
-  const int64_t tiles = out.height * out.tiles;
-  const int64_t cost = out.channels * laying.columns() * kImages / k.width;
-  torch::stable::parallel_for(
-      0, out.groups * tiles, ceil_div(kGrain, cost), [&](int64_t a, int64_t b) {
-        std::vector<int64_t> where(static_cast<size_t>(laying.columns()));
-        for (int64_t t = a; t < b; ++t) {
-          const int64_t tile = t % tiles, row = tile / out.tiles;
-          laying.find(in, row, tile % out.tiles * out.columns, where.data());
-          k.max_beside(from + t / tiles * in.group(), in.channel(), where.data(), laying.places(),
-                       out.columns * kImages, kImages, out.channels, y + t * out.tile());
-        }
-      });
-  return output;
+// Tiles that convolutions compute one after the other, for so many images: at most as many threads
+// have something to do.
+int64_t beside_tiles(int64_t images, int64_t height, int64_t width) {
+  checked_images(images);
+  SW_CHECK(height >= 1 && width >= 1, "height and width must be positive; got ", height, " and ",
+           width);
+  return Inside(images, images, 1, height, width).in_all();
 }
 
 }  // namespace
 }  // namespace sparsewright
 
 STABLE_TORCH_LIBRARY_FRAGMENT(sparsewright, m) {
+  m.def("to_beside(Tensor x, int images, int isa) -> Tensor");
   m.def(
-      "max_pool2d_beside(Tensor x, int kernel_h, int kernel_w, int stride_h, int stride_w, int "
-      "padding_h, int padding_w, int width, int isa) -> Tensor");
-  m.def("to_beside(Tensor x, int isa) -> Tensor");
-  m.def("from_beside(Tensor x, int batch, int width, int isa) -> Tensor");
+      "from_beside(Tensor x, int batch, int height, int width, int images, int isa) -> Tensor");
+  m.def("beside_tiles(int images, int height, int width) -> int");
 }
 STABLE_TORCH_LIBRARY_IMPL(sparsewright, CPU, m) {
-  m.impl("max_pool2d_beside", TORCH_BOX(&sparsewright::max_pool2d_beside));
   m.impl("to_beside", TORCH_BOX(&sparsewright::to_beside));
   m.impl("from_beside", TORCH_BOX(&sparsewright::from_beside));
+}
+STABLE_TORCH_LIBRARY_IMPL(sparsewright, CompositeExplicitAutograd, m) {
+  m.impl("beside_tiles", TORCH_BOX(&sparsewright::beside_tiles));
 }

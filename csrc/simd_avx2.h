@@ -71,6 +71,22 @@ struct Simd {
   static Vec load_some(const float* p, const int32_t* mask) {
     return _mm256_maskload_ps(p, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(mask)));
   }
+  // x at eight places, of which the near ones are all below 16; `none` where one is below zero.
+  static Vec pick_near(const float* x, const int32_t* i, Vec none) {
+    const __m256i places = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(i));
+    const Vec a = _mm256_permutevar8x32_ps(load(x), places);
+    const Vec b = _mm256_permutevar8x32_ps(load(x + 8), places);
+    const __m256i second = _mm256_slli_epi32(places, 28);  // bit 3, as a sign
+    const Vec picked = _mm256_blendv_ps(a, b, _mm256_castsi256_ps(second));
+    return _mm256_blendv_ps(picked, none, _mm256_castsi256_ps(places));
+  }
+  static Vec pick_where(const float* x, const int32_t* i, Vec none) {
+    const __m256i places = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(i));
+    alignas(32) int32_t inside[8];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(inside),
+                       _mm256_max_epi32(places, _mm256_setzero_si256()));
+    return _mm256_blendv_ps(pick(x, inside), none, _mm256_castsi256_ps(places));
+  }
   // Every other float of two vectors, in an order that in_order undoes.
   static Vec evens(Vec a, Vec b) { return _mm256_shuffle_ps(a, b, 0x88); }
   static Vec odds(Vec a, Vec b) { return _mm256_shuffle_ps(a, b, 0xdd); }

@@ -110,6 +110,29 @@ struct Simd {
     return _mm512_maskz_loadu_ps(_mm512_movepi32_mask(_mm512_loadu_si512(mask)), p);
 #endif
   }
+  // x at sixteen places, of which the near ones are all below 16; `none` where one is below zero.
+  static Vec pick_near(const float* x, const int32_t* i, Vec none) {
+#ifdef SPARSEWRIGHT_EMULATE_AVX512
+    return pick_where(x, i, none);
+#else
+    const __m512i places = _mm512_loadu_si512(i);
+    const __mmask16 some = _mm512_cmpge_epi32_mask(places, _mm512_setzero_si512());
+    return _mm512_mask_permutexvar_ps(none, some, places, _mm512_loadu_ps(x));
+#endif
+  }
+  static Vec pick_where(const float* x, const int32_t* i, Vec none) {
+#ifdef SPARSEWRIGHT_EMULATE_AVX512
+    alignas(64) float f[16];
+    _mm512_storeu_ps(f, none);
+    for (int l = 0; l < 16; ++l)
+      if (i[l] >= 0) f[l] = x[i[l]];
+    return _mm512_loadu_ps(f);
+#else
+    const __m512i places = _mm512_loadu_si512(i);
+    const __mmask16 some = _mm512_cmpge_epi32_mask(places, _mm512_setzero_si512());
+    return _mm512_mask_i32gather_ps(none, some, places, x, 4);
+#endif
+  }
   // Every other float of two vectors.
   static Vec evens(Vec a, Vec b) {
     return _mm512_permutex2var_ps(

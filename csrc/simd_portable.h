@@ -70,6 +70,15 @@ struct Simd {
     for (int i = 0; i < kWidth; ++i) v[i] = mask[i] ? p[i] : 0.0f;
     return v;
   }
+  // x at four places; `none` where one is below zero.
+  static Vec pick_where(const float* x, const int32_t* i, Vec none) {
+    for (int l = 0; l < 4; ++l)
+      if (i[l] >= 0) none[l] = x[i[l]];
+    return none;
+  }
+  static Vec pick_near(const float* x, const int32_t* i, Vec none) {
+    return pick_where(x, i, none);
+  }
   // Every other float of two vectors.
   static Vec evens(Vec a, Vec b) { return Vec{a[0], a[2], b[0], b[2]}; }
   static Vec odds(Vec a, Vec b) { return Vec{a[1], a[3], b[1], b[3]}; }

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import sparsewright as sw
-from sparsewright.beside import IMAGES, beside, is_full
+from sparsewright.beside import IMAGES, beside, images_for, is_full
 from sparsewright.errors import ArtifactError, KernelError
 from sparsewright.kernels import library
-from sparsewright.kernels.bound import bind_beside
+from sparsewright.kernels.bound import bind_beside, bind_pool_beside
 from sparsewright.layouts import store, unpack
 from sparsewright.layouts.csb import Csb
 from sparsewright.plan import Pieces, PieceTiming, Plan
@@ -32,27 +32,41 @@ def number(isa: str) -> int:
     return library.ISAS[isa]
 
 
+# Few images lie in patches; IMAGES, as they are.
+IMAGES_AND_BATCHES = st.one_of(
+    st.tuples(st.just(IMAGES), st.integers(1, 40)),
+    st.integers(1, IMAGES - 1).map(lambda images: (images, images)),
+)
+
+
 @given(
-    st.integers(0, 40), st.integers(1, 5), st.integers(1, 9), st.integers(1, 40),
-    st.sampled_from(ISAS),
+    IMAGES_AND_BATCHES | st.just((IMAGES, 0)), st.integers(1, 5), st.integers(1, 40),
+    st.integers(1, 40), st.sampled_from(ISAS),
 )  # fmt: skip
-def test_the_way_there_and_back(batch, channels, height, width, isa) -> None:
+def test_the_way_there_and_back(how, channels, height, width, isa) -> None:
+    images, batch = how
     x = torch.randn(batch, channels, height, width)
-    there = OPS.to_beside(x, number(isa))
-    groups, rows, tiles, planes, columns, images = there.shape
-    assert (rows, planes, images) == (height, channels, IMAGES)
-    assert groups == -(-batch // IMAGES)
-    assert tiles * columns >= width > (tiles - 1) * columns
-    assert torch.equal(OPS.from_beside(there, batch, width, number(isa)), x)
-    if batch:
-        last = there[-1, :, :, :, :, (batch - 1) % IMAGES + 1 :]
-        assert not last.any(), "what is no image is zero"
+    there = OPS.to_beside(x, images, number(isa))
+    groups, rows, tiles, planes, columns, lanes = there.shape
+    assert (planes, lanes) == (channels, IMAGES)
+    assert groups * rows * tiles * columns * lanes >= batch * height * width
+    if images == IMAGES:
+        assert (rows, groups) == (height, -(-batch // IMAGES))
+        assert tiles * columns >= width > (tiles - 1) * columns
+    elif height % 4 == width % 4 == 0:
+        # Each lane has at most one patch too many.
+        assert groups * rows * tiles * columns <= -(-batch * height * width // 8)
+    assert torch.equal(OPS.from_beside(there, batch, height, width, images, number(isa)), x)
+    # What is no image is zero: nothing is lost, and nothing comes to it.
+    assert torch.equal(there.double().sum((0, 1, 2, 4, 5)).float(), x.double().sum((0, 2, 3)).float())
+    assert int((there != 0).sum()) == int((x != 0).sum())
 
 
 class Conv:
     """A convolution in layout csb, by torch and as a stage."""
 
-    def __init__(self, draw, channels: int, width: int, flat: bool):
+    def __init__(self, draw, shape: tuple[int, ...], flat: bool):
+        channels, self.sizes = shape[1], shape[1:]
         self.out = draw(st.integers(1, 70))
         sizes = st.integers(1, 3)
         self.kernel = (1, 1) if flat else (draw(sizes), draw(sizes))
@@ -69,13 +83,12 @@ class Conv:
         values = draw(st.sampled_from(["fp32", "bf16", "int8"]))
         self.packed = store(lambda w: Csb().pack(w, **sizes), weight.flatten(1), values)
         self.weight = unpack(self.packed).view(weight.shape)
-        self.channels, self.width = channels, width
 
-    def bound(self, isa: str):
+    def bound(self, images: int, isa: str):
         t, meta = self.packed.tensors, self.packed.meta
         head = [t["starts"], t["pairs"], t["columns"], t["values"], t.get("scales"), self.bias]
         numbers = [*self.kernel, *self.stride, *self.padding, *self.dilation, self.then]
-        sizes = [self.channels, self.width, number(isa)]
+        sizes = [*self.sizes, images, number(isa)]
         return bind_beside([*head, self.out, meta["chunk"], meta["block"], *numbers, *sizes])
 
     def plain(self, x: Tensor, more: Tensor | None) -> Tensor:
@@ -85,15 +98,15 @@ class Conv:
         return ACTIVATIONS[self.then](y if more is None else y + more.double()).float()
 
 
-@given(st.data(), st.sampled_from(ISAS))
-def test_a_chain_gives_what_torch_gives(data, isa) -> None:
+@given(st.data(), IMAGES_AND_BATCHES, st.sampled_from(ISAS))
+def test_a_chain_gives_what_torch_gives(data, how, isa) -> None:
     draw = data.draw
-    batch, channels = draw(st.integers(1, 34)), draw(st.sampled_from([1, 3, 40]))
-    height, width = draw(st.integers(1, 9)), draw(st.integers(1, 17))
+    (images, batch), channels = how, draw(st.sampled_from([1, 3, 40]))
+    height, width = draw(st.integers(1, 25)), draw(st.integers(1, 25))
     x = torch.randn(batch, channels, height, width)
     given, convs, wanted, residuals = x, [], [], []
     for i in range(draw(st.integers(1, 3))):
-        conv = Conv(draw, given.shape[1], given.shape[3], flat=i > 0)
+        conv = Conv(draw, given.shape, flat=i > 0)
         sizes = zip(given.shape[2:], conv.padding, conv.dilation, conv.kernel, strict=True)
         if any(s + 2 * p <= d * (k - 1) for s, p, d, k in sizes):
             return  # the kernel does not fit the image
@@ -105,16 +118,15 @@ def test_a_chain_gives_what_torch_gives(data, isa) -> None:
     kept = draw(st.integers(0, 2 ** len(convs) - 1)) | 1 << len(convs) - 1
     adds = sum(1 << i for i, conv in enumerate(convs) if conv.adds)
     over = draw(st.integers(0, 2 ** len(convs) - 1)) & adds & kept
-    bound = [conv.bound(isa) for conv in convs]
-    more = [OPS.to_beside(r, 0) for r in residuals if r is not None]
+    bound = [conv.bound(images, isa) for conv in convs]
+    more = [OPS.to_beside(r, images, 0) for r in residuals if r is not None]
     numbers = [b.number for b in bound]
-    got = OPS.beside_chain(OPS.to_beside(x, 0), more, numbers, adds, kept, over)
+    got = OPS.beside_chain(OPS.to_beside(x, images, 0), more, numbers, adds, kept, over)
     expected = [y for i, y in enumerate(wanted) if kept >> i & 1]
     assert len(got) == len(expected)
     for y, right in zip(got, expected, strict=True):
-        assert torch.allclose(
-            OPS.from_beside(y, batch, right.shape[3], 0), right, rtol=1e-4, atol=1e-4
-        )
+        y = OPS.from_beside(y, batch, *right.shape[2:], images, 0)
+        assert torch.allclose(y, right, rtol=1e-4, atol=1e-4)
     written = [i for i, conv in enumerate(convs) if conv.adds and over >> i & 1]
     outputs = [i for i in range(len(convs)) if kept >> i & 1]
     for i in written:
@@ -123,64 +135,115 @@ def test_a_chain_gives_what_torch_gives(data, isa) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_no_image_sees_another_one(isa) -> None:
+@pytest.mark.parametrize(("images", "batch"), [(16, 18), (4, 4), (7, 7)])
+def test_no_image_sees_another_one(images, batch, isa) -> None:
     """NaN and infinity reach what the dense convolution would have them reach, of their image."""
     torch.manual_seed(0)
     weight = torch.randn(20, 6, 3, 3)
     weight[torch.rand(weight.shape) < 0.7] = 0
     packed = Csb().pack(weight.flatten(1), chunk=20)
     head = [*(packed.tensors[n] for n in ("starts", "pairs", "columns", "values")), None, None]
-    rest = [20, 20, packed.meta["block"], 3, 3, 1, 1, 1, 1, 1, 1, 0, 6, 9, number(isa)]
+    rest = [20, 20, packed.meta["block"], 3, 3, 1, 1, 1, 1, 1, 1, 0, 6, 8, 9, images, number(isa)]
     bound = bind_beside([*head, *rest])
-    x = torch.randn(18, 6, 8, 9)
+    x = torch.randn(batch, 6, 8, 9)
     clean = F.conv2d(x, weight, padding=1)
-    x[3, 2, 4, 4], x[17, 0, 0, 8] = float("nan"), float("inf")
-    (y,) = OPS.beside_chain(OPS.to_beside(x, 0), [], [bound.number], 0, 1, 0)
-    y = OPS.from_beside(y, 18, 9, 0)
-    others = [i for i in range(18) if i not in (3, 17)]
+    last = batch - 1
+    x[1, 2, 4, 4], x[last, 0, 0, 8] = float("nan"), float("inf")
+    (y,) = OPS.beside_chain(OPS.to_beside(x, images, 0), [], [bound.number], 0, 1, 0)
+    y = OPS.from_beside(y, batch, 8, 9, images, 0)
+    others = [i for i in range(batch) if i not in (1, last)]
     assert torch.allclose(y[others], clean[others], atol=1e-5)
     reached = (weight[:, 2] != 0).flip(1, 2)  # the outputs around (4, 4)
-    assert torch.equal(y[3, :, 3:6, 3:6].isnan(), reached)
-    assert int(y[3].isnan().sum()) == int(reached.sum())
+    assert torch.equal(y[1, :, 3:6, 3:6].isnan(), reached)
+    assert int(y[1].isnan().sum()) == int(reached.sum())
     finite = (weight[:, 0, :2, 1:] == 0).flip(1, 2)
-    assert torch.equal(y[17, :, :2, 7:].isfinite(), finite)
+    assert torch.equal(y[last, :, :2, 7:].isfinite(), finite)
+
+
+def alike(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a.nan_to_num(nan=1e9), b.nan_to_num(nan=1e9))
+
+
+@given(st.data(), IMAGES_AND_BATCHES, st.booleans(), st.sampled_from(ISAS))
+def test_max_pooling(data, how, relu, isa) -> None:
+    images, batch = how
+    numbers = st.tuples(st.integers(1, 5), st.integers(1, 5))
+    kernel, stride = data.draw(numbers), data.draw(numbers)
+    padding = tuple(data.draw(st.integers(0, k // 2)) for k in kernel)
+    height, width = (data.draw(st.integers(k, 25)) for k in kernel)
+    x = torch.randn(batch, 3, height, width)
+    x[0, 0, height // 2, width // 2], x[-1, 1, -1, -1] = float("nan"), -float("inf")
+    given = [*kernel, *stride, *padding, relu, *x.shape[1:], images, number(isa)]
+    y = bind_pool_beside(given)(OPS.to_beside(x, images, 0))
+    right = F.max_pool2d(x, kernel, stride, padding)
+    got = OPS.from_beside(y, batch, *right.shape[2:], images, 0)
+    assert alike(got, right.relu() if relu else right)
+
+
+@given(IMAGES_AND_BATCHES, st.integers(1, 25), st.integers(1, 25), st.integers(1, 4))
+def test_the_mean_of_channels(how, height, width, channels) -> None:
+    images, batch = how
+    x = torch.randn(batch, channels, height, width)
+    there = OPS.to_beside(x, images, 0)
+    if batch < IMAGES:  # what lies where no image does is not counted, whatever it is
+        there = there.where(OPS.to_beside(torch.ones_like(x), images, 0) > 0, float("nan"))
+    mean = OPS.mean_beside(there, batch, height, width, images)
+    assert torch.allclose(mean, x.mean((2, 3), keepdim=True), atol=1e-5)
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 2, 1), (2, 1, 0), (5, 3, 2)])
-def test_max_pooling(isa, kernel, stride, padding) -> None:
-    x = torch.randn(20, 3, 11, 13)
-    x[1, 0, 3, 3], x[2, 1, 5, 5] = float("nan"), -float("inf")
-    numbers = [kernel, kernel, stride, stride, padding, padding]
-    y = OPS.max_pool2d_beside(OPS.to_beside(x, 0), *numbers, 13, number(isa))
-    right = F.max_pool2d(x, kernel, stride, padding)
-    got = OPS.from_beside(y, 20, right.shape[3], 0)
-    assert torch.equal(got.nan_to_num(nan=1e9), right.nan_to_num(nan=1e9))
+def test_what_lies_where_no_image_does_is_not_seen(isa) -> None:
+    """Patches of 7 rows and 5 columns for 13 times 17: the last ones are not full."""
+    conv = bind_beside(_dense(torch.ones(1, 1, 3, 3), 1, [1, 13, 17, 1, number(isa)]))
+    pool = bind_pool_beside([3, 3, 1, 1, 1, 1, False, 1, 13, 17, 1, number(isa)])
+    x = torch.rand(1, 1, 13, 17)
+    real = OPS.to_beside(torch.ones_like(x), 1, 0) > 0
+    assert not real.all()
+    there = OPS.to_beside(x, 1, 0).where(real, float("nan"))
+    (y,) = OPS.beside_chain(there, [], [conv.number], 0, 1, 0)
+    right = F.conv2d(x, torch.ones(1, 1, 3, 3), padding=1)
+    assert torch.allclose(OPS.from_beside(y, 1, 13, 17, 1, 0), right, atol=1e-5)
+    assert alike(OPS.from_beside(pool(there), 1, 13, 17, 1, 0), F.max_pool2d(x, 3, 1, 1))
+
+
+def _dense(weight: Tensor, padding: int, rest: list[int]) -> list:
+    """What `bind_beside` takes for a convolution at stride one."""
+    packed = Csb().pack(weight.flatten(1))
+    head = [*(packed.tensors[n] for n in ("starts", "pairs", "columns", "values")), None, None]
+    meta = [len(weight), packed.meta["chunk"], packed.meta["block"], *weight.shape[2:]]
+    return [*head, *meta, 1, 1, padding, padding, 1, 1, 0, *rest]
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    packed = Csb().pack(torch.eye(4))
-    head = [*(packed.tensors[n] for n in ("starts", "pairs", "columns", "values")), None, None]
-    meta = [4, packed.meta["chunk"], packed.meta["block"]]
-    flat = bind_beside([*head, *meta, 1, 1, 1, 1, 0, 0, 1, 1, 0, 4, 5, 0])
-    wide = bind_beside([*head, *meta, 1, 1, 1, 1, 1, 1, 1, 1, 0, 4, 5, 0])
-    x = OPS.to_beside(torch.randn(2, 4, 3, 5), 0)
+    eye = torch.eye(4)[:, :, None, None]
+    flat = bind_beside(_dense(eye, 0, [4, 3, 5, 16, 0]))
+    wide = bind_beside(_dense(eye, 1, [4, 3, 5, 16, 0]))
+    few = bind_beside(_dense(eye, 0, [4, 3, 5, 2, 0]))
+    x = OPS.to_beside(torch.randn(2, 4, 3, 5), 16, 0)
 
     def chain(*given):
         return OPS.beside_chain(*given)
 
     with pytest.raises(RuntimeError, match="takes 4 channels; got 3"):
-        chain(OPS.to_beside(torch.randn(2, 3, 3, 5), 0), [], [flat.number], 0, 1, 0)
+        chain(OPS.to_beside(torch.randn(2, 3, 3, 5), 16, 0), [], [flat.number], 0, 1, 0)
     with pytest.raises(RuntimeError, match="convolution 1 of the chain must be 1x1"):
         chain(x, [], [flat.number, wide.number], 0, 2, 0)
-    with pytest.raises(RuntimeError, match="columns lie in tiles of"):
+    with pytest.raises(RuntimeError, match="chain must be 1x1, at stride one, of 16 images"):
+        chain(x, [], [flat.number, few.number], 0, 2, 0)
+    with pytest.raises(RuntimeError, match="3 rows and 5 columns lie in 1 groups of 3 rows"):
         chain(x[:, :, :, :, :4], [], [flat.number], 0, 1, 0)
-    with pytest.raises(RuntimeError, match="groups, height, tiles"):
+    with pytest.raises(RuntimeError, match="2 images of 3 rows and 5 columns lie in"):
+        chain(x, [], [few.number], 0, 1, 0)
+    with pytest.raises(RuntimeError, match="groups, rows, tiles"):
         chain(torch.randn(2, 4, 3, 5), [], [flat.number], 0, 1, 0)
+    with pytest.raises(RuntimeError, match="groups, rows, tiles"):
+        chain(torch.randn(2, 4, 3, 5), [], [few.number], 0, 1, 0)
     with pytest.raises(RuntimeError, match="more convolutions add something"):
         chain(x, [], [flat.number], 1, 1, 0)
     with pytest.raises(RuntimeError, match="have its output's shape"):
         chain(x, [x[:, :2].contiguous()], [flat.number], 1, 1, 0)
+    with pytest.raises(RuntimeError, match="have its output's shape"):
+        chain(x, [torch.randn(4)], [flat.number], 1, 1, 0)
     with pytest.raises(RuntimeError, match="writes over nothing"):
         chain(x, [], [flat.number], 0, 1, 1)
     with pytest.raises(RuntimeError, match="1 to 32 convolutions; got 0"):
@@ -188,7 +251,23 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(RuntimeError, match="no call is bound"):
         chain(x, [], [10**9], 0, 1, 0)
     with pytest.raises(RuntimeError, match="batch must be in"):
-        OPS.from_beside(x, 17, 5, 0)
+        OPS.from_beside(x, 17, 3, 5, 16, 0)
+    with pytest.raises(RuntimeError, match="batch must be in"):
+        OPS.mean_beside(x, 17, 3, 5, 16)
+    for images in (0, 17):
+        with pytest.raises(RuntimeError, match=f"images must be in .1, 16.; got {images}"):
+            bind_beside(_dense(eye, 0, [4, 3, 5, images, 0]))
+    with pytest.raises(RuntimeError, match="a whole batch; got 2 where 3"):
+        OPS.to_beside(torch.randn(2, 4, 3, 5), 3, 0)
+    with pytest.raises(RuntimeError, match="height and width must be positive; got 0 and 5"):
+        OPS.mean_beside(x, 2, 0, 5, 16)
+    with pytest.raises(RuntimeError, match="stride_h"):
+        bind_beside([*_dense(eye, 0, [4, 3, 5, 2, 0])[:11], 0, 1, 0, 0, 1, 1, 0, 4, 3, 5, 2, 0])
+    pool = bind_pool_beside([2, 2, 2, 2, 0, 0, False, 3, 3, 5, 16, 0])
+    with pytest.raises(RuntimeError, match="of 3 channels; got 4"):
+        pool(x)
+    with pytest.raises(RuntimeError, match="takes no residual"):
+        pool(x, x)
 
 
 # Whole models
@@ -246,7 +325,25 @@ class Pooled(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.max_pool2d(torch.tanh(self.a(x)), 2)
+        y = F.max_pool2d(y, 2, 1, 1).relu()
         return F.silu(self.b(y) * 2.0).flatten(1).softmax(-1)
+
+
+class Means(nn.Module):
+    """Means of what is not needed otherwise and of what is, in every way to ask for them."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(6, 9, 3, padding=1), nn.Conv2d(9, 9, 3)
+        self.c = nn.Conv2d(9, 9, 3, padding=1)
+        self.squeeze, self.excite = nn.Linear(9, 4), nn.Linear(4, 9)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        a = self.a(x)
+        gate = torch.sigmoid(self.excite(torch.relu(self.squeeze(a.mean((2, 3))))))
+        b = self.c(self.b(torch.relu(a)))
+        means = b.mean((-1, 2), keepdim=True), F.adaptive_avg_pool2d(b, 1), b.mean((1, 2))
+        return gate.unsqueeze(-1).unsqueeze(-1) * a, *means, b.mean(3)
 
 
 MODELS = {
@@ -254,6 +351,7 @@ MODELS = {
     "crossed": (Crossed, (6, 9, 8)),
     "again": (Again, (6, 5, 15)),
     "pooled": (Pooled, (6, 11, 10)),
+    "means": (Means, (6, 9, 11)),
 }
 
 
@@ -286,6 +384,60 @@ def test_a_model_side_by_side(name, batch) -> None:
     assert torch.equal(x, kept)
 
 
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("batch", [1, 2, 3, 8, 11])
+def test_a_model_in_patches(name, batch) -> None:
+    fast, model = deployed(name)
+    program = fast.program.cut(batch, side_by_side=True, threads=1)
+    assert (program.size, program.side_by_side) == (batch, True)
+    for n in (batch, batch + 1, 2 * batch + 1):  # the program itself, and what else is called for
+        x = torch.randn(n, *MODELS[name][1])
+        kept = x.clone()
+        for _ in range(2):
+            for y, right in zip(leaves(program.run(x)), leaves(model(x)), strict=True):
+                assert torch.allclose(y, right, rtol=1e-4, atol=1e-5)
+        assert torch.equal(x, kept)
+
+
+def test_a_relu_goes_with_the_pooling_before_it() -> None:
+    fast, _ = deployed("pooled")
+    graph = beside(fast.program.module, lambda graph: None)
+    targets = [n.target for n in graph.nodes]
+    assert targets.count(OPS.bound.default) == 2
+    assert torch.ops.aten.relu.default not in targets
+
+
+def test_means_need_no_way_back() -> None:
+    fast, _ = deployed("means")
+    graph = beside(fast.program.module, lambda graph: None)
+    targets = [n.target for n in graph.nodes]
+    assert targets.count(OPS.mean_beside.default) == 3
+    assert targets.count(OPS.from_beside.default) == 2  # what is scaled, and other means
+
+
+def test_patches_keep_the_threads_busy() -> None:
+    """A convolution of few small images has too few tiles for many threads, and stays."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(4, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)]
+    rest = [nn.MaxPool2d(4), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)]
+    model = nn.Sequential(*layers, *rest).eval().requires_grad_(False)
+    sw.prune(model, sparsity=0.7, allocate="uniform_all")
+    x = torch.randn(1, 4, 56, 56)
+    fast = sw.deploy(model, x, kernels=["csb.conv2d.portable"], seconds=0, cache=False)
+    assert [OPS.beside_tiles(1, side, side) for side in (56, 14)] == [28, 2]
+
+    def served(threads: int, images: int = 1) -> int:
+        graph = beside(fast.program.module, lambda graph: None, images, threads)
+        chains = [n for n in graph.nodes if n.target is OPS.beside_chain.default] if graph else []
+        return sum(len(n.args[2]) for n in chains)
+
+    found = [served(threads) for threads in (1, 2, 3, 4, 28, 37, 38)]
+    assert found == [4, 4, 2, 2, 2, 2, 0]
+    assert served(64, IMAGES) == 4
+    program = fast.program.cut(1, side_by_side=True, threads=4)
+    assert torch.allclose(program.run(x), model(x), rtol=1e-4, atol=1e-5)
+
+
 def test_convolutions_are_called_at_once() -> None:
     """A residual network's 1x1 convolutions go with the one before them, and write over what they
     add where nothing needs it any more."""
@@ -304,8 +456,9 @@ def test_convolutions_are_called_at_once() -> None:
     assert (3, 1, 2) in found
     assert sum(count for count, _, _ in found) == 15
     assert sum(adds for _, adds, _ in found) == 4
-    assert [n.target for n in graph.nodes].count(OPS.from_beside.default) == 1
-    assert [n.target for n in graph.nodes].count(OPS.max_pool2d_beside.default) == 1
+    targets = [n.target for n in graph.nodes]
+    assert targets.count(OPS.from_beside.default) == 0
+    assert (targets.count(OPS.bound.default), targets.count(OPS.mean_beside.default)) == (1, 1)
     assert heads == []  # the first convolution takes images side by side
 
 
@@ -422,6 +575,16 @@ def test_batches_that_fill_vectors() -> None:
     assert full == [12, 13, 14, 15, 16, *range(24, 33), *range(36, 40)]
 
 
+def test_how_many_lie_side_by_side() -> None:
+    assert [images_for(n) for n in (0, 1, 11, 12, 16, 17, 23, 24)] == [
+        None, 1, 11, 16, 16, None, None, 16,
+    ]  # fmt: skip
+    fast, _ = deployed("again")
+    for wrong in (12, 17, 32):
+        with pytest.raises(KernelError, match=f"lie 16 images, or fewer .* got {wrong}"):
+            fast.program.cut(wrong, side_by_side=True)
+
+
 @pytest.fixture
 def wins(monkeypatch):
     """Let images side by side be the fastest way, whatever the clock says."""
@@ -433,14 +596,23 @@ def wins(monkeypatch):
         return sorted(timings, key=lambda t: not t.side_by_side)
 
     monkeypatch.setattr("sparsewright.make.time_runs", fake)
+    monkeypatch.setattr("sparsewright.beside.BUSY", 0.0)
 
 
-@pytest.mark.parametrize("batch", [16, 40])
-def test_plans_name_it(wins, tmp_path, batch) -> None:
+@pytest.mark.parametrize(
+    ("batch", "size", "text"),
+    [
+        (16, 16, "16 images side by side"),
+        (40, 16, "16 images side by side"),
+        (1, 1, "side by side in patches of 1 image"),
+        (3, 3, "side by side in patches of 3 images"),
+    ],
+)
+def test_plans_name_it(wins, tmp_path, batch, size, text) -> None:
     fast, model = deployed("again", batch)
     pieces = fast.plan.pieces
-    assert (pieces.size, pieces.side_by_side) == (16, True)
-    assert "The batch runs 16 images side by side, by kernels for" in str(fast.plan)
+    assert (pieces.size, pieces.side_by_side) == (size, True)
+    assert f"The batch runs {text}, by kernels for" in str(fast.plan)
     assert "; whole: 2 ms" in str(fast.plan)
     fast.plan.save(tmp_path / "plan.json")
     plan = Plan.load(tmp_path / "plan.json")
@@ -460,16 +632,36 @@ def test_plans_name_it(wins, tmp_path, batch) -> None:
     assert torch.equal(copied(x)[0], fast(x)[0])
 
 
-def test_plans_are_kept(wins, tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("batch", [16, 1])
+def test_plans_are_kept(wins, tmp_path, monkeypatch, batch) -> None:
     monkeypatch.setenv("SPARSEWRIGHT_CACHE", str(tmp_path))
     torch.manual_seed(0)
     model = Again().eval().requires_grad_(False)
     sw.prune(model, sparsity=0.7, allocate="uniform_all")
-    x = torch.randn(16, 6, 5, 15)
+    x = torch.randn(batch, 6, 5, 15)
     first = sw.deploy(model, x, kernels=["csb.conv2d.portable"], seconds=0)
     again = sw.deploy(model, x, kernels=["csb.conv2d.portable"], seconds=0)
     assert again.plan.pieces == first.plan.pieces
     assert again.program.side_by_side
+
+
+def test_a_plan_says_for_how_many_threads(wins, tmp_path, monkeypatch) -> None:
+    """It is repeated as it was, however many threads there are where it is read."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.setattr("sparsewright.beside.BUSY", 1.0)
+    try:
+        fast, model = deployed("again", 1)
+        sw.save(fast, tmp_path / "model")
+        torch.set_num_threads(4)
+        assert fast.program.beside(1) is None
+        x = torch.randn(1, 6, 5, 15)
+        loaded, again = sw.load(tmp_path / "model"), sw.deploy(model, x, plan=fast.plan)
+        for other in (loaded, again, copy.deepcopy(fast)):
+            assert other.program.side_by_side
+            assert torch.equal(other(x)[0], fast(x)[0])
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_a_plan_that_cannot_be() -> None:

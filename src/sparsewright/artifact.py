@@ -198,7 +198,7 @@ def _loaded(data: bytes) -> Deployed:
         raise ArtifactError(f"the plan runs a batch in pieces, but {module.meta['mixed']}")
     side_by_side = plan.pieces is not None and plan.pieces.side_by_side
     try:
-        program = Program(module, signature, module, size, side_by_side)
+        program = Program(module, signature, module, size, side_by_side, plan.threads)
     except (KernelError, RuntimeError) as error:
         raise ArtifactError(f"the plan's program cannot be built: {error}") from error
     return Deployed(

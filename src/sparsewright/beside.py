@@ -1,9 +1,9 @@
 """A program's convolutions on images that lie side by side along the processor's vectors.
 
-Sixteen images of a batch fill a vector, so no load is at an odd place and no place is padding; and
-the output of one convolution, tile by tile, goes through the 1x1 ones that follow it while it is
-still in cache. The images are turned that way where the first convolution reads them, and back
-where something else does.
+Sixteen images of a batch fill a vector, or as many patches of fewer images, so no load is at an odd
+place and hardly a place is padding; and the output of one convolution, tile by tile, goes through
+the 1x1 ones that follow it while it is still in cache. The images are turned that way where the
+first convolution reads them, and back where something else does.
 """
 
 from __future__ import annotations
@@ -22,21 +22,25 @@ from .image_nodes import (
     images_of,
     is_by_place,
     is_conv,
+    is_mean,
+    keeps_sizes,
     pool_of,
     real,
     residual_of,
 )
 from .kernels import library
-from .kernels.bound import Bound, bind_beside
+from .kernels.bound import Bound, bind_beside, bind_pool_beside
 from .kernels.csb_conv import TENSORS, csb_conv2d
 from .kernels.library import BEST
 from .layouts import LAYOUTS
 from .operations import expect_channels
 
 IMAGES = 16
-"""Images that lie side by side."""
+"""Images that lie side by side, or patches of fewer."""
 FULL = 0.75
 """Least part of them that has to be there: vectors are computed whole."""
+BUSY = 0.75
+"""Least part of the threads that a convolution of patches has to keep at work."""
 MOST_STAGES = 32
 """Of convolutions that are called at once."""
 
@@ -55,19 +59,44 @@ def is_full(batch: int) -> bool:
     return batch > 0 and batch >= FULL * IMAGES * -(-batch // IMAGES)
 
 
+def images_for(batch: int) -> int | None:
+    """How many images lie side by side in a batch of so many: IMAGES, a few at a time, where they
+    fill vectors; all of a smaller batch, in patches; None where there is no such way.
+
+    >>> [images_for(batch) for batch in (1, 8, 16, 20, 64)]
+    [1, 8, 16, None, 16]
+    """
+    if is_full(batch):
+        return IMAGES
+    return batch if 0 < batch < IMAGES else None
+
+
+def serves(images: int, batch: int) -> bool:
+    """Whether a program for so many images side by side is for a batch.
+
+    >>> serves(16, 14), serves(16, 3), serves(1, 1), serves(1, 2)
+    (True, False, True, False)
+    """
+    return is_full(batch) if images == IMAGES else batch == images
+
+
 def beside(
-    module: fx.GraphModule, cut: Callable[[fx.Graph], Callable[..., Any]]
+    module: fx.GraphModule,
+    cut: Callable[[fx.Graph], Callable[..., Any]],
+    images: int = IMAGES,
+    threads: int = 1,
 ) -> fx.Graph | None:
     """The module's graph with its convolutions of layout csb on images side by side; None where it
     has fewer of them than turns there and back, or the kernels are not compiled.
 
-    cut: the function of a graph of the same inputs that is run a few samples at a time: what comes
+    images: IMAGES, of which a batch may have any number of groups; or fewer, which are the whole
+    batch. threads: that a convolution of patches has to keep busy, else it stays as it is. cut: the function of a graph of the same inputs that is run a few samples at a time: what comes
     before the first turn, where all that follows needs its result alone.
     """
-    if library.LIBRARY.path is None or not hasattr(torch.ops.sparsewright, "beside_chain"):
+    if library.LIBRARY.path is None or not hasattr(torch.ops.sparsewright, "beside_tiles"):
         return None
-    units = _Units(module)
-    convs = sum(len(unit.stages) for unit in units.all)
+    units = _Units(module, images, threads)
+    convs = sum(len(unit.stages) for unit in units.all if unit.kind == "chain")
     turns = sum(unit.kind in ("turn", "back") for unit in units.all)
     return _Writer(module, units, cut).graph if convs >= max(turns, 1) else None
 
@@ -76,8 +105,10 @@ def beside(
 class _Unit:
     """What the new graph does at once.
 
-    kind: "plain", a node as it is; "beside", a node on images side by side; "turn" and "back" of
-    `node`'s output; "chain", whose `stages` are convolutions, each but the first of the one before.
+    kind: "plain", a node as it is; "beside", a node on images side by side; "pool", the same, of
+    max pooling and perhaps a ReLU, its `stages`; "mean", of images side by side, whose output is
+    plain; "turn" and "back" of `node`'s output; "chain", whose `stages` are convolutions, each but
+    the first of the one before.
     needs: units that come before.
     """
 
@@ -100,19 +131,22 @@ class _Unit:
 class _Units:
     """A graph's nodes, sorted into units."""
 
-    def __init__(self, module: fx.GraphModule):
+    def __init__(self, module: fx.GraphModule, images: int, threads: int):
+        self.images, self.threads = images, threads
         self.all: list[_Unit] = []
         self.plain: dict[fx.Node, _Unit] = {}
         self.beside: dict[fx.Node, _Unit] = {}
         self.source: dict[fx.Node, fx.Node] = {}  # of images side by side -> what has their number
         self.kept: set[fx.Node] = set()  # whose outputs other units need
         for node in module.graph.nodes:
-            if is_conv(node):
+            if is_conv(node) and self._is_busy(node):
                 self._conv(node)
             elif is_by_place(node) and all(n in self.beside for n in images_of(node)):
-                self._add("beside", node, [self._beside(n) for n in images_of(node)])
-                self.beside[node] = self.all[-1]
-                self.source[node] = self.source[images_of(node)[0]]
+                self._by_place(node)
+            elif is_mean(node) and images_of(node)[0] in self.beside:
+                x = images_of(node)[0]
+                needs = [self._beside(x), self.plain[self.source[x]]]
+                self.plain[node] = self._add("mean", node, needs)
             elif node.target is not expect_channels or not all(map(is_conv, node.users)):
                 needs = [self._plain(n) for n in node.all_input_nodes]
                 self.plain[node] = self._add("plain", node, needs)
@@ -156,6 +190,29 @@ class _Units:
         if self.beside[node].kind == "chain":
             self.kept.add(node)
         return self.beside[node]
+
+    def _by_place(self, node: fx.Node) -> None:
+        """A node on images side by side; a ReLU goes with the max pooling before it."""
+        x = images_of(node)[0]
+        pool = self.beside[x]
+        is_after = pool.kind == "pool" and pool.stages == [x] and list(x.users) == [node]
+        if node.target is aten.relu.default and is_after:
+            pool.stages.append(node)
+            self.beside[node] = pool
+        else:
+            is_pool = pool_of(node) is not None
+            needs = [self._beside(n) for n in images_of(node)]
+            self.beside[node] = self._add("pool" if is_pool else "beside", node, needs)
+            self.beside[node].stages = [node] * is_pool
+        self.source[node] = self.source[x]
+
+    def _is_busy(self, node: fx.Node) -> bool:
+        """Whether there are tiles for enough threads: of few small images there may not be."""
+        if self.images == IMAGES:
+            return True
+        height, width = node.meta["sizes"][2:]
+        tiles = torch.ops.sparsewright.beside_tiles(self.images, height, width)
+        return bool(tiles >= BUSY * self.threads * -(-tiles // self.threads))
 
     def _conv(self, node: fx.Node) -> None:
         x, more = real(node.args[0]), residual_of(node)
@@ -247,27 +304,45 @@ class _Writer:
         return self.beside[real(node)]
 
     def _beside(self, unit: _Unit) -> None:
-        pool = pool_of(unit.node)
-        if pool is not None:
-            x = real(unit.node.args[0])
-            numbers, width = [n for pair in pool for n in pair], x.meta["sizes"][3]
-            op = torch.ops.sparsewright.max_pool2d_beside.default
-            made = self._call(op, self._as_beside(x), *numbers, width, BEST)
-        else:
-            made = self.graph.node_copy(unit.node, self._as_beside)
-            made.meta.pop("width", None)
+        made = self.graph.node_copy(unit.node, self._as_beside)
+        made.meta.pop("width", None)
         self.beside[unit.node] = made
+
+    def _pool(self, unit: _Unit) -> None:
+        x, has_relu = real(unit.node.args[0]), len(unit.stages) > 1
+        numbers = [n for pair in pool_of(unit.node) or () for n in pair]
+        call = bind_pool_beside([*numbers, has_relu, *self._lying(x), BEST])
+        op = torch.ops.sparsewright.bound.default
+        made = self._call(op, call.number, self._as_beside(x))
+        made.meta["held"] = [call]
+        self.beside.update(dict.fromkeys(unit.stages, made))
+
+    def _mean(self, unit: _Unit) -> None:
+        x = real(unit.node.args[0])
+        given = [self._batch(x), *self._lying(x)[1:]]
+        mean = torch.ops.sparsewright.mean_beside.default
+        made = self._call(mean, self._as_beside(x), *given)
+        if not keeps_sizes(unit.node):
+            made = self._call(aten.flatten.using_ints, made, 1)
+        self.plain[unit.node] = made
+
+    def _lying(self, x: fx.Node) -> list[int]:
+        """Channels, height and width of images, and how many of them lie side by side."""
+        return [*x.meta["sizes"][1:], self.units.images]
+
+    def _batch(self, x: fx.Node) -> fx.Node:
+        """How many images there are."""
+        return self._call(aten.sym_size.int, self._as_plain(self.units.source[x]), 0)
 
     def _turn(self, unit: _Unit) -> None:
         to = torch.ops.sparsewright.to_beside.default
-        self.beside[unit.node] = self._call(to, self._as_plain(unit.node), BEST)
+        plain = self._as_plain(unit.node)
+        self.beside[unit.node] = self._call(to, plain, self.units.images, BEST)
 
     def _back(self, unit: _Unit) -> None:
-        images = self._as_plain(self.units.source[unit.node])
-        batch = self._call(aten.sym_size.int, images, 0)
-        width = unit.node.meta["sizes"][3]
+        given = [self._batch(unit.node), *self._lying(unit.node)[1:], BEST]
         back = torch.ops.sparsewright.from_beside.default
-        self.plain[unit.node] = self._call(back, self._as_beside(unit.node), batch, width, BEST)
+        self.plain[unit.node] = self._call(back, self._as_beside(unit.node), *given)
 
     def _chain(self, unit: _Unit) -> None:
         calls = [self._bound(node) for node in unit.stages]
@@ -289,7 +364,6 @@ class _Writer:
             self.beside[output] = self._call(operator.getitem, node, i)
 
     def _bound(self, node: fx.Node) -> Bound:
-        channels, width = real(node.args[0]).meta["sizes"][1::2]
         geometry = [n for name, n in geometry_of(node).items() if name != "groups"]
         if node.target is csb_conv2d:
             head = list(map(self._constant, node.args[1:7]))
@@ -300,7 +374,7 @@ class _Writer:
             bias = self._constant(node.args[2]) if len(node.args) > 2 else None
             head = [*(packed.tensors[name] for name in TENSORS), None, bias]
             sizes, then = (packed.shape[0], packed.meta["chunk"], packed.meta["block"]), 0
-        return bind_beside([*head, *sizes, *geometry, then, channels, width, self.isa])
+        return bind_beside([*head, *sizes, *geometry, then, *self._lying(real(node.args[0])), self.isa])
 
     def _constant(self, value: Any) -> Any:
         if not isinstance(value, fx.Node):

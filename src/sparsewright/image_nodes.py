@@ -114,6 +114,23 @@ def pool_of(node: fx.Node) -> tuple[Pair, Pair, Pair] | None:
     return plain_pool(*rest)
 
 
+def is_mean(node: fx.Node) -> bool:
+    """Whether it is the mean of every channel of images."""
+    if node.kwargs or _shape(node.args[0] if node.args else None) is None:
+        return False
+    rest = list(node.args[1:])
+    if node.target is aten.adaptive_avg_pool2d.default:
+        return [*rest[0]] in ([1], [1, 1])
+    if node.target is not aten.mean.dim or rest[0] is None:
+        return False
+    return sorted(dim % 4 for dim in rest[0]) == [2, 3]
+
+
+def keeps_sizes(node: fx.Node) -> bool:
+    """Whether the mean of channels has sizes (N, channels, 1, 1), not (N, channels)."""
+    return node.target is not aten.mean.dim or node.args[2:3] == (True,)
+
+
 def _shape(node: Any) -> tuple[int, ...] | None:
     """Sizes of images, (N, channels, height, width), one for each sample and not empty; else
     None."""

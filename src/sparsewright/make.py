@@ -12,7 +12,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from . import plan_cache
-from .beside import IMAGES, is_full
 from .errors import ArtifactError, KernelError
 from .graph import Graph, export
 from .measure.dense import relative_error
@@ -61,11 +60,12 @@ class Made:
     program: Program | None
     graph: Graph | None
 
-    def cut(self, size: int | None, side_by_side: bool = False) -> Made:
-        """The same, so many samples at a time, or images side by side."""
-        if self.program is None or size is None:
+    def cut(self, pieces: Pieces, threads: int | None = None) -> Made:
+        """The same, so many samples at a time, or images side by side for so many threads."""
+        if self.program is None or pieces.size is None:
             return self
-        return replace(self, program=self.program.cut(size, side_by_side))
+        program = self.program.cut(pieces.size, pieces.side_by_side, threads)
+        return replace(self, program=program)
 
 
 class Maker:
@@ -127,27 +127,28 @@ class Maker:
             raise KernelError(
                 f"the plan cannot be repeated. It runs the batch in pieces, but {why}"
             )
-        return made.cut(plan.pieces.size, plan.pieces.side_by_side), plan.pieces
+        return made.cut(plan.pieces, plan.threads), plan.pieces
 
     def fastest(self) -> tuple[Made, Pieces | None]:
         """The kernels that are fastest: for the whole batch, or for pieces of it."""
-        if self.batch < 2:
-            return self.make(self.batch), None
+        whole = self.make(self.batch) if self.batch < 2 else None
+        if whole is not None and not (whole.program and whole.program.beside(self.batch)):
+            return whole, None
         key = self._circumstances()
         known = plan_cache.read_pieces(key, self.wishes.seconds) if key else None
         if known is not None:
             pieces = Pieces.fastest(known, self.batch)
-            made = self.make(pieces.planned)
+            made = whole or self.make(pieces.planned)
             if pieces.size is None or self._why_whole(made) is None:
-                return made.cut(pieces.size, pieces.side_by_side), pieces
-        whole = self.make(self.batch)
+                return made.cut(pieces), pieces
+        whole = whole or self.make(self.batch)
         why = self._why_whole(whole)
         if why is not None:
             return whole, Pieces(None, self.batch, why_whole=why)
         made, pieces = self._timed(whole)
         if key:
             plan_cache.write_pieces(key, self.wishes.seconds, pieces.timings)
-        return made.cut(pieces.size, pieces.side_by_side), pieces
+        return made.cut(pieces), pieces
 
     def _why_whole(self, made: Made) -> str | None:
         """Why a batch cannot be run in pieces, or None."""
@@ -167,7 +168,7 @@ class Maker:
         ways = at_once | ({way: cut[way] for way in close} or cut)
         expected = {self.batch: self._run(whole, None)()}
         small = None
-        if close:
+        if close:  # none for a batch of one
             small = self.make(min(size for _, size, _ in close))
             if self._why_whole(small) is None:
                 expected[small.planned] = self._run(small, None)()  # its values may round others
@@ -190,10 +191,10 @@ class Maker:
     def _beside(self, made: Made) -> dict[Way, Callable[[], Any]]:
         """The way with images side by side, if it is one for this model and batch."""
         assert made.program is not None
-        program = made.program.beside() if is_full(self.batch) else None
-        if program is None:
+        program = made.program.beside(self.batch)
+        if program is None or program.size is None:
             return {}
-        return {(made.planned, IMAGES, True): functools.partial(program.run, *self.inputs)}
+        return {(made.planned, program.size, True): functools.partial(program.run, *self.inputs)}
 
     def _circumstances(self) -> dict[str, Any] | None:
         """All that the pieces' times depend on; None where they are not to be kept."""

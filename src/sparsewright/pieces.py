@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from .beside import is_full
+from .beside import serves
 from .plan import PieceTiming
 
 Run = Callable[..., Any]
@@ -62,18 +62,19 @@ def in_pieces(run: Run, batched: Sequence[bool], size: int, most: int | None = N
     return run_pieces
 
 
-def by_filling(beside: Run, run: Run, place: int) -> Run:
-    """The function that gives batches which fill images side by side to `beside`, others to `run`.
+def by_filling(beside: Run, run: Run, place: int, images: int) -> Run:
+    """The function that gives batches which fill so many images side by side to `beside`, others to
+    `run`.
 
     place: of an input whose first size is the batch.
 
-    >>> by_filling(lambda x: "side by side", lambda x: "one by one", 0)(torch.ones(16, 2))
+    >>> by_filling(lambda x: "side by side", lambda x: "one by one", 0, 16)(torch.ones(16, 2))
     'side by side'
     """
 
     def run_either(*inputs: Any) -> Any:
         x = inputs[place] if place < len(inputs) else None
-        full = type(x) is Tensor and x.dim() > 0 and is_full(x.shape[0])
+        full = type(x) is Tensor and x.dim() > 0 and serves(images, x.shape[0])
         return (beside if full else run)(*inputs)
 
     return run_either

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from .beside import IMAGES
 from .kernels import KERNELS
 from .kernels._ops import RESERVE
 from .layouts import FP32
@@ -111,7 +112,11 @@ def _pieces(plan: Plan) -> list[str]:
 
 
 def _cut(size: int, beside: bool) -> str:
-    return f"{size} images side by side" if beside else f"in pieces of {size}"
+    if not beside:
+        return f"in pieces of {size}"
+    if size == IMAGES:
+        return f"{size} images side by side"
+    return f"side by side in patches of {size} image{'s' if size > 1 else ''}"
 
 
 def _is_whole(timing: PieceTiming, plan: Plan) -> bool:

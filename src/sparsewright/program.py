@@ -6,6 +6,7 @@ then a module's call, an attribute and a check each cost several times what they
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-from .beside import IMAGES, beside
+from .beside import IMAGES, beside, images_for
 from .declared import Declared, describe, with_best_isa
 from .errors import ArtifactError, KernelError
 from .flat import flat
@@ -27,6 +28,7 @@ from .rebuild import build
 from .signature import Signature, field
 from .swap import swap
 
+NOT_SO_MANY = "side by side lie {0} images, or fewer that leave too many places empty; got {1}"
 NOT_BESIDE = "the model has no convolutions that take images side by side"
 
 
@@ -36,8 +38,9 @@ class Program:
     module: the graph and what it refers to. It is served inputs that `signature` allows, plain
     tensors without gradients, while no module of `model`, whose trace it is, has a forward hook.
     size: samples at a time, None for whole batches; KernelError where `mixed` says why not.
-    side_by_side: whether its convolutions take images side by side (beside.py), of batches that
-    fill them; KernelError where that is not for this graph.
+    side_by_side: whether its convolutions take so many images side by side (beside.py), of batches
+    that fill them; KernelError where that is not for this graph. threads: that these are to keep
+    busy; None: as many as there are now.
     """
 
     def __init__(
@@ -47,9 +50,11 @@ class Program:
         model: nn.Module,
         size: int | None = None,
         side_by_side: bool = False,
+        threads: int | None = None,
     ):
         self.module, self.signature, self.model, self.size = module, signature, model, size
         self.side_by_side = side_by_side
+        self.threads = torch.get_num_threads() if threads is None else threads
         if size is not None and self.mixed is not None:
             raise KernelError(f"a batch cannot be run in pieces: {self.mixed}")
         self._bind()
@@ -60,20 +65,24 @@ class Program:
         reason: str | None = self.module.meta["mixed"]
         return reason
 
-    def cut(self, size: int | None, side_by_side: bool = False) -> Program:
+    def cut(
+        self, size: int | None, side_by_side: bool = False, threads: int | None = None
+    ) -> Program:
         """The same program with so many samples at a time, or images side by side."""
-        return Program(self.module, self.signature, self.model, size, side_by_side)
+        return Program(self.module, self.signature, self.model, size, side_by_side, threads)
 
-    def beside(self) -> Program | None:
-        """The same with images side by side, so many at a time; None where it is not for that."""
-        if self.mixed is not None or not any(self._batched()):
+    def beside(self, batch: int = IMAGES) -> Program | None:
+        """The same with images side by side, for a batch of so many; None where it is not for
+        that."""
+        images = images_for(batch)
+        if images is None or self.mixed is not None or not any(self._batched()):
             return None
         try:
-            return self.cut(IMAGES, side_by_side=True)
+            return self.cut(images, side_by_side=True)
         except KernelError:
             return None
 
-    def _in_pieces(self, graph: fx.Graph, hooks: tuple[Mapping[int, Any], ...]) -> Any:
+    def _in_pieces(self, graph: fx.Graph, *, hooks: tuple[Mapping[int, Any], ...]) -> Any:
         """The function of a graph over the module's tensors, a sample for each thread at a time."""
         run = flat(self.module, self.signature, hooks, graph)[0]
         return in_pieces(run, self._batched(), torch.get_num_threads())
@@ -86,11 +95,15 @@ class Program:
         self.run, product = flat(self.module, self.signature, hooks)
         self._transposed = None if product is None else transposed(product)
         if self.side_by_side:
-            graph = beside(self.module, lambda head: self._in_pieces(head, hooks))
-            if graph is None or self.size is None:
+            images = self.size
+            if images is None or images_for(images) != images:
+                raise KernelError(NOT_SO_MANY.format(IMAGES, images))
+            cut = functools.partial(self._in_pieces, hooks=hooks)
+            graph = beside(self.module, cut, images, self.threads)
+            if graph is None:
                 raise KernelError(NOT_BESIDE)
             run = flat(self.module, self.signature, hooks, graph)[0]
-            self.run = by_filling(run, self.run, self._batched().index(True))
+            self.run = by_filling(run, self.run, self._batched().index(True), images)
         if self.size is not None:
             _, most = self.signature.batch or (0, None)
             self.run = in_pieces(self.run, self._batched(), self.size, most)

@@ -75,9 +75,15 @@ def chain(calls: Sequence[Call]) -> Call:
 
 def bind_beside(rest: Sequence[Any]) -> Bound:
     """The convolution of images side by side (csrc/beside.h), for `beside_chain`, which takes its
-    number: what follows x in csb_conv2d but for residual and groups, with x's channels and width
-    before isa."""
+    number: what follows x in csb_conv2d but for residual and groups, with x's channels, height and
+    width and how many images lie so before isa."""
     return _held(torch.ops.sparsewright.bind_csb_conv2d_beside(*rest))
+
+
+def bind_pool_beside(rest: Sequence[Any]) -> Bound:
+    """Max pooling of images side by side, (x) -> y: kernel, stride and padding, each of two;
+    whether a ReLU follows; then as for `bind_beside`, from the channels on."""
+    return _held(torch.ops.sparsewright.bind_max_pool2d_beside(*rest))
 
 
 def transposed(call: Call) -> Call:
