@@ -14,49 +14,65 @@ namespace sparsewright {
 // Columns of a tile: images of many nets have sides of 7 times a power of two.
 inline constexpr int64_t kMostColumns = 7;
 
-// As many as cost least, counting empty columns, and half a column for each tile; of like cost, the
-// most.
-inline int64_t columns_of(int64_t width) {
-  int64_t best = 1, waste = width;
-  for (int64_t c = kMostColumns; c > 0; --c) {
-    const int64_t more = ceil_div(width, c) * c + ceil_div(width, c) / 2;  // a tile costs as well
-    if (c == kMostColumns || more < waste) best = c, waste = more;
-  }
-  return std::min(best, std::max<int64_t>(width, 1));
+// images: kBeside, of which any number of groups follow one another; or fewer, which are then the
+// whole batch, and lie in patches. threads: for which there are to be tiles.
+struct Spread {
+  int64_t images = kBeside, threads = 1;
+};
+
+inline Spread checked_spread(int64_t images, int64_t threads) {
+  SW_CHECK(1 <= images && images <= kBeside, "images must be in [1, ", kBeside, "]; got ", images);
+  SW_CHECK(threads >= 1, "threads must be positive; got ", threads);
+  return {images, threads};
 }
 
-// How a batch lies. images: kBeside, of which any number of groups follow one another; or fewer,
-// which are then the whole batch, and each of them lies in `high` times `wide` patches.
-struct Inside {
-  int64_t images, batch, channels, height, width;
+// What the columns of `lines` rows cost the thread that has most of them, in tiles of so many:
+// half columns, and for each tile three, for its weights are read again.
+inline int64_t cost_of_columns(int64_t columns, int64_t width, int64_t lines, int64_t threads) {
+  return ceil_div(lines * ceil_div(width, columns), threads) * (2 * columns + 3);
+}
+
+// As many as cost least; of like cost, the most.
+inline int64_t columns_of(int64_t width, int64_t lines, int64_t threads) {
+  int64_t best = std::clamp<int64_t>(width, 1, kMostColumns);
+  for (int64_t c = best; c >= 1; --c) {
+    if (cost_of_columns(c, width, lines, threads) < cost_of_columns(best, width, lines, threads))
+      best = c;
+  }
+  return best;
+}
+
+// How a batch lies. Each image in `high` times `wide` patches, one where images fill the vector.
+struct Inside : Spread {
+  int64_t batch, channels, height, width;
   int64_t high = 1, wide = 1;
   int64_t together;      // images of a group
   int64_t groups, rows;  // rows of a patch
   int64_t breadth;       // columns of a patch
   int64_t columns, tiles;
-  Inside(int64_t images, int64_t batch, int64_t channels, int64_t height, int64_t width)
-      : images(images), batch(batch), channels(channels), height(height), width(width) {
-    double least = 0;
+  Inside(const Spread& spread, int64_t batch, int64_t channels, int64_t height, int64_t width)
+      : Spread(spread), batch(batch), channels(channels), height(height), width(width) {
+    int64_t least = 0;
     for (int64_t h = 1; h <= most_patches(); ++h) {
       for (int64_t w = 1; h * w <= most_patches(); ++w) {
-        const double cost = cost_of(h, w);
+        const int64_t cost = cost_of(h, w);
         if (h * w == 1 || cost < least) least = cost, high = h, wide = w;
       }
     }
     together = kBeside / patches();
     groups = ceil_div(batch, together);
     rows = ceil_div(height, high), breadth = ceil_div(width, wide);
-    columns = columns_of(breadth);
+    columns = columns_of(breadth, lines(high, wide), threads);
     tiles = ceil_div(breadth, columns);
   }
   int64_t patches() const { return high * wide; }
-  std::array<int64_t, 6> shape() const {
-    return {groups, rows, tiles, channels, columns, kBeside};
-  }
+  std::array<int64_t, 6> shape() const { return {groups, rows, tiles, channels, columns, kBeside}; }
   int64_t channel() const { return columns * kBeside; }
   int64_t tile() const { return channels * channel(); }
   int64_t group() const { return rows * tiles * tile(); }
   int64_t in_all() const { return groups * rows * tiles; }  // tiles
+  // Time in half columns, as if each thread had one after the other.
+  int64_t cost() const { return cost_of_columns(columns, breadth, lines(high, wide), threads); }
   // Of channel 0, from the beginning of a group of images; row and column of a patch.
   int64_t place(int64_t row, int64_t column) const {
     return (row * tiles + column / columns) * tile() + column % columns * kBeside;
@@ -64,19 +80,17 @@ struct Inside {
 
  private:
   int64_t most_patches() const { return images < kBeside ? kBeside : 1; }
-  // Of vectors, and of what lies at the borders of patches.
-  double cost_of(int64_t h, int64_t w) const {
-    const int64_t across = ceil_div(width, w), each = columns_of(across);
-    const auto vectors = static_cast<double>(ceil_div(batch, kBeside / (h * w)) *
-                                             ceil_div(height, h) * ceil_div(across, each));
-    return vectors * (static_cast<double>(each) + 0.5) * static_cast<double>(98 + h + w);
+  // Rows of patches, of the batch or of one group of images.
+  int64_t lines(int64_t h, int64_t w) const {
+    const int64_t count = images < kBeside ? ceil_div(batch, kBeside / (h * w)) : 1;
+    return count * ceil_div(height, h);
+  }
+  // Of columns, and of what lies at the borders of patches.
+  int64_t cost_of(int64_t h, int64_t w) const {
+    const int64_t across = ceil_div(width, w), each = columns_of(across, lines(h, w), threads);
+    return cost_of_columns(each, across, lines(h, w), threads) * (98 + h + w);
   }
 };
-
-inline int64_t checked_images(int64_t images) {
-  SW_CHECK(1 <= images && images <= kBeside, "images must be in [1, ", kBeside, "]; got ", images);
-  return images;
-}
 
 inline const Axis& checked_axis(const Axis& a, const char* name) {
   check_axis(a, name);
@@ -97,14 +111,13 @@ inline void check_inside(const Tensor& x, const Inside& i) {
            x.size(4), " and ", x.size(5));
 }
 
-// How x lies: so many images, or groups of them.
-inline Inside inside_of(const Tensor& x, int64_t images, int64_t height, int64_t width) {
+// How x lies.
+inline Inside inside_of(const Tensor& x, const Spread& spread, int64_t height, int64_t width) {
   SW_CHECK(height >= 1 && width >= 1, "height and width must be positive; got ", height, " and ",
            width);
-  checked_images(images);
   const bool known = x.dim() == 6;
-  const int64_t batch = known && images == kBeside ? x.size(0) * kBeside : images;
-  const Inside i(images, batch, known ? x.size(3) : 1, height, width);
+  const int64_t batch = known && spread.images == kBeside ? x.size(0) * kBeside : spread.images;
+  const Inside i(spread, batch, known ? x.size(3) : 1, height, width);
   check_inside(x, i);
   return i;
 }

@@ -42,7 +42,7 @@ class ConvBeside {
              int64_t out_features, int64_t chunk, int64_t block, int64_t kernel_h, int64_t kernel_w,
              int64_t stride_h, int64_t stride_w, int64_t padding_h, int64_t padding_w,
              int64_t dilation_h, int64_t dilation_w, int64_t activation, int64_t channels,
-             int64_t height, int64_t width, int64_t images, int64_t isa)
+             int64_t height, int64_t width, const Spread& spread, int64_t isa)
       : k_(kernels_for(isa)),
         tensors_{starts, pairs, columns, values},
         scales_(scales),
@@ -51,22 +51,24 @@ class ConvBeside {
         chunk_(chunk),
         block_(block),
         channels_(channels),
-        images_(checked_images(images)),
+        spread_(spread),
         h_(checked_axis({height, kernel_h, stride_h, padding_h, dilation_h}, "h")),
         w_(checked_axis({width, kernel_w, stride_w, padding_w, dilation_w}, "w")),
         then_(activation_of(activation)),
-        in_(images, images, channels, height, width),
-        out_(images, images, out_features, h_.out(), w_.out()) {
+        in_(spread, spread.images, channels, height, width),
+        out_(spread, spread.images, out_features, h_.out(), w_.out()) {
     const Laying laying(h_, w_, out_.columns);
     shifts_ = shifts_of(laying, weight(), channels_);
-    if (images == kBeside || is_flat()) return;
+    if (spread.images == kBeside || is_flat()) return;
     for (int64_t t = 0; t < out_.in_all(); ++t) sources_.add(laying, in_, out_, t);
   }
 
   int64_t channels() const { return channels_; }
-  int64_t images() const { return images_; }
-  int64_t height() const { return h_.size; }
-  int64_t width() const { return w_.size; }
+  // Whether it is for what lies so.
+  bool is_of(const Inside& i) const {
+    return i.height == h_.size && i.width == w_.size && i.images == spread_.images &&
+           i.threads == spread_.threads;
+  }
   // Whether every place of the output reads its own alone.
   bool is_flat() const {
     return h_.kernel == 1 && w_.kernel == 1 && h_.stride == 1 && w_.stride == 1 &&
@@ -74,15 +76,15 @@ class ConvBeside {
   }
   // How x lies; of fewer images than lanes there is one way, which takes long to find.
   Inside in(const Tensor& x) const {
-    if (images_ == kBeside) return inside_of(x, images_, h_.size, w_.size);
+    if (spread_.images == kBeside) return inside_of(x, spread_, h_.size, w_.size);
     Inside known = in_;
     if (x.dim() == 6) known.channels = x.size(3);
     check_inside(x, known);
     return known;
   }
   Inside out(const Inside& in) const {
-    if (images_ == kBeside) return Inside(images_, in.batch, out_features_, h_.out(), w_.out());
-    return out_;
+    if (spread_.images < kBeside) return out_;
+    return Inside(spread_, in.batch, out_features_, h_.out(), w_.out());
   }
 
   // What a thread needs for where the activations of its tiles lie.
@@ -157,7 +159,7 @@ class ConvBeside {
             laying,
             laid,
             shifts_,
-            laid && images_ < kBeside ? &sources_ : nullptr,
+            laid && spread_.images < kBeside ? &sources_ : nullptr,
             laid ? room_of(laying, w, channels_) : 0,
             sums_of,
             std::clamp<int64_t>(kSumsBytes / 4 / sums_of, 1, std::max<int64_t>(w.blocks, 1)),
@@ -173,7 +175,8 @@ class ConvBeside {
   const Kernels& k_;
   std::array<Tensor, 4> tensors_;
   std::optional<Tensor> scales_, bias_;
-  int64_t out_features_, chunk_, block_, channels_, images_;
+  int64_t out_features_, chunk_, block_, channels_;
+  Spread spread_;
   Axis h_, w_;
   Activation then_;
   Inside in_, out_;  // of one group
@@ -203,10 +206,9 @@ std::vector<Tensor> run(const std::vector<std::shared_ptr<const ConvBeside>>& st
     const Inside in = i == 0 ? first : ready.back().out;
     SW_CHECK(in.channels == stages[i]->channels(), "convolution ", i, " of the chain takes ",
              stages[i]->channels(), " channels; got ", in.channels);
-    SW_CHECK(i == 0 || (stages[i]->is_flat() && in.height == stages[i]->height() &&
-                        in.width == stages[i]->width() && in.images == stages[i]->images()),
-             "convolution ", i, " of the chain must be 1x1, at stride one, of ", in.images,
-             " images of ", in.height, " rows and ", in.width, " columns");
+    SW_CHECK(i == 0 || (stages[i]->is_flat() && stages[i]->is_of(in)), "convolution ", i,
+             " of the chain must be 1x1, at stride one, of ", in.images, " images of ", in.height,
+             " rows and ", in.width, " columns, for ", in.threads, " threads");
     ready.push_back(stages[i]->ready(in));
     const ConvBeside::Ready& r = ready.back();
     const auto shape = r.out.shape();
@@ -267,11 +269,11 @@ int64_t bind_csb_conv2d_beside(const Tensor& starts, const Tensor& pairs, const 
                                int64_t stride_h, int64_t stride_w, int64_t padding_h,
                                int64_t padding_w, int64_t dilation_h, int64_t dilation_w,
                                int64_t activation, int64_t channels, int64_t height, int64_t width,
-                               int64_t images, int64_t isa) {
+                               int64_t images, int64_t threads, int64_t isa) {
   auto conv = std::make_shared<const ConvBeside>(
       starts, pairs, columns, values, scales, bias, out_features, chunk, block, kernel_h, kernel_w,
       stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w, activation, channels,
-      height, width, images, isa);
+      height, width, checked_spread(images, threads), isa);
   Bound call = [conv](const Tensor& x, const std::optional<Tensor>& residual) {
     std::vector<Tensor> added;
     if (residual) added.push_back(*residual);
@@ -300,7 +302,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sparsewright, m) {
       "bind_csb_conv2d_beside(Tensor starts, Tensor pairs, Tensor columns, Tensor values, Tensor? "
       "scales, Tensor? bias, int out_features, int chunk, int block, int kernel_h, int kernel_w, "
       "int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h, int dilation_w, "
-      "int activation, int channels, int height, int width, int images, int isa) -> int");
+      "int activation, int channels, int height, int width, int images, int threads, int isa) -> "
+      "int");
   m.def(
       "beside_chain(Tensor x, Tensor[] residuals, int[] numbers, int adds, int kept, int over) -> "
       "Tensor[]");

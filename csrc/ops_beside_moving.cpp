@@ -43,13 +43,13 @@ void over_rows(const Inside& i, int64_t g, const F& f) {
 }
 
 // (batch, channels, height, width) -> side by side; beyond the batch and the columns are zeros.
-// images: as for Inside.
-Tensor to_beside(const Tensor& input, int64_t images, int64_t isa) {
+// images, threads: as for Spread.
+Tensor to_beside(const Tensor& input, int64_t images, int64_t threads, int64_t isa) {
   const Kernels& k = kernels_for(isa);
   check_image(input);
-  checked_images(images);
+  const Spread spread = checked_spread(images, threads);
   const Tensor x = input.is_contiguous() ? input : torch::stable::contiguous(input);
-  const Inside to(images, x.size(0), x.size(1), x.size(2), x.size(3));
+  const Inside to(spread, x.size(0), x.size(1), x.size(2), x.size(3));
   check_batch(to);
   const auto shape = to.shape();
   Tensor output = new_output(shape.data(), shape.size());
@@ -85,9 +85,9 @@ Tensor to_beside(const Tensor& input, int64_t images, int64_t isa) {
 
 // The way back, of the first `batch` images.
 Tensor from_beside(const Tensor& input, int64_t batch, int64_t height, int64_t width,
-                   int64_t images, int64_t isa) {
+                   int64_t images, int64_t threads, int64_t isa) {
   const Kernels& k = kernels_for(isa);
-  Inside in = inside_of(input, images, height, width);
+  Inside in = inside_of(input, checked_spread(images, threads), height, width);
   const Tensor x = input.is_contiguous() ? input : torch::stable::contiguous(input);
   SW_CHECK(0 <= batch && batch <= in.batch, "batch must be in [0, ", in.batch, "]; got ", batch);
   in.batch = batch;
@@ -121,28 +121,29 @@ Tensor from_beside(const Tensor& input, int64_t batch, int64_t height, int64_t w
   return output;
 }
 
-// Tiles that convolutions compute one after the other, for so many images: at most as many threads
-// have something to do.
-int64_t beside_tiles(int64_t images, int64_t height, int64_t width) {
-  checked_images(images);
+// What one channel of images costs so many threads, in half columns of the one with most of them.
+int64_t beside_cost(int64_t images, int64_t threads, int64_t height, int64_t width) {
+  const Spread spread = checked_spread(images, threads);
   SW_CHECK(height >= 1 && width >= 1, "height and width must be positive; got ", height, " and ",
            width);
-  return Inside(images, images, 1, height, width).in_all();
+  return Inside(spread, images, 1, height, width).cost();
 }
 
 }  // namespace
 }  // namespace sparsewright
 
 STABLE_TORCH_LIBRARY_FRAGMENT(sparsewright, m) {
-  m.def("to_beside(Tensor x, int images, int isa) -> Tensor");
+  m.def("to_beside(Tensor x, int images, int threads, int isa) -> Tensor");
   m.def(
-      "from_beside(Tensor x, int batch, int height, int width, int images, int isa) -> Tensor");
-  m.def("beside_tiles(int images, int height, int width) -> int");
+      "from_beside(Tensor x, int batch, int height, int width, int images, int threads, int isa) "
+      "-> "
+      "Tensor");
+  m.def("beside_cost(int images, int threads, int height, int width) -> int");
 }
 STABLE_TORCH_LIBRARY_IMPL(sparsewright, CPU, m) {
   m.impl("to_beside", TORCH_BOX(&sparsewright::to_beside));
   m.impl("from_beside", TORCH_BOX(&sparsewright::from_beside));
 }
 STABLE_TORCH_LIBRARY_IMPL(sparsewright, CompositeExplicitAutograd, m) {
-  m.impl("beside_tiles", TORCH_BOX(&sparsewright::beside_tiles));
+  m.impl("beside_cost", TORCH_BOX(&sparsewright::beside_cost));
 }

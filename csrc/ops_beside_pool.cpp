@@ -12,23 +12,23 @@ namespace {
 // Max pooling of images of one size, `relu` after it: where its windows lie is known before.
 class MaxPoolBeside {
  public:
-  MaxPoolBeside(const Axis& h, const Axis& w, bool relu, int64_t channels, int64_t images,
+  MaxPoolBeside(const Axis& h, const Axis& w, bool relu, int64_t channels, const Spread& spread,
                 int64_t isa)
       : k_(kernels_for(isa)),
         h_(checked_axis(h, "h")),
         w_(checked_axis(w, "w")),
         relu_(relu),
         channels_(channels),
-        images_(checked_images(images)) {
+        spread_(spread) {
     check_pool_padding(h, w);
-    if (images_ == kBeside) return;
-    const Inside in(images_, images_, channels, h_.size, w_.size), out = out_of(in);
+    if (spread_.images == kBeside) return;
+    const Inside in(spread_, spread_.images, channels, h_.size, w_.size), out = out_of(in);
     const Laying laying(h_, w_, out.columns, false);
     for (int64_t t = 0; t < out.in_all(); ++t) sources_.add(laying, in, out, t);
   }
 
   Tensor operator()(const Tensor& input) const {
-    const Inside in = inside_of(input, images_, h_.size, w_.size), out = out_of(in);
+    const Inside in = inside_of(input, spread_, h_.size, w_.size), out = out_of(in);
     SW_CHECK(in.channels == channels_, "the pooling is of ", channels_, " channels; got ",
              in.channels);
     const Tensor x = input.is_contiguous() ? input : torch::stable::contiguous(input);
@@ -40,39 +40,40 @@ class MaxPoolBeside {
     const Laying laying(h_, w_, out.columns, false);
     const int64_t cost = out.channels * laying.columns() * kBeside / k_.width;
     const float least = relu_ ? 0.0f : -std::numeric_limits<float>::infinity();
-    torch::stable::parallel_for(
-        0, out.in_all(), ceil_div(kGrain, cost), [&](int64_t a, int64_t b) {
-          Sources mine;
-          for (int64_t t = a; t < b; ++t) {
-            const Sources& sources = images_ == kBeside ? mine : sources_;
-            if (images_ == kBeside) mine.clear(), mine.add(laying, in, out, t);
-            const int64_t first = images_ == kBeside ? 0 : t * laying.columns();
-            k_.max_beside(from, in.channel(), sources.columns(first), laying.places(), out.columns,
-                          out.channels, least, y + t * out.tile());
-          }
-        });
+    torch::stable::parallel_for(0, out.in_all(), ceil_div(kGrain, cost), [&](int64_t a, int64_t b) {
+      Sources mine;
+      for (int64_t t = a; t < b; ++t) {
+        const bool known = spread_.images < kBeside;
+        if (!known) mine.clear(), mine.add(laying, in, out, t);
+        const Sources& sources = known ? sources_ : mine;
+        const int64_t first = known ? t * laying.columns() : 0;
+        k_.max_beside(from, in.channel(), sources.columns(first), laying.places(), out.columns,
+                      out.channels, least, y + t * out.tile());
+      }
+    });
     return output;
   }
 
  private:
   Inside out_of(const Inside& in) const {
-    return Inside(images_, in.batch, in.channels, h_.out(), w_.out());
+    return Inside(spread_, in.batch, in.channels, h_.out(), w_.out());
   }
 
   const Kernels& k_;
   Axis h_, w_;
   bool relu_;
-  int64_t channels_, images_;
+  int64_t channels_;
+  Spread spread_;
   Sources sources_;  // of images in patches
 };
 
 int64_t bind_max_pool2d_beside(int64_t kernel_h, int64_t kernel_w, int64_t stride_h,
                                int64_t stride_w, int64_t padding_h, int64_t padding_w, bool relu,
                                int64_t channels, int64_t height, int64_t width, int64_t images,
-                               int64_t isa) {
+                               int64_t threads, int64_t isa) {
   auto pool = std::make_shared<const MaxPoolBeside>(
       Axis{height, kernel_h, stride_h, padding_h, 1}, Axis{width, kernel_w, stride_w, padding_w, 1},
-      relu, channels, images, isa);
+      relu, channels, checked_spread(images, threads), isa);
   Bound call = [pool](const Tensor& x, const std::optional<Tensor>& residual) {
     SW_CHECK(!residual, "max pooling takes no residual");
     return (*pool)(x);
@@ -99,8 +100,8 @@ std::vector<uint32_t> there(const Inside& in) {
 
 // The mean of every channel of the first `batch` images, (batch, channels, 1, 1).
 Tensor mean_beside(const Tensor& input, int64_t batch, int64_t height, int64_t width,
-                   int64_t images) {
-  const Inside in = inside_of(input, images, height, width);
+                   int64_t images, int64_t threads) {
+  const Inside in = inside_of(input, checked_spread(images, threads), height, width);
   const Tensor x = input.is_contiguous() ? input : torch::stable::contiguous(input);
   SW_CHECK(0 <= batch && batch <= in.batch, "batch must be in [0, ", in.batch, "]; got ", batch);
   const int64_t shape[] = {batch, in.channels, 1, 1};
@@ -148,8 +149,11 @@ Tensor mean_beside(const Tensor& input, int64_t batch, int64_t height, int64_t w
 STABLE_TORCH_LIBRARY_FRAGMENT(sparsewright, m) {
   m.def(
       "bind_max_pool2d_beside(int kernel_h, int kernel_w, int stride_h, int stride_w, int "
-      "padding_h, int padding_w, bool relu, int channels, int height, int width, int images, int isa) -> int");
-  m.def("mean_beside(Tensor x, int batch, int height, int width, int images) -> Tensor");
+      "padding_h, int padding_w, bool relu, int channels, int height, int width, int images, int "
+      "threads, "
+      "int isa) -> int");
+  m.def(
+      "mean_beside(Tensor x, int batch, int height, int width, int images, int threads) -> Tensor");
 }
 STABLE_TORCH_LIBRARY_IMPL(sparsewright, CPU, m) {
   m.impl("mean_beside", TORCH_BOX(&sparsewright::mean_beside));

@@ -118,7 +118,7 @@ def is_mean(node: fx.Node) -> bool:
     """Whether it is the mean of every channel of images."""
     if node.kwargs or _shape(node.args[0] if node.args else None) is None:
         return False
-    rest = list(node.args[1:])
+    rest: list[Any] = list(node.args[1:])
     if node.target is aten.adaptive_avg_pool2d.default:
         return [*rest[0]] in ([1], [1, 1])
     if node.target is not aten.mean.dim or rest[0] is None:

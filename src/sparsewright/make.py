@@ -27,6 +27,8 @@ TOLERANCE = 1e-3
 in pieces and the whole: float32 sums in another order, through all layers. Values in fewer bytes do
 not loosen it: then the original is taken with its weights rounded, as every layer alone was allowed
 what its type of values rounds."""
+LONGER = 5
+"""How much longer than one kernel of a layer the ways through the whole model are timed."""
 Served = tuple[list[LayerPlan], dict[nn.Module, nn.Module]]
 """The rows of the plan, and what replaces which module."""
 
@@ -181,7 +183,8 @@ class Maker:
                 f"within {TOLERANCE} of the largest; it does not. Either the model turns small "
                 "differences into large ones, or its samples were wrongly taken to be apart"
             )
-        pieces = Pieces.fastest(time_runs(ways), self.batch)
+        timings = time_runs(ways, seconds=LONGER * self.wishes.seconds)
+        pieces = Pieces.fastest(timings, self.batch)
         return (small if small and pieces.planned == small.planned else whole), pieces
 
     def _run(self, made: Made, size: int | None) -> Callable[[], Any]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from .beside import serves
+from .image_units import serves
 from .plan import PieceTiming
 
 Run = Callable[..., Any]
@@ -21,6 +21,7 @@ Way = tuple[int, int, bool]
 """Samples that the layers' kernels were chosen for, samples at a time, and whether images lie side
 by side."""
 ROUNDS = 5
+MOST_ROUNDS = 25
 SAMPLE = 2e-3  # seconds that a sample lasts at least
 CLOSE = 1.5
 """A size this many times slower than the whole batch is not worth kernels of its own."""
@@ -92,20 +93,28 @@ def sizes(batch: int) -> Iterator[int]:
         size *= 2
 
 
-def time_runs(runs: Mapping[Way, Callable[[], Any]], rounds: int = ROUNDS) -> list[PieceTiming]:
+def time_runs(
+    runs: Mapping[Way, Callable[[], Any]], rounds: int = ROUNDS, seconds: float = 0.0
+) -> list[PieceTiming]:
     """Each way timed, in turn, in rounds; fastest first.
 
-    After the first round, those that are CLOSE times slower than the fastest are left out.
+    After two rounds, those that are CLOSE times slower than the fastest are left out. There are
+    more rounds, up to MOST_ROUNDS, until so many seconds are over: a machine that does something
+    else for a moment shall not decide.
     """
     repeats = {way: max(1, round(SAMPLE / _sample(run, 1))) for way, run in runs.items()}
     samples: dict[Way, list[float]] = {way: [] for way in runs}
     active = list(runs)
-    for number in range(rounds):
+    end = time.perf_counter() + seconds
+    for number in range(MOST_ROUNDS):
+        if number >= rounds and time.perf_counter() > end:
+            break
         first = number % len(active)
         for way in active[first:] + active[:first]:
             samples[way].append(_sample(runs[way], repeats[way]))
         best = min(min(times) for times in samples.values())
-        active = [way for way in active if min(samples[way]) <= CLOSE * best]
+        if number > 0:
+            active = [way for way in active if min(samples[way]) <= CLOSE * best]
     found = [_summary(way, times) for way, times in samples.items()]
     return sorted(found, key=lambda timing: timing.median_ms)
 

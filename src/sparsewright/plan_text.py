@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .beside import IMAGES
+from .image_units import IMAGES
 from .kernels import KERNELS
 from .kernels._ops import RESERVE
 from .layouts import FP32

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-from .beside import IMAGES, beside, images_for
+from .beside import beside
 from .declared import Declared, describe, with_best_isa
 from .errors import ArtifactError, KernelError
 from .flat import flat
 from .fuse import TOLERANCE
 from .graph import BATCH, Document, Graph, is_same, trace, written
+from .image_units import IMAGES, images_for
 from .kernels.bound import transposed
 from .measure.dense import relative_error
 from .nn import Prepacked

@@ -76,7 +76,7 @@ def chain(calls: Sequence[Call]) -> Call:
 def bind_beside(rest: Sequence[Any]) -> Bound:
     """The convolution of images side by side (csrc/beside.h), for `beside_chain`, which takes its
     number: what follows x in csb_conv2d but for residual and groups, with x's channels, height and
-    width and how many images lie so before isa."""
+    width, how many images lie so and for how many threads before isa."""
     return _held(torch.ops.sparsewright.bind_csb_conv2d_beside(*rest))
 
 
