@@ -217,6 +217,7 @@ FLOORS = {
             "pieces",
             "beside",
             "image_nodes",
+            "image_units",
             "make",
             "samples",
             "swap",

@@ -8,12 +8,13 @@ from itertools import pairwise
 import pytest
 import test_chain
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from test_chain_batches import BATCHES, LAYOUTS, WIDTHS, present, random
 from torch import Tensor, nn
 
 import sparsewright as sw
+from sparsewright.errors import LayoutError
 from sparsewright.kernels import KERNELS, kernel_info
 from sparsewright.kernels.bound import Call, bind, chain, transposed
 from sparsewright.layouts import pack
@@ -87,7 +88,12 @@ def test_values_bias_and_activation(layout, values, activation):
 @settings(max_examples=60)
 def test_any_size(layout, isa, width, out, batch, density):
     torch.manual_seed(width * out)
-    check(product(f"{layout}.{isa}", width, out, density=density), torch.randn(batch, width))
+    try:
+        call = product(f"{layout}.{isa}", width, out, density=density)
+    except LayoutError as error:  # a single column of 15 rows can have weights in a few of them
+        assume("of the slots would be empty" not in str(error))
+        raise
+    check(call, torch.randn(batch, width))
 
 
 @compiled
