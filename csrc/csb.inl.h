@@ -44,6 +44,19 @@ template <int V>
   each<V>([&](int v) SW_INLINED { sums[v] = Simd::fma(value, Simd::load(x + v * kW), sums[v]); });
 }
 
+// The same for two rows: what they read is loaded once.
+template <int V>
+[[gnu::always_inline]] inline void add_both(Vec* a, Vec* b, Vec value_a, Vec value_b,
+                                            const float* x) {
+  __asm__("" : "+r"(x));
+  each<V>([&](int v) SW_INLINED {
+    Vec read = Simd::load(x + v * kW);
+    Simd::in_register(read);
+    a[v] = Simd::fma(value_a, read, a[v]);
+    b[v] = Simd::fma(value_b, read, b[v]);
+  });
+}
+
 // Two rows, `steps` weights of each, an even number.
 template <int V, class T, class Where, class Rows>
 [[gnu::always_inline]] inline void csb_pair(const T* values, const uint8_t* places, int64_t steps,
@@ -55,6 +68,15 @@ template <int V, class T, class Where, class Rows>
   rows.load(row_a, a[0]);
   rows.load(row_b, b[0]);
   if constexpr (kSets == 2) each<V>([&](int v) SW_INLINED { a[1][v] = b[1][v] = Simd::zero(); });
+  if constexpr (requires { Where::kAlike; }) {
+    const T* const end = values + 2 * steps;
+    for (; values < end; values += 4, places += 4) {
+      const auto value = [&](int i) SW_INLINED { return Simd::broadcast(Simd::widen(values[i])); };
+      add_both<V>(a[0], b[0], value(0), value(1), where.a(places[0]));
+      add_both<V>(a[kSets - 1], b[kSets - 1], value(2), value(3), where.a(places[2]));
+    }
+    steps = 0;
+  }
   for (int64_t i = 0; i < steps; i += 2) {
     const Simd::Four w = Simd::four(values + 2 * i);
     uint32_t four;  // places, by one load

@@ -32,6 +32,12 @@ void lay_channels(const Csb& w, int64_t chunk, const Beside& t) {
   }
 }
 
+// Where both rows of every pair read the same.
+struct AlikeShifts : Shifts {
+  static constexpr bool kAlike = true;
+  const AlikeShifts& of(uint32_t, uint32_t) const { return *this; }
+};
+
 // Where the activations of a chunk lie: in x itself, or laid together.
 Shifts find_activations(const Csb& w, int64_t chunk, const Beside& t) {
   if (t.from.from) {
@@ -139,7 +145,11 @@ void csb_beside(const Csb& w, const Beside& t, int64_t begin, int64_t end) {
               t,    w,      sums(block, at),           first, rows,
               at,   c == 0, direct && c + 1 == chunks, done,  t.ahead + (c * w.out + first) * bytes,
               bytes};
-          if (w.chunks > 0) csb_chunk<V, T>(w, block, c, Shifts{laid.x + at, laid.shifts}, out);
+          const Shifts mine = {laid.x + at, laid.shifts};
+          if (w.chunks > 0 && t.alike)
+            csb_chunk<V, T>(w, block, c, AlikeShifts{mine}, out);
+          else if (w.chunks > 0)
+            csb_chunk<V, T>(w, block, c, mine, out);
           out.pass_others();
         }
       });

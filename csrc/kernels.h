@@ -179,7 +179,8 @@ struct Beside {
   const float* bias;
   Activation activation;
   float* laid;
-  float* sums;  // (w.block + 1) * width floats for each block
+  float* sums;         // (w.block + 1) * width floats for each block
+  bool alike = false;  // both rows of every pair of the weight's rows read the same columns
   // What is needed soon, or null: so many bytes are fetched with every row of every chunk.
   const char* ahead = nullptr;
   int64_t ahead_bytes = 0;

@@ -59,6 +59,9 @@ class ConvBeside {
         out_(spread, spread.images, out_features, h_.out(), w_.out()) {
     const Laying laying(h_, w_, out_.columns);
     shifts_ = shifts_of(laying, weight(), channels_);
+    const auto* places = static_cast<const uint8_t*>(columns.const_data_ptr());
+    for (int64_t step = 0; alike_ && step < columns.size(0); ++step)
+      alike_ = places[2 * step] == places[2 * step + 1];
     if (spread.images == kBeside || is_flat()) return;
     for (int64_t t = 0; t < out_.in_all(); ++t) sources_.add(laying, in_, out_, t);
   }
@@ -104,6 +107,7 @@ class ConvBeside {
     bool laid;
     const std::vector<int64_t>& shifts;
     const Sources* sources;  // of all tiles, or null
+    bool alike;
     int64_t room, sums_of, at_once;
     int64_t steps;
     int64_t memory() const { return room + out.channel() + at_once * sums_of; }
@@ -137,6 +141,7 @@ class ConvBeside {
                         then,
                         memory,
                         memory + room + out.channel(),
+                        alike,
                         reinterpret_cast<const char*>(ahead),
                         ceil_div(lines, std::max<int64_t>(rows, 1)) * 64};
       for (int64_t b = 0; b < weight.blocks; b += at_once)
@@ -160,6 +165,7 @@ class ConvBeside {
             laid,
             shifts_,
             laid && spread_.images < kBeside ? &sources_ : nullptr,
+            alike_,
             laid ? room_of(laying, w, channels_) : 0,
             sums_of,
             std::clamp<int64_t>(kSumsBytes / 4 / sums_of, 1, std::max<int64_t>(w.blocks, 1)),
@@ -179,7 +185,8 @@ class ConvBeside {
   Spread spread_;
   Axis h_, w_;
   Activation then_;
-  Inside in_, out_;  // of one group
+  Inside in_, out_;    // of one group
+  bool alike_ = true;  // as for Beside
   std::vector<int64_t> shifts_;
   Sources sources_;  // of images in patches
 };

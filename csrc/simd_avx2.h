@@ -24,6 +24,8 @@ struct Simd {
   static constexpr int kBlockVectors = 3;  // 12 sums, of 16 registers
   using Vec = __m256;
 
+  // Here, lest the compiler reads it again from memory wherever it is used.
+  static void in_register(Vec& v) { __asm__("" : "+x"(v)); }
   static Vec zero() { return _mm256_setzero_ps(); }
   static Vec broadcast(float v) { return _mm256_set1_ps(v); }
   // Four numbers, each of which is to fill a vector: one load, where broadcasts would be four.

@@ -34,6 +34,8 @@ struct Simd {
   static constexpr int kBlockVectors = 4;  // 16 sums: half of the registers
   using Vec = F16;
 
+  // Here, lest the compiler reads it again from memory wherever it is used.
+  static void in_register(Vec& v) { __asm__("" : "+v"(v)); }
   static Vec zero() { return _mm512_setzero_ps(); }
   static Vec broadcast(float v) { return _mm512_set1_ps(v); }
   static __m128 load4(const float* p) { return _mm_loadu_ps(p); }

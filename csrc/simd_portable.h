@@ -19,6 +19,8 @@ struct Simd {
   static constexpr int kBlockVectors = 3;  // 12 sums, of 16 registers
   typedef float Vec __attribute__((vector_size(16)));
 
+  // Here, lest the compiler reads it again from memory wherever it is used.
+  static void in_register(Vec& v) { (void)v; }
   static Vec zero() { return Vec{0, 0, 0, 0}; }
   static Vec broadcast(float v) { return Vec{v, v, v, v}; }
   // Four numbers, each of which is to fill a vector: where shuffles are cheap, one load for all.
