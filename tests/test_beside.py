@@ -669,6 +669,16 @@ def test_plans_name_it(wins, tmp_path, batch, size, text) -> None:
     assert torch.equal(copied(x)[0], fast(x)[0])
 
 
+@pytest.mark.parametrize(("batch", "sizes"), [(20, {4}), (16, {4, 16}), (8, {8}), (1, {1})])
+def test_a_few_at_a_time_are_tried_as_well(wins, batch, sizes) -> None:
+    fast, model = deployed("again", batch)
+    assert {t.size for t in fast.plan.pieces.timings if t.side_by_side} == sizes
+    program = fast.program.cut(min(sizes), side_by_side=True)
+    x = torch.randn(batch + 1, 6, 5, 15)
+    for y, right in zip(program.run(x), model(x), strict=True):
+        assert torch.allclose(y, right, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("batch", [16, 1])
 def test_plans_are_kept(wins, tmp_path, monkeypatch, batch) -> None:
     monkeypatch.setenv("SPARSEWRIGHT_CACHE", str(tmp_path))

@@ -29,6 +29,8 @@ not loosen it: then the original is taken with its weights rounded, as every lay
 what its type of values rounds."""
 LONGER = 5
 """How much longer than one kernel of a layer the ways through the whole model are timed."""
+FEW = 4
+"""Images whose patches lie side by side, in a larger batch."""
 Served = tuple[list[LayerPlan], dict[nn.Module, nn.Module]]
 """The rows of the plan, and what replaces which module."""
 
@@ -192,12 +194,16 @@ class Maker:
         return functools.partial(made.program.cut(size).run, *self.inputs)
 
     def _beside(self, made: Made) -> dict[Way, Callable[[], Any]]:
-        """The way with images side by side, if it is one for this model and batch."""
+        """The ways with images side by side: all that fill vectors, or patches of a few at a time,
+        whose activations stay nearer; none where that is not for this model and batch."""
         assert made.program is not None
-        program = made.program.beside(self.batch)
-        if program is None or program.size is None:
-            return {}
-        return {(made.planned, program.size, True): functools.partial(program.run, *self.inputs)}
+        ways: dict[Way, Callable[[], Any]] = {}
+        for images in [self.batch, FEW] if self.batch > 2 * FEW else [self.batch]:
+            program = made.program.beside(images)
+            if program is not None and program.size is not None:
+                way = (made.planned, program.size, True)
+                ways[way] = functools.partial(program.run, *self.inputs)
+        return ways
 
     def _circumstances(self) -> dict[str, Any] | None:
         """All that the pieces' times depend on; None where they are not to be kept."""
