@@ -25,6 +25,8 @@ std::array<Lane, kBeside> lanes_of(const Inside& out, int64_t group) {
 
 void Sources::add_patches(const Laying& laying, const Inside& in, const Inside& out, int64_t row,
                           int64_t first, int64_t group) {
+  SW_CHECK(in.in_all() * in.tile() < int64_t{1} << 31, "patches of ", in.in_all() * in.tile(),
+           " floats are too many: their places are counted in 32 bits");
   const auto lanes = lanes_of(out, group);
   std::array<int64_t, kBeside> row_at, at;
   std::array<bool, kBeside> wanted;  // lanes of the output that are part of an image

@@ -302,6 +302,8 @@ def test_what_does_not_fit_is_refused() -> None:
         bind_beside(
             [*_dense(eye, 0, [4, 3, 5, 2, 1, 0])[:11], 0, 1, 0, 0, 1, 1, 0, 4, 3, 5, 2, 1, 0]
         )
+    with pytest.raises(RuntimeError, match="patches of 2148794368 floats are too many"):
+        bind_beside(_dense(eye, 1, [4, 16384, 32768, 1, 1, 0]))
     pool = bind_pool_beside([2, 2, 2, 2, 0, 0, False, 3, 3, 5, 16, 1, 0])
     with pytest.raises(RuntimeError, match="of 3 channels; got 4"):
         pool(x)
@@ -454,7 +456,7 @@ def test_means_need_no_way_back() -> None:
     assert targets.count(OPS.from_beside.default) == 2  # what is scaled, and other means
 
 
-def test_patches_keep_the_threads_busy() -> None:
+def test_patches_keep_the_threads_busy(monkeypatch) -> None:
     """A convolution of few small images has too few tiles for many threads, and stays."""
     torch.manual_seed(0)
     layers = [nn.Conv2d(4, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)]
@@ -472,6 +474,10 @@ def test_patches_keep_the_threads_busy() -> None:
     assert [served(threads) for threads in (1, 2, 4, 6, 28, 64)] == [4, 4, 4, 2, 2, 0]
     assert served(64, IMAGES) == 4
     program = fast.program.cut(1, side_by_side=True, threads=6)
+    assert torch.allclose(program.run(x), model(x), rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr("sparsewright.image_units.MOST_FLOATS", 8 * 56 * 56 - 1)
+    assert served(1) == 2  # those of 14 times 14 alone, behind a head of the others
+    program = fast.program.cut(1, side_by_side=True, threads=1)
     assert torch.allclose(program.run(x), model(x), rtol=1e-4, atol=1e-5)
 
 

@@ -3,6 +3,7 @@ beside.py writes it."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -26,6 +27,8 @@ FULL = 0.75
 """Least part of them that has to be there: vectors are computed whole."""
 BUSY = 0.7
 """Least part of their time that all threads have to be at work on a convolution of patches."""
+MOST_FLOATS = 2**30
+"""Of a batch in patches: the places of neighbours are counted in 32 bits, padding included."""
 MOST_STAGES = 32
 """Of convolutions that are called at once."""
 
@@ -103,7 +106,7 @@ class Units:
         self.source: dict[fx.Node, fx.Node] = {}  # of images side by side -> what has their number
         self.kept: set[fx.Node] = set()  # whose outputs other units need
         for node in module.graph.nodes:
-            if is_conv(node) and self._is_busy(node):
+            if self._serves(node):
                 self._conv(node)
             elif is_by_place(node) and all(n in self.beside for n in images_of(node)):
                 self._by_place(node)
@@ -111,7 +114,7 @@ class Units:
                 x = images_of(node)[0]
                 needs = [self._beside(x), self.plain[self.source[x]]]
                 self.plain[node] = self._add("mean", node, needs)
-            elif node.target is not expect_channels or not all(map(is_conv, node.users)):
+            elif node.target is not expect_channels or not all(map(self._serves, node.users)):
                 needs = [self._plain(n) for n in node.all_input_nodes]
                 self.plain[node] = self._add("plain", node, needs)
 
@@ -170,10 +173,15 @@ class Units:
             self.beside[node].stages = [node] * is_pool
         self.source[node] = self.source[x]
 
-    def _is_busy(self, node: fx.Node) -> bool:
-        """Whether there are tiles for enough threads: of few small images there may not be."""
-        if self.images == IMAGES:
-            return True
+    def _serves(self, node: fx.Node) -> bool:
+        """Whether it is a convolution that is computed of images side by side. Of patches there
+        have to be tiles for enough threads, which few small images may not have; and they must not
+        be too large."""
+        if not is_conv(node) or self.images == IMAGES:
+            return is_conv(node)
+        both = [n.meta["sizes"][1:] for n in (real(node.args[0]), node)]
+        if self.images * max(map(math.prod, both)) > MOST_FLOATS:
+            return False
         sizes = node.meta["sizes"][2:]
         one, all = (
             torch.ops.sparsewright.beside_cost(self.images, threads, *sizes)

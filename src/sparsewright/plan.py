@@ -149,7 +149,7 @@ class Pieces:
 
     planned: samples that the layers' kernels were chosen for. timings: fastest first. why_whole:
     why the samples cannot be taken apart. side_by_side: whether a vector holds a place of `size`
-    images (beside.py), of batches that fill enough of it.
+    images, of batches that fill enough of it, or of patches of so many (beside.py).
     """
 
     size: int | None
