@@ -35,7 +35,11 @@ struct Simd {
   using Vec = F16;
 
   // Here, lest the compiler reads it again from memory wherever it is used.
+#ifdef SPARSEWRIGHT_EMULATE_AVX512  // no register holds one
+  static void in_register(Vec&) {}
+#else
   static void in_register(Vec& v) { __asm__("" : "+v"(v)); }
+#endif
   static Vec zero() { return _mm512_setzero_ps(); }
   static Vec broadcast(float v) { return _mm512_set1_ps(v); }
   static __m128 load4(const float* p) { return _mm_loadu_ps(p); }
