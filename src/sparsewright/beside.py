@@ -159,8 +159,8 @@ class _Writer:
 
     def _turn(self, unit: Unit) -> None:
         to = torch.ops.sparsewright.to_beside.default
-        plain = self._as_plain(unit.node)
-        self.beside[unit.node] = self._call(to, plain, *self._lying(unit.node)[3:], BEST)
+        given = self.units.images, self.units.threads, BEST
+        self.beside[unit.node] = self._call(to, self._as_plain(unit.node), *given)
 
     def _back(self, unit: Unit) -> None:
         given = [self._batch(unit.node), *self._lying(unit.node)[1:], BEST]

@@ -177,8 +177,10 @@ class Units:
         """Whether it is a convolution that is computed of images side by side. Of patches there
         have to be tiles for enough threads, which few small images may not have; and they must not
         be too large."""
-        if not is_conv(node) or self.images == IMAGES:
-            return is_conv(node)
+        if not is_conv(node):
+            return False
+        if self.images == IMAGES:
+            return True
         both = [n.meta["sizes"][1:] for n in (real(node.args[0]), node)]
         if self.images * max(map(math.prod, both)) > MOST_FLOATS:
             return False

@@ -172,7 +172,7 @@ class Maker:
         ways = at_once | ({way: cut[way] for way in close} or cut)
         expected = {self.batch: self._run(whole, None)()}
         small = None
-        if close:  # none for a batch of one
+        if close:
             small = self.make(min(size for _, size, _ in close))
             if self._why_whole(small) is None:
                 expected[small.planned] = self._run(small, None)()  # its values may round others
