@@ -23,6 +23,7 @@ struct Product {
   std::shared_ptr<const Stage> stage;                  // what a chain of products needs, or null
   bool of_matrix = true;                               // which can take its activations transposed
   std::shared_ptr<const ConvBeside> beside = nullptr;  // of images side by side
+  std::function<void()> into = nullptr;                // from x to an output, both bound as well
 };
 
 // The product, its call by way of its stage where that serves.

@@ -17,6 +17,7 @@
 #include <utility>
 
 #include "cpu.h"
+#include "given.h"
 #include "kernels.h"
 #include "pool.h"
 
@@ -48,8 +49,8 @@ inline constexpr int64_t kScratchFloats = 1024 * 1024;
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // How many parts some work is worth, of `most` that may run at once; work counts as kGrain does.
-inline int64_t parts_of(int64_t work, int64_t most) {
-  return std::clamp<int64_t>(work / kGrain, 1, std::max<int64_t>(most, 1));
+inline int64_t parts_of(int64_t work, int64_t most, int64_t grain = kGrain) {
+  return std::clamp<int64_t>(work / grain, 1, std::max<int64_t>(most, 1));
 }
 
 // Memory of the calling thread, kept between calls. A share of the work that needs some of its own
@@ -166,6 +167,17 @@ inline Tensor new_output(const int64_t* shape, size_t dims) {
   return Tensor(made);
 }
 
+// What was given for the output of a product, or memory of its own.
+inline Tensor output_of(const int64_t* shape, size_t dims) {
+  const Tensor* const given = GivenOutput::take();
+  if (!given) return new_output(shape, dims);
+  const auto sizes = given->sizes();
+  SW_CHECK(sizes.size() == dims && std::equal(shape, shape + dims, sizes.begin()),
+           "out must have the shape of the product, which ends in ", shape[dims - 1], "; got ",
+           given->numel(), " numbers in ", sizes.size(), " dimensions");
+  return *given;
+}
+
 inline const float* bias_of(const std::optional<Tensor>& bias, int64_t out) {
   if (!bias) return nullptr;
   check_tensor(*bias, "bias", ScalarType::Float, "float32");
@@ -196,7 +208,7 @@ inline Linear begin(const Tensor& x, const std::optional<Tensor>& bias, int64_t 
   const int64_t in = sizes[last];
   shape[last] = out;
   const bool transposed = across && batch > 1;  // one row lies as one column does
-  Tensor output = new_output(shape, dims);
+  Tensor output = output_of(shape, dims);
   float* y = static_cast<float*>(output.mutable_data_ptr());
   if (x.is_contiguous())
     return {std::nullopt,

@@ -38,9 +38,12 @@ class Chain {
       if (batch == 1 && serves_row(in)) return one_row(x);
       if (tiles_.serves(batch, in)) return tiles_(x);
     }
-    Tensor y = calls_[0](x, std::nullopt);
-    for (size_t i = 1; i < calls_.size(); ++i) y = calls_[i](y, std::nullopt);
-    return y;
+    Tensor y = x;
+    for (size_t i = 0; i + 1 < calls_.size(); ++i) {
+      const GivenOutput::NotYet own;
+      y = calls_[i](y, std::nullopt);
+    }
+    return calls_.back()(y, std::nullopt);
   }
 
  private:

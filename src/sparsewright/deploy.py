@@ -19,6 +19,7 @@ from .arguments import check_model, number, told
 from .errors import ConfigError, KernelError, SparsewrightError, StateError
 from .fold import Folded, fold_norms, has_norms
 from .graph import Graph
+from .kernels.bound import into
 from .layouts import FP32, VALUES, values_name
 from .make import TOLERANCE, Exported, Maker, copied
 from .measure.dense import relative_error
@@ -114,6 +115,33 @@ class Deployed(nn.Module):
                 f"this one gives {told(given)}"
             )
         return given.t().contiguous()
+
+    def into(self, x: Tensor, out: Tensor, *, transposed: bool = False) -> Callable[[], None]:
+        """A call from x's memory into that of `out`, for a loop that answers again and again.
+
+        x, out: contiguous float32 on the CPU, without gradients, apart in memory; `out` has the
+        shape of the output. transposed: both lie feature by feature, as `transposed` takes and
+        gives them. Returns run() -> None: it reads what x holds by then, and `out` holds the output
+        after it. A chain of sparse Linear layers, with at most an activation after each, allocates
+        nothing and is called past torch, which takes some microseconds to find an op; of any other
+        model the output is copied. The model is taken as it is now: hooks that come later are not
+        called. One thread may call it at a time. KernelError if x or out is not so.
+
+        >>> import sparsewright as sw
+        >>> model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+        >>> _ = sw.prune(model, sparsity=0.9)
+        >>> fast = sw.deploy(model, torch.randn(1, 64), seconds=0)
+        >>> x, out = torch.zeros(1, 64), torch.empty(1, 10)
+        >>> run = fast.into(x, out)
+        >>> _ = x.copy_(torch.randn(1, 64))  # a new sample
+        >>> run()
+        >>> torch.allclose(out, fast(x), atol=1e-5)
+        True
+        """
+        run = None
+        if self.program is not None and not (self._forward_hooks or self._forward_pre_hooks):
+            run = self.program.into(x, out, transposed)
+        return run or into(self.transposed if transposed else self, x, out)
 
     def run_modules(self, *inputs: Any) -> Any:
         """The outputs by the modules of `model`, one after the other."""

@@ -21,7 +21,7 @@ from .flat import flat
 from .fuse import TOLERANCE
 from .graph import BATCH, Document, Graph, is_same, trace, written
 from .image_units import IMAGES, images_for
-from .kernels.bound import transposed
+from .kernels.bound import into, transposed
 from .measure.dense import relative_error
 from .nn import Prepacked
 from .pieces import MISS, by_filling, in_pieces
@@ -94,6 +94,7 @@ class Program:
     def _bind(self) -> None:
         hooks = tuple(hooks_of(self.model))
         self.run, product = flat(self.module, self.signature, hooks)
+        self._product = product
         self._transposed = None if product is None else transposed(product)
         if self.side_by_side:
             images = self.size
@@ -121,8 +122,21 @@ class Program:
             return MISS
         return self._transposed(x)
 
+    def into(self, x: Tensor, out: Tensor, across: bool) -> Callable[[], None] | None:
+        """`kernels.bound.into` of all that the graph does, where it is what `run_transposed`
+        serves; else None."""
+        plain = isinstance(x, Tensor) and x.dim() == 2
+        if self._product is None or not plain or any(hooks_of(self.model)):
+            return None
+        try:
+            self.signature.check((x.t() if across else x,))
+        except KernelError:
+            return None
+        return into(self._product, x, out, across)
+
     def __getstate__(self) -> dict[str, Any]:  # a copy has functions over its own tensors
-        return {k: v for k, v in self.__dict__.items() if k not in ("run", "_transposed")}
+        own = ("run", "_product", "_transposed")
+        return {k: v for k, v in self.__dict__.items() if k not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

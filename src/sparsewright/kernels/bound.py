@@ -15,6 +15,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from ..arguments import told
+from ..errors import KernelError
 from . import library
 
 Call = Callable[..., Tensor]
@@ -103,6 +105,66 @@ def transposed(call: Call) -> Call:
     return lambda x, held=call: op(number, x)
 
 
+def into(call: Call, x: Tensor, out: Tensor, across: bool = False) -> Callable[[], None]:
+    """The product from the memory of x into that of `out`, both bound: a call hands over nothing.
+
+    call: of `bind` or `chain`, of products with matrices; across: of `transposed` activations. Both
+    tensors are contiguous float32 on the CPU, need no gradient, and lie apart; `out` has the shape
+    of the product. Whatever x holds when it is called is multiplied, and `out` holds it after that.
+    Of a bound call torch sees nothing, and the lock of the interpreter is let go; of any other,
+    the output is copied. KernelError for tensors that break these rules; RuntimeError from a call
+    whose tensors have been changed so that they do.
+
+    >>> x, out = torch.ones(3), torch.empty(3)
+    >>> run = into(bind(torch.add, [2]), x, out)
+    >>> run()
+    >>> out
+    tensor([3., 3., 3.])
+    """
+    _check_memory("x", x)
+    _check_memory("out", out)
+    spans = [(t.data_ptr(), t.data_ptr() + 4 * t.numel()) for t in (x, out)]
+    if max(start for start, _ in spans) < min(end for _, end in spans):
+        raise KernelError("x and out must not share memory: one is read while the other is written")
+    functions: Any = _past_torch()
+    run = getattr(functions, "sparsewright_into", None)
+    multiply: Callable[[], None]
+    if run is None or not isinstance(call, Bound):
+        multiply = functools.partial(_copy, transposed(call) if across else call, x, out)
+    else:
+        number = torch.ops.sparsewright.bind_into(call.number, x, out, across)
+
+        def past_torch() -> None:
+            if run(number):
+                raise RuntimeError(functions.sparsewright_why().decode())
+
+        multiply = past_torch
+        weakref.finalize(multiply, functions.sparsewright_unbind, number).atexit = False
+    multiply()  # what is wrong with the shapes is said here, and not in somebody's loop
+    return multiply
+
+
+def _check_memory(name: str, t: Tensor) -> None:
+    if not isinstance(t, Tensor):
+        raise KernelError(f"{name} must be a tensor; got {told(t)}")
+    for rule, holds in (
+        ("float32 on the CPU", t.dtype == torch.float32 and t.device.type == "cpu"),
+        ("contiguous", t.is_contiguous()),
+        ("without a gradient: nothing is recorded", not t.requires_grad),
+    ):
+        if not holds:
+            got = f"{t.dtype} of shape {tuple(t.shape)} and strides {t.stride()} on {t.device}"
+            raise KernelError(f"{name} must be {rule}; got {got}")
+
+
+def _copy(product: Call, x: Tensor, out: Tensor) -> None:
+    made = product(x)
+    if not isinstance(made, Tensor) or made.shape != out.shape:
+        got = tuple(made.shape) if isinstance(made, Tensor) else told(made)
+        raise RuntimeError(f"out must have the shape of the product; {tuple(out.shape)}, not {got}")
+    out.copy_(made)
+
+
 @functools.cache
 def _threads_run_at_once() -> bool:
     """Whether all parts of a parallel region are at work together, so that they may wait for each
@@ -118,13 +180,27 @@ def _held(number: int) -> Bound:
     return call
 
 
-@functools.cache
 def _unbind() -> Unbind | None:
     """What lets go of a call, past torch: garbage is collected at any time, and an op would become
     part of whatever is traced meanwhile. None where the library is older."""
-    found = getattr(ctypes.CDLL(library.LIBRARY.path), "sparsewright_unbind", None)
-    if found is not None:
-        found.argtypes, found.restype = [ctypes.c_int64], None
+    return getattr(_past_torch(), "sparsewright_unbind", None)
+
+
+@functools.cache
+def _past_torch() -> ctypes.CDLL | None:
+    """The compiled library for its functions that are no ops, or None where there is none."""
+    if library.LIBRARY.path is None:
+        return None
+    found = ctypes.CDLL(library.LIBRARY.path)
+    types = {
+        "sparsewright_unbind": ([ctypes.c_int64], None),
+        "sparsewright_into": ([ctypes.c_int64], ctypes.c_int),
+        "sparsewright_why": ([], ctypes.c_char_p),
+    }
+    for name, (arguments, result) in types.items():
+        function = getattr(found, name, None)  # an older one lacks some
+        if function is not None:
+            function.argtypes, function.restype = arguments, result
     return found
 
 
