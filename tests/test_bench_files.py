@@ -19,7 +19,7 @@ from sparsewright.lab.bench_page import LOSSY, STALE, page_text, read_notes, sta
 from sparsewright.lab.bench_run import Settings, cpu_flags, is_bench, read, run_bench, write
 from sparsewright.measure import timing
 from sparsewright.measure.environment import cores
-from sparsewright.measure.peers import FEATURE_MAJOR, PEERS, Case, Peer, Ready
+from sparsewright.measure.peers import FEATURE_MAJOR, PEERS, SAME_MEMORY, Case, Peer, Ready
 from sparsewright.measure.roofline import Roofline
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -237,9 +237,10 @@ def test_the_page_says_who_is_ahead_by_how_much_and_why() -> None:
         {"cell": "linear 8x8*", "reason": "never taken: the first that fits is"},
     ]
     text = page_text([made_up()], notes)
-    first = "| linear 8x8 | unstructured 90 % | 1 | 3 eager | 1.5 fast | 1 csr.avx2 | none | 3.00 |"
+    times = "3 eager | 1.5 fast | 1 csr.avx2 | none | none | 3.00"
+    first = f"| linear 8x8 | unstructured 90 % | 1 | {times} |"
     assert first in text
-    assert "| 2 onednn | none | 2.5 csr.avx2 | none | 0.80 | - | 0.5 | 20% |" in text
+    assert "| 2 onednn | none | 2.5 csr.avx2 | none | none | 0.80 | - | 0.5 | 20% |" in text
     assert "hidden" not in text
     assert "Behind the best peer in 2 of 3 cells:" in text
     assert "batch 16, 1 thread: 1.25x the time of onednn; the tile is too narrow" in text
@@ -263,14 +264,28 @@ def test_like_is_held_against_like() -> None:
     rows = run["cells"][0]["rows"]
     rows.append(row("MKL CSR", "peer", 0.5, note=f"{FEATURE_MAJOR}; one thread"))
     text = page_text([run], [])
-    assert "| 3 eager | 0.5 MKL CSR | 1 csr.avx2 | none | 3.00 | 0.50 |" in text
+    assert "| 3 eager | 0.5 MKL CSR | 1 csr.avx2 | none | none | 3.00 | 0.50 |" in text
     assert "batch 1, 1 thread: 2.00x the time of MKL CSR" in text
     rows.append(row("sparsewright csb.avx2 transposed", "ours", 0.25, note=FEATURE_MAJOR))
     text = page_text([run], [])
-    assert "| 3 eager | 1.5 fast | 1 csr.avx2 | 0.25 csb.avx2 | 3.00 | 1.50 |" in text
+    assert "| 3 eager | 1.5 fast | 1 csr.avx2 | 0.25 csb.avx2 | none | 3.00 | 1.50 |" in text
     assert "batch 1, 1 thread:" not in text.partition("### Layers")[2].partition("9x9")[0]
     rows[0]["median_ms"] = 6.0  # and one that is ahead with columns may be behind with rows
     assert "batch 1, 1 thread: 4.00x the time of fast" in page_text([run], [])
+
+
+def test_who_allocates_is_not_held_against_a_call_that_does_not() -> None:
+    run = made_up()
+    rows = run["cells"][0]["rows"]
+    told = f"{FEATURE_MAJOR}; {SAME_MEMORY}"
+    rows.append(row("sparsewright csr.avx2 into", "ours", 0.25, note=SAME_MEMORY))
+    text = page_text([run], [])
+    assert "| 3 eager | 1.5 fast | 1 csr.avx2 | none | 0.25 csr.avx2 | 3.00 | 1.50 |" in text
+    rows.append(row("MKL CSR", "peer", 0.125, note=told))  # of a single row, columns are rows
+    assert "batch 1, 1 thread: 2.00x the time of MKL CSR" in page_text([run], [])
+    rows.append(row("sparsewright csr.avx2 transposed into", "ours", 0.1, note=told))
+    text = page_text([run], [])
+    assert "| 3 eager | 0.125 MKL CSR | 1 csr.avx2 | none | 0.1 csr.avx2 | 3.00 | 1.25 |" in text
 
 
 def test_the_page_says_where_values_are_rounded() -> None:

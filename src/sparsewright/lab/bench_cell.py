@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..layouts import FP32, VALUES
 from ..measure.dense import relative_error
-from ..measure.peers import FEATURE_MAJOR, PEERS, Case, Ready
+from ..measure.peers import FEATURE_MAJOR, PEERS, SAME_MEMORY, Case, Ready
 from ..measure.roofline import Roofline
 from ..measure.timing import interleave
 
@@ -193,16 +193,28 @@ def is_transposed(row: Mapping[str, Any]) -> bool:
     return FEATURE_MAJOR in row.get("note", "")
 
 
+def is_into(row: Mapping[str, Any]) -> bool:
+    """Whether it writes where it is told, and allocates no output."""
+    return SAME_MEMORY in row.get("note", "")
+
+
 def best(
     rows: Iterable[Mapping[str, Any]],
     *sides: str,
     published: bool = False,
-    transposed: bool = False,
+    transposed: bool | None = False,
+    into: bool = False,
 ) -> Row | None:
-    """The fastest right row of these sides; published: of those that may be written. transposed:
-    of ours, those whose activations lie feature by feature, else only the others."""
+    """The fastest right row of these sides; published: of those that may be written. Of ours,
+    transposed: those whose activations lie feature by feature, or only the others, or (None) all;
+    into: those that write where they are told, or only the others."""
     timed = _timed(rows, *sides, published=published)
-    found = [row for row in timed if row["side"] != OURS or is_transposed(row) == transposed]
+    found = [
+        row
+        for row in timed
+        if row["side"] != OURS
+        or (transposed in (None, is_transposed(row)) and is_into(row) == into)
+    ]
     return min(found, key=_median) if found else None
 
 
@@ -212,7 +224,8 @@ def nearest(
     """The other way that is nearest to ours, or farthest ahead, and ours that it is held against.
 
     Like is held against like: whoever is given activations feature by feature against our
-    transposed call, where that was timed; all others against a call with rows.
+    transposed calls, where such were timed; all others against calls with rows. Calls of ours that
+    write where they are told count against those that do so alone.
 
     >>> ours = {"name": "ours", "side": OURS, "median_ms": 4.0}
     >>> turned = {**ours, "name": "turned", "median_ms": 2.0, "note": FEATURE_MAJOR}
@@ -220,11 +233,16 @@ def nearest(
     >>> [row["name"] for row in nearest([ours, turned, theirs], PEER)]
     ['theirs', 'turned']
     """
-    by_rows, across = (best(rows, OURS, published=published, transposed=t) for t in (False, True))
-    others = _timed(rows, *sides, published=published)
-    pairs = [(row, across if across and is_transposed(row) else by_rows) for row in others]
+    ours = [*_timed(rows, OURS, published=published)]
+
+    def like(other: Mapping[str, Any]) -> Row | None:
+        same = [row for row in ours if is_transposed(row) == is_transposed(other)]
+        found = [row for row in same or ours if is_into(other) or not is_into(row)]
+        return min(found, key=_median) if found else None
+
+    pairs = [(row, like(row)) for row in _timed(rows, *sides, published=published)]
     if not pairs:
-        return None, by_rows
+        return None, best(rows, OURS, published=published)
     return min(pairs, key=lambda pair: _median(pair[0]) / (_median(pair[1]) if pair[1] else 1.0))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -18,17 +18,17 @@ from torch import Tensor, nn
 from ..deploy import Deployed, deploy
 from ..errors import ConfigError
 from ..kernels import KERNELS
-from ..kernels.bound import Call, bind, call_on, transposed
+from ..kernels.bound import Call, bind, into, transposed
 from ..kernels.choose import LINEAR, is_dense, kernels_of
 from ..layouts import FP32, LAYOUTS, pack
 from ..measure.chain import chain
-from ..measure.peers import FEATURE_MAJOR, Case, Ready
+from ..measure.peers import FEATURE_MAJOR, SAME_MEMORY, Case, Ready
 from ..patterns import as_pattern
 from ..prune import prune
 from ..weights import find_weights
 from .bench_cell import OURS, Candidate
 from .bench_rounded import deployed_output, loss, rounded_output
-from .bench_table import TRANSPOSED
+from .bench_table import INTO, TRANSPOSED
 
 SHAPES = ("512x512", "768x3072", "4096x4096", "128x128x3@28", "512x256x1@14")
 BATCHES = {nn.Linear: (1, 16, 64, 256), nn.Conv2d: (1, 16)}
@@ -133,31 +133,62 @@ def layer_cells(
                         yield LayerCell(shape, pattern, sparsity, batch, kept)
 
 
+Write = Callable[[Tensor, Tensor], Callable[[], None]]
+"""(x, out) -> a call from the memory of x into that of `out`."""
+
+
+@dataclass(frozen=True)
+class How:
+    """How a call of ours is timed. turned: its activations lie feature by feature. told: it writes
+    where it is told."""
+
+    turned: bool = False
+    told: bool = False
+
+    @property
+    def suffix(self) -> str:
+        return self.turned * TRANSPOSED + self.told * INTO
+
+    def ready(
+        self, case: Case, run: Call, write: Write, note: str, expected: Tensor | None
+    ) -> Ready:
+        """A call on the case's example, turned where that is asked; write: of the same
+        product."""
+        x = case.example.t().contiguous() if self.turned else case.example
+        notes = (self.turned * FEATURE_MAJOR, self.told * SAME_MEMORY, note)
+        found = Ready(lambda: run(x), note="; ".join(filter(None, notes)), expected=expected)
+        if not self.told:
+            return replace(found, read=lambda: run(x).t()) if self.turned else found
+        out = torch.empty_like(run(x))
+        return replace(found, run=write(x, out), read=lambda: out.t() if self.turned else out)
+
+
+def ways(case: Case) -> list[How]:
+    """How calls of products with matrices are timed: with rows and with columns of activations, of
+    which a single row is both; and as numerical libraries are called, whose activations are columns
+    and whose outputs lie where they are told."""
+    if len(case.example) == 1:
+        return [How(), How(told=True)]
+    return [How(), How(turned=True), How(turned=True, told=True)]
+
+
 def candidates(case: Case, seconds: float) -> list[Candidate]:
     """Sparsewright's: every sparse kernel for a Linear, what `deploy` makes of other layers."""
     if not isinstance(case.model, nn.Linear):
         return deploys(case, seconds)
     near = functools.cache(functools.partial(rounded_output, case, [""]))
     names = [name for name in kernels_of(LINEAR) if not is_dense(name)]
-    found = [
-        Candidate(f"sparsewright {name}", OURS, functools.partial(_kernel, name, near, False))
+    return [
+        Candidate(
+            f"sparsewright {name}{how.suffix}", OURS, functools.partial(_kernel, name, near, how)
+        )
+        for how in ways(case)
         for name in names
     ]
-    if len(case.example) > 1:  # one row lies as one column does
-        found += [
-            Candidate(
-                f"sparsewright {name}{TRANSPOSED}",
-                OURS,
-                functools.partial(_kernel, name, near, True),
-            )
-            for name in names
-        ]
-    return found
 
 
-def _kernel(name: str, near: Callable[[], Tensor | None], turned: bool, case: Case) -> Ready | str:
-    """One kernel of the table, called as a deployed layer is; near: what it must give. turned:
-    with its activations feature by feature."""
+def _kernel(name: str, near: Callable[[], Tensor | None], how: How, case: Case) -> Ready | str:
+    """One kernel of the table, called as a deployed layer is; near: what it must give."""
     assert isinstance(case.model, nn.Linear)
     kernel, weight = KERNELS[name], case.model.weight.detach()
     layout = LAYOUTS[kernel.layout]
@@ -170,20 +201,10 @@ def _kernel(name: str, near: Callable[[], Tensor | None], turned: bool, case: Ca
     )
     rest = (*prepared.tensors.values(), case.model.bias, *prepared.numbers)
     expected = near()
-    if turned:
-        call = transposed(bind(kernel.op, rest))
-        return across(case, call, loss(case, expected), expected)
-    run = call_on(kernel.op, case.example, rest)
-    return Ready(run, note=loss(case, expected), expected=expected)
-
-
-def across(case: Case, call: Call, note: str, expected: Tensor | None) -> Ready:
-    """A call that takes the case's example feature by feature."""
-    x = case.example.t().contiguous()
-    notes = "; ".join(text for text in (FEATURE_MAJOR, note) if text)
-    return Ready(
-        lambda: call(x), read=lambda: call(x).t().contiguous(), note=notes, expected=expected
-    )
+    call = bind(kernel.op, rest)
+    run = transposed(call) if how.turned else call
+    write = functools.partial(into, call, across=how.turned)
+    return how.ready(case, run, write, loss(case, expected), expected)
 
 
 def deploys(case: Case, seconds: float) -> list[Candidate]:
@@ -195,18 +216,15 @@ def deploys(case: Case, seconds: float) -> list[Candidate]:
         model, x = nn.Sequential(case.model), case.example
         return deploy(model, x, seconds=seconds, cache=False, values=case.values)
 
-    name = "sparsewright deploy"
-    found = [Candidate(name, OURS, functools.partial(deployed, fast, False))]
-    is_chain = not isinstance(chain(case.model, case.example), str)
-    if is_chain and case.example.dim() == 2 and len(case.example) > 1:
-        turned = functools.partial(deployed, fast, True)
-        found.append(Candidate(name + TRANSPOSED, OURS, turned))
-    return found
+    is_chain = case.example.dim() == 2 and not isinstance(chain(case.model, case.example), str)
+    return [
+        Candidate(f"sparsewright deploy{how.suffix}", OURS, functools.partial(deployed, fast, how))
+        for how in (ways(case) if is_chain else [How()])
+    ]
 
 
-def deployed(fast: Callable[[], Deployed], turned: bool, case: Case) -> Ready | str:
-    """The case's model through `deploy`, planned on its example; the note says what serves.
-    turned: called with its activations feature by feature."""
+def deployed(fast: Callable[[], Deployed], how: How, case: Case) -> Ready | str:
+    """The case's model through `deploy`, planned on its example; the note says what serves."""
     model = fast()
     served: dict[str, int] = {}
     for row in model.plan.layers:
@@ -214,6 +232,6 @@ def deployed(fast: Callable[[], Deployed], turned: bool, case: Case) -> Ready | 
     note = ", ".join(f"{kernel} x{n}" if n > 1 else kernel for kernel, n in sorted(served.items()))
     expected = deployed_output(case, model)
     notes = "; ".join(text for text in (note, loss(case, expected)) if text)
-    if turned:
-        return across(case, model.transposed, notes, expected)
-    return Ready(functools.partial(model, case.example), note=notes, expected=expected)
+    run = model.transposed if how.turned else model
+    write = functools.partial(model.into, transposed=how.turned)
+    return how.ready(case, run, write, notes, expected)

@@ -44,7 +44,7 @@ STALE = "## Reasons that no cell has any more: remove them"
 NONE_YET = "\nNo results are kept in this checkout yet.\n"
 COLUMNS = (
     *("workload", "zeros", "batch", "best dense ms", "nearest sparse peer ms", "sparsewright ms"),
-    *("transposed ms", "x dense", "x peer", "floor ms", "of floor"),
+    *("transposed ms", "into ms", "x dense", "x peer", "floor ms", "of floor"),
 )
 SCALING = """Each number of threads was measured in processes of its own. A speed-up is the time of
 a side's fastest way on one thread over that of its fastest way on so many."""
@@ -191,6 +191,7 @@ def _cell_row(cell: Data) -> list[str]:
         str(cell["batch"]),
         *(_best(row) for row in (dense, peer, ours)),
         _best(best(rows, OURS, published=True, transposed=True)),
+        _best(best(rows, OURS, published=True, transposed=None, into=True)),
         times(dense, ours),
         times(peer, beside),
         f"{cell['floor_ms']:.4g}",

@@ -10,7 +10,7 @@ from rich.table import Table as Printed
 from ..layouts import FP32
 from .bench_cell import DENSE, OURS, PEER, best, nearest
 
-TRANSPOSED = " transposed"
+TRANSPOSED, INTO = " transposed", " into"
 """Ends the name of a way of ours whose activations lie feature by feature."""
 
 
@@ -99,7 +99,7 @@ def summary(cells: Sequence[Mapping[str, Any]]) -> Printed:
     heading = "median microseconds; x: how many times faster sparsewright is than the best of each"
     columns = (
         *("workload", "zeros", "threads", "batch", "best dense", "nearest sparse peer"),
-        *("sparsewright", "transposed", "x dense", "x peer", "floor", "of floor"),
+        *("sparsewright", "transposed", "into", "x dense", "x peer", "floor", "of floor"),
     )
     return printed_table(heading, columns, map(_summary_row, cells), words=8)
 
@@ -146,6 +146,7 @@ def _summary_row(cell: Mapping[str, Any]) -> list[str]:
         str(cell["batch"]),
         *(_best(row) for row in (dense, peer, ours)),
         _best(best(cell["rows"], OURS, transposed=True)),
+        _best(best(cell["rows"], OURS, transposed=None, into=True)),
         times(dense, ours),
         times(peer, beside),
         f"{1e3 * cell['floor_ms']:.1f}",
@@ -161,10 +162,11 @@ def _best(row: Mapping[str, Any] | None) -> str:
 
 def our_name(row: Mapping[str, Any]) -> str:
     """
-    >>> our_name({"name": "sparsewright csr.avx2 transposed"})
+    >>> our_name({"name": "sparsewright csr.avx2 transposed into"})
     'csr.avx2'
     """
-    return str(row["name"]).removeprefix("sparsewright ").removesuffix(TRANSPOSED)
+    name = str(row["name"]).removeprefix("sparsewright ")
+    return name.removesuffix(INTO).removesuffix(TRANSPOSED)
 
 
 def times(other: Mapping[str, Any] | None, ours: Mapping[str, Any] | None) -> str:

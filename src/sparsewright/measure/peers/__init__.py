@@ -22,6 +22,8 @@ from ._onnx import chain_onnx, old_onnx
 
 FEATURE_MAJOR = "activations feature-major, the transposes not charged"
 """What the note says of whoever is given x (in, batch) and gives (out, batch)."""
+SAME_MEMORY = "into the same memory at every call"
+"""What the note says of whoever writes its output where it is told, and allocates none."""
 
 
 class Case:

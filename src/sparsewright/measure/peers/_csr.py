@@ -42,8 +42,9 @@ def csr_of(weight: Tensor) -> Csr:
     return Csr((weight.shape[0], weight.shape[1]), counts.int(), columns, weight[present])
 
 
-def run_chain(case: Case, product: Product, note: str = FEATURE_MAJOR) -> Ready | str:
-    """The case as products that write into buffers of their own, if it is a chain of them."""
+def run_chain(case: Case, product: Product, *notes: str) -> Ready | str:
+    """The case as products that write into buffers of their own, if it is a chain of them. notes:
+    what else a reader must know."""
     steps = chain(case.model, case.example)
     if isinstance(steps, str):
         return steps
@@ -60,7 +61,7 @@ def run_chain(case: Case, product: Product, note: str = FEATURE_MAJOR) -> Ready 
             calls.append(functools.partial(torch.clamp, x, min=0, out=y))
         x = y
     run = calls[0] if len(calls) == 1 else _in_turn(calls)
-    return Ready(run, read=lambda: x.T.contiguous(), note=note)
+    return Ready(run, read=lambda: x.T.contiguous(), note="; ".join((FEATURE_MAJOR, *notes)))
 
 
 def _in_turn(calls: list[Call]) -> Call:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...errors import KernelError
 from ..timing import Call
-from . import PEERS, Case, Peer, Ready
+from . import PEERS, SAME_MEMORY, Case, Peer, Ready
 from ._csr import Csr, run_chain
 
 PACKAGE = "mkl"
@@ -105,7 +105,7 @@ def _build(case: Case) -> Ready | str:
     if isinstance(library, str):
         return library
     library.MKL_Set_Num_Threads(case.threads)
-    return run_chain(case, functools.partial(_product, library))
+    return run_chain(case, functools.partial(_product, library), SAME_MEMORY)
 
 
 PEERS.register("MKL CSR")(Peer("MKL CSR", "MKL's inspector-executor product", True, _build))

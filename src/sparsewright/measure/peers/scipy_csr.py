@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..timing import Call
-from . import FEATURE_MAJOR, PEERS, Case, Peer, Ready
+from . import PEERS, Case, Peer, Ready
 from ._csr import Csr, run_chain
 
 
@@ -27,7 +27,7 @@ def _build(case: Case) -> Ready | str:
 
         return run
 
-    return run_chain(case, product, f"{FEATURE_MAJOR}; one thread")
+    return run_chain(case, product, "one thread")
 
 
 PEERS.register("scipy CSR")(Peer("scipy CSR", "scipy.sparse.csr_matrix", True, _build))

@@ -12,7 +12,7 @@ import importlib
 from torch import Tensor
 
 from ..timing import Call
-from . import PEERS, Case, Peer, Ready
+from . import PEERS, SAME_MEMORY, Case, Peer, Ready
 from ._csr import Csr, run_chain
 
 
@@ -36,7 +36,7 @@ def _build(case: Case) -> Ready | str:
 
         return run
 
-    return run_chain(case, product)
+    return run_chain(case, product, SAME_MEMORY)
 
 
 PEERS.register("SparseProp")(Peer("SparseProp", "csr loops over the batch", True, _build))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..timing import Call
-from . import PEERS, Case, Peer, Ready
+from . import PEERS, SAME_MEMORY, Case, Peer, Ready
 from ._csr import Csr, run_chain
 
 
@@ -26,7 +26,7 @@ def _product(weight: Csr, x: Tensor, y: Tensor) -> Call:
 
 
 def _build(case: Case) -> Ready | str:
-    return run_chain(case, _product)
+    return run_chain(case, _product, SAME_MEMORY)
 
 
 PEERS.register("torch CSR")(Peer("torch CSR", "addmv, addmm on a csr tensor", True, _build))
