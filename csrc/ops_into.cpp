@@ -17,12 +17,23 @@ int64_t bind_into(int64_t number, const Tensor& x, const Tensor& out, bool acros
   SW_CHECK(found->of_matrix, "only products with matrices write into memory that they are given");
   check_memory(x, "x");
   check_memory(out, "out");
+  // Of the activations themselves: a kernel compares their width with the weight's where that costs
+  // little, and relies on its caller otherwise.
+  const size_t dims = x.sizes().size();
+  SW_CHECK(dims >= 1, "x must have at least one dimension, (..., in_features)");
+  const auto in_features = [across](const Tensor& t) {
+    return t.sizes()[across ? 0 : t.sizes().size() - 1];
+  };
+  const int64_t in = in_features(x);
   const auto never = [](const Tensor&, const std::optional<Tensor>&) -> Tensor {
     fail("this product has its x and its output bound to it");
   };
   Product bound = {never, nullptr, false};
-  bound.into = [found, x, out, across] {
-    check_memory(out, "out");  // somebody may have changed it since; the product looks at x
+  bound.into = [=] {
+    check_memory(x, "x");  // somebody may have changed them since
+    check_memory(out, "out");
+    SW_CHECK(x.sizes().size() == dims && in_features(x) == in, "x must keep its ", dims,
+             " dimensions and its ", in, " in_features; got ", x.numel(), " numbers");
     const GivenOutput here(out);
     std::optional<TransposedCalls> columns;
     if (across) columns.emplace();

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import threading
 from dataclasses import replace
@@ -12,15 +13,16 @@ import torch
 from test_chain_batches import LAYOUTS, WIDTHS
 from test_transposed import ALL, ISAS, product
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 
 import sparsewright as sw
 from sparsewright.errors import KernelError
 from sparsewright.kernels import kernel_info
-from sparsewright.kernels.bound import Call, bind, chain, into, transposed
+from sparsewright.kernels.bound import Call, Into, bind, chain, into, transposed
 from sparsewright.measure.environment import threads
 
 compiled = pytest.mark.skipif(not kernel_info().native, reason="needs the compiled kernels")
-BATCHES = [1, 2, 3, 7, 16, 17, 64, 130]
+BATCHES = [0, 1, 2, 3, 7, 16, 17, 64, 130]
 
 
 def memory(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -130,30 +132,47 @@ def test_neighbours_in_memory_do_not_share_it():
 @pytest.mark.parametrize("shape", [(2, 4), (3, 3), (6,), (1, 2, 3)])
 def test_an_output_of_another_shape(shape):
     for call in (bind(torch.matmul, [torch.randn(5, 3)]), *bound(5, 3)):
-        with pytest.raises(RuntimeError, match="out must have the shape of the product"):
+        with pytest.raises(KernelError, match="out must have the shape of the product"):
             into(call, torch.randn(2, 5), torch.empty(shape))
 
 
 @compiled
-def test_tensors_that_change_afterwards():
-    call = product("csr.portable", 70, 45)
-    x, out = torch.randn(2, 70), torch.empty(2, 45)
-    run = into(call, x, out)
-    x.resize_(3, 70).normal_()
-    with pytest.raises(RuntimeError, match="out must have the shape of the product"):
+@pytest.mark.parametrize("across", [False, True])
+@pytest.mark.parametrize("layout", ALL)
+def test_tensors_that_change_afterwards(layout, across):
+    call = product(f"{layout}.{ISAS[-1]}", 70, 45)
+    shape = (lambda rows, width: (width, rows)) if across else (lambda rows, width: (rows, width))
+    x, out = torch.randn(shape(2, 70)), torch.empty(shape(2, 45))
+    run = into(call, x, out, across)
+    x.resize_(shape(3, 70)).normal_()
+    with pytest.raises(KernelError, match="out must have the shape of the product"):
         run()
-    out.resize_(3, 45)
+    out.resize_(shape(3, 45))
     run()
-    torch.testing.assert_close(out, call(x), rtol=0, atol=0)
-    out.data = torch.empty(3, 45, dtype=torch.float64)
-    with pytest.raises(RuntimeError, match="out must be float32"):
+    expected = (transposed(call) if across else call)(x)
+    torch.testing.assert_close(out, expected, rtol=0, atol=0)
+    for tensor, name in ((x, "x"), (out, "out")):
+        kept = tensor.data
+        tensor.data = kept.double()
+        with pytest.raises(KernelError, match=f"{name} must be float32"):
+            run()
+        tensor.data = kept.t().contiguous().t()
+        with pytest.raises(KernelError, match=f"{name} must be contiguous"):
+            run()
+        tensor.data = kept
+    for width in (8, 69, 71):  # a kernel of some layouts would read beyond x, or the wrong numbers
+        x.data = torch.randn(shape(3, width))
+        with pytest.raises(
+            KernelError, match="x must keep its 2 dimensions and its 70 in_features"
+        ):
+            run()
+    x.data = torch.randn(3, 70).flatten()
+    with pytest.raises(KernelError, match="x must keep its 2 dimensions"):
         run()
-    out.data = torch.empty(45, 3).t()
-    with pytest.raises(RuntimeError, match="out must be contiguous"):
-        run()
-    out.data = torch.empty(3, 45)
-    x.resize_(3, 2)
-    with pytest.raises(RuntimeError, match="columns beyond the in_features of x, 2"):
+    x.data = torch.randn(shape(3, 70))
+    run()
+    x.untyped_storage().resize_(0)
+    with pytest.raises(KernelError, match="x"):
         run()
 
 
@@ -233,18 +252,81 @@ def test_a_deployed_chain(batch, turned):
     torch.testing.assert_close(out, fast.transposed(given) if turned else fast(given))
 
 
-@compiled
-def test_a_deployed_chain_is_called_past_its_program(monkeypatch):
-    model, x, out = mlp(), torch.randn(1, 64), torch.zeros(1, 10)
+def served_by_csr(model: nn.Module, x: Tensor) -> sw.Deployed:
     plan = sw.deploy(model, x, seconds=0).plan
     rows = [replace(row, kernel="csr.portable", layout="csr") for row in plan.layers]
-    fast = sw.deploy(model, x, plan=replace(plan, layers=tuple(rows)))
-    run = fast.into(x, out)
-    expected = fast(x)
-    monkeypatch.setattr(type(fast), "__call__", lambda *_: pytest.fail("it went through torch"))
+    return sw.deploy(model, x, plan=replace(plan, layers=tuple(rows)))
+
+
+@compiled
+@pytest.mark.parametrize(
+    ("shape", "turned"),
+    [((1, 64), False), ((1, 64), True), ((16, 64), False), ((16, 64), True), ((2, 3, 64), False)],
+)
+def test_a_deployed_chain_is_called_past_its_program(shape, turned, monkeypatch):
+    x = torch.randn(shape)
+    fast = served_by_csr(mlp(), x)
+    given = x.t().contiguous() if turned else x
+    expected = fast.transposed(given) if turned else fast(given)
+    out = torch.zeros_like(expected)
+    run = fast.into(given, out, transposed=turned)
+    assert isinstance(run, Into)
+    for way in ("__call__", "transposed"):
+        monkeypatch.setattr(type(fast), way, lambda *_: pytest.fail("it went through torch"))
     out.zero_()
     run()
     torch.testing.assert_close(out, expected)
+
+
+@compiled
+def test_copies_and_files_have_calls_of_their_own(tmp_path):
+    x = torch.randn(1, 64)
+    fast = served_by_csr(mlp(), x)
+    expected = fast(x)
+    mine = fast.into(x, torch.zeros(1, 10))
+    sw.save(fast, tmp_path / "model")
+    for other in (copy.deepcopy(fast), sw.load(tmp_path / "model")):
+        out = torch.zeros(1, 10)
+        run = other.into(x, out)
+        assert isinstance(run, Into)
+        run()
+        torch.testing.assert_close(out, expected)
+        other.drop_program()
+        with pytest.raises(KernelError, match="has changed: call `into` again"):
+            run()
+    mine()
+    with pytest.raises(TypeError, match="cannot be copied"):
+        copy.copy(mine)
+
+
+@compiled
+def test_a_changed_model_ends_its_calls():
+    """Its weights may be others, and a chain keeps places of the old ones."""
+    x, out = torch.randn(1, 64), torch.zeros(1, 10)
+    fast = served_by_csr(mlp(), x)
+    run = fast.into(x, out)
+    before = torch.ops.sparsewright.bound_count()
+    fast.load_state_dict(fast.state_dict())
+    with pytest.raises(KernelError, match="has changed: call `into` again"):
+        run()
+    assert torch.ops.sparsewright.bound_count() < before
+    fast.into(x, out)()  # of the modules, by then
+    torch.testing.assert_close(out, fast(x))
+
+
+@pytest.mark.parametrize("made_in", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+def test_any_mode_of_torch(made_in):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 6), nn.Softmax(-1), nn.Linear(6, 4))
+    sw.prune(model, sparsity=0.5)
+    fast = sw.deploy(model, torch.randn(2, 8), seconds=0)
+    with made_in():
+        x, out = torch.randn(2, 8), torch.zeros(2, 4)
+        run = fast.into(x, out)
+    out.zero_() if made_in is not torch.inference_mode else None
+    run()
+    assert not out.requires_grad
+    torch.testing.assert_close(out.clone(), fast(x.clone()))
 
 
 def test_any_other_deployed_model():
@@ -257,17 +339,30 @@ def test_any_other_deployed_model():
     x.neg_()
     run()
     torch.testing.assert_close(out, fast(x))
-    with pytest.raises(RuntimeError, match="out must have the shape of the product"):
+    with pytest.raises(KernelError, match="out must have the shape of the product"):
         fast.into(x, torch.zeros(4, 2))
 
 
-def test_hooks_are_called_where_there_are_some():
+@pytest.mark.parametrize("place", ["deployed", "layer", "everywhere"])
+def test_hooks_are_called_where_there_are_some(place):
     x, out = torch.randn(1, 64), torch.zeros(1, 10)
     fast = sw.deploy(mlp(), x, seconds=0)
     heard: list[int] = []
-    fast.register_forward_hook(lambda *_: heard.append(1))
-    run = fast.into(x, out)
-    heard.clear()
-    run()
-    assert heard == [1]
+    register = {
+        "deployed": fast.register_forward_hook,
+        "layer": next(m for m in fast.model.modules() if m is not fast.model).register_forward_hook,
+        "everywhere": torch_module.register_module_forward_hook,
+    }[place]
+    handle = register(lambda *_: heard.append(1))
+    try:
+        run = fast.into(x, out)
+        heard.clear()
+        run()
+        assert heard
+        turned = fast.into(x.t().contiguous(), torch.zeros(10, 1), transposed=True)
+        heard.clear()
+        turned()
+        assert heard
+    finally:
+        handle.remove()
     torch.testing.assert_close(out, fast(x))

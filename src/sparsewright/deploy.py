@@ -123,9 +123,11 @@ class Deployed(nn.Module):
         shape of the output. transposed: both lie feature by feature, as `transposed` takes and
         gives them. Returns run() -> None: it reads what x holds by then, and `out` holds the output
         after it. A chain of sparse Linear layers, with at most an activation after each, allocates
-        nothing and is called past torch, which takes some microseconds to find an op; of any other
-        model the output is copied. The model is taken as it is now: hooks that come later are not
-        called. One thread may call it at a time. KernelError if x or out is not so.
+        no output and is called past torch, which takes some microseconds to find an op; of any
+        other model the output is copied. Hooks that are registered later are not called; once the
+        model has changed (`load_state_dict`, `to`), the call raises KernelError. `out` is written
+        once here, and torch is not told when: nothing that autograd keeps may lie there. One thread
+        may call it at a time. KernelError if x or out is not so.
 
         >>> import sparsewright as sw
         >>> model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
@@ -138,10 +140,11 @@ class Deployed(nn.Module):
         >>> torch.allclose(out, fast(x), atol=1e-5)
         True
         """
-        run = None
         if self.program is not None and not (self._forward_hooks or self._forward_pre_hooks):
             run = self.program.into(x, out, transposed)
-        return run or into(self.transposed if transposed else self, x, out)
+            if run is not None:
+                return run
+        return into(self.transposed if transposed else self, x, out)
 
     def run_modules(self, *inputs: Any) -> Any:
         """The outputs by the modules of `model`, one after the other."""
@@ -154,6 +157,10 @@ class Deployed(nn.Module):
 
     def drop_program(self) -> None:
         """Run the modules alone from now on: they have changed since they were traced."""
+        if self.program is not None:
+            self.program.end(
+                "the deployed model has changed: call `into` again"
+            )
         self.program = self.graph = None
 
     def requires_grad_(self, requires_grad: bool = True) -> Deployed:

@@ -7,11 +7,13 @@ then a module's call, an attribute and a check each cost several times what they
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules import module as torch_module
 from torch.utils._pytree import tree_leaves
 
 from .beside import beside
@@ -21,7 +23,7 @@ from .flat import flat
 from .fuse import TOLERANCE
 from .graph import BATCH, Document, Graph, is_same, trace, written
 from .image_units import IMAGES, images_for
-from .kernels.bound import into, transposed
+from .kernels.bound import Into, into, transposed
 from .measure.dense import relative_error
 from .nn import Prepacked
 from .pieces import MISS, by_filling, in_pieces
@@ -95,6 +97,7 @@ class Program:
         hooks = tuple(hooks_of(self.model))
         self.run, product = flat(self.module, self.signature, hooks)
         self._product = product
+        self._into: weakref.WeakSet[Into] = weakref.WeakSet()
         self._transposed = None if product is None else transposed(product)
         if self.side_by_side:
             images = self.size
@@ -114,7 +117,7 @@ class Program:
         """run(x.t()).t(), x and output contiguous, where the graph is a product with a matrix, or
         several one after the other; else, or of what `run` does not serve, MISS."""
         plain = type(x) is Tensor and x.dim() == 2 and not x.requires_grad
-        if self._transposed is None or not plain or any(hooks_of(self.model)):
+        if self._transposed is None or not plain or is_heard(self.model):
             return MISS
         try:
             self.signature.check((x.t(),))
@@ -122,20 +125,33 @@ class Program:
             return MISS
         return self._transposed(x)
 
-    def into(self, x: Tensor, out: Tensor, across: bool) -> Callable[[], None] | None:
-        """`kernels.bound.into` of all that the graph does, where it is what `run_transposed`
-        serves; else None."""
-        plain = isinstance(x, Tensor) and x.dim() == 2
-        if self._product is None or not plain or any(hooks_of(self.model)):
+    @property
+    def is_product(self) -> bool:
+        """Whether the graph is a product with a matrix, or several one after the other."""
+        return self._product is not None
+
+    def into(self, x: Tensor, out: Tensor, across: bool) -> Into | None:
+        """`kernels.bound.into` of a graph that `is_product`; None of what `run` does not serve."""
+        plain = isinstance(x, Tensor) and (x.dim() == 2 or not across)
+        if self._product is None or not plain or is_heard(self.model):
             return None
         try:
             self.signature.check((x.t() if across else x,))
         except KernelError:
             return None
-        return into(self._product, x, out, across)
+        made = into(self._product, x, out, across)
+        if not isinstance(made, Into):
+            return None
+        self._into.add(made)
+        return made
+
+    def end(self, reason: str) -> None:
+        """Let go of the calls that `into` gave: they raise KernelError with that reason."""
+        for made in list(self._into):
+            made.end(reason)
 
     def __getstate__(self) -> dict[str, Any]:  # a copy has functions over its own tensors
-        own = ("run", "_product", "_transposed")
+        own = ("run", "_product", "_transposed", "_into")
         return {k: v for k, v in self.__dict__.items() if k not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -148,6 +164,12 @@ def hooks_of(model: nn.Module) -> Iterator[Mapping[int, Any]]:
     for module in model.modules():
         yield module._forward_hooks
         yield module._forward_pre_hooks
+
+
+def is_heard(model: nn.Module) -> bool:
+    """Whether anybody listens to a module of the model, or to all modules."""
+    everywhere = (torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks)
+    return any([*hooks_of(model), *everywhere])
 
 
 def module_of(document: Document, tensors: Mapping[str, Tensor]) -> fx.GraphModule:

@@ -110,10 +110,11 @@ def into(call: Call, x: Tensor, out: Tensor, across: bool = False) -> Callable[[
 
     call: of `bind` or `chain`, of products with matrices; across: of `transposed` activations. Both
     tensors are contiguous float32 on the CPU, need no gradient, and lie apart; `out` has the shape
-    of the product. Whatever x holds when it is called is multiplied, and `out` holds it after that.
-    Of a bound call torch sees nothing, and the lock of the interpreter is let go; of any other,
-    the output is copied. KernelError for tensors that break these rules; RuntimeError from a call
-    whose tensors have been changed so that they do.
+    of the product, which is computed once here. Whatever x holds when it is called is multiplied,
+    and `out` holds it after that. Of a bound call (`Into`) torch sees nothing, not even that `out`
+    has changed, and the lock of the interpreter is let go; of any other, the output is copied.
+    KernelError for tensors that break these rules, and from a call whose tensors have since been
+    given another type, device, width or shape.
 
     >>> x, out = torch.ones(3), torch.empty(3)
     >>> run = into(bind(torch.add, [2]), x, out)
@@ -126,22 +127,37 @@ def into(call: Call, x: Tensor, out: Tensor, across: bool = False) -> Callable[[
     spans = [(t.data_ptr(), t.data_ptr() + 4 * t.numel()) for t in (x, out)]
     if max(start for start, _ in spans) < min(end for _, end in spans):
         raise KernelError("x and out must not share memory: one is read while the other is written")
-    functions: Any = _past_torch()
-    run = getattr(functions, "sparsewright_into", None)
-    multiply: Callable[[], None]
-    if run is None or not isinstance(call, Bound):
-        multiply = functools.partial(_copy, transposed(call) if across else call, x, out)
+    run: Callable[[], None]
+    if isinstance(call, Bound) and hasattr(_past_torch(), "sparsewright_into"):
+        run = Into(torch.ops.sparsewright.bind_into(call.number, x, out, across))
     else:
-        number = torch.ops.sparsewright.bind_into(call.number, x, out, across)
+        run = functools.partial(_copy, transposed(call) if across else call, x, out)
+    run()  # what is wrong with the shapes is said here, and not in somebody's loop
+    return run
 
-        def past_torch() -> None:
-            if run(number):
-                raise RuntimeError(functions.sparsewright_why().decode())
 
-        multiply = past_torch
-        weakref.finalize(multiply, functions.sparsewright_unbind, number).atexit = False
-    multiply()  # what is wrong with the shapes is said here, and not in somebody's loop
-    return multiply
+class Into:
+    """A product with all its tensors bound, called past torch."""
+
+    def __init__(self, number: int):
+        functions: Any = _past_torch()
+        self._run: Callable[[int], int] = functions.sparsewright_into
+        self._why: Callable[[], bytes] = functions.sparsewright_why
+        self._number = number
+        self._finish = weakref.finalize(self, functions.sparsewright_unbind, number)
+        self._finish.atexit = False
+
+    def __call__(self) -> None:
+        if self._run(self._number):
+            raise KernelError(self._why().decode())
+
+    def end(self, reason: str) -> None:
+        """Let go of the product: whoever calls it from now on is told the reason."""
+        self._why, self._number = reason.encode, 0  # no call has that number
+        self._finish()
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a call into memory cannot be copied: make another")
 
 
 def _check_memory(name: str, t: Tensor) -> None:
@@ -157,11 +173,12 @@ def _check_memory(name: str, t: Tensor) -> None:
             raise KernelError(f"{name} must be {rule}; got {got}")
 
 
+@torch.inference_mode()
 def _copy(product: Call, x: Tensor, out: Tensor) -> None:
     made = product(x)
     if not isinstance(made, Tensor) or made.shape != out.shape:
         got = tuple(made.shape) if isinstance(made, Tensor) else told(made)
-        raise RuntimeError(f"out must have the shape of the product; {tuple(out.shape)}, not {got}")
+        raise KernelError(f"out must have the shape of the product, {got}; got {tuple(out.shape)}")
     out.copy_(made)
 
 

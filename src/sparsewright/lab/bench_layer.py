@@ -226,6 +226,8 @@ def deploys(case: Case, seconds: float) -> list[Candidate]:
 def deployed(fast: Callable[[], Deployed], how: How, case: Case) -> Ready | str:
     """The case's model through `deploy`, planned on its example; the note says what serves."""
     model = fast()
+    if how.told and not (model.program and model.program.is_product):
+        return "a layer that is no sparse product: its output would be copied"
     served: dict[str, int] = {}
     for row in model.plan.layers:
         served[row.kernel] = served.get(row.kernel, 0) + 1
