@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import gc
+import pickle
 import threading
+import weakref
 from dataclasses import replace
 from itertools import pairwise
 
@@ -232,10 +234,10 @@ def test_several_threads_at_once():
     assert not wrong
 
 
-def mlp() -> nn.Sequential:
-    torch.manual_seed(0)
+def mlp(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 32), nn.Linear(32, 10))
-    sw.prune(model, sparsity=0.8)
+    sw.prune(model, sparsity=0.8, allocate="uniform_all")  # as many places in each layer, any seed
     return model
 
 
@@ -300,18 +302,48 @@ def test_copies_and_files_have_calls_of_their_own(tmp_path):
 
 
 @compiled
-def test_a_changed_model_ends_its_calls():
-    """Its weights may be others, and a chain keeps places of the old ones."""
+@pytest.mark.parametrize("part", ["deployed", "model", "layer"])
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_model_whose_state_is_loaded_computes_with_it(part, copied):
+    """A chain keeps places of the old weights: neither it nor its calls may serve any longer."""
     x, out = torch.randn(1, 64), torch.zeros(1, 10)
-    fast = served_by_csr(mlp(), x)
+    fast, other = (served_by_csr(mlp(seed), x) for seed in (0, 1))
+    first = fast
+    if copied:
+        fast = copy.deepcopy(fast)
     run = fast.into(x, out)
+    old, expected = out.clone(), other(x)
+    kept = first.into(x, torch.zeros(1, 10))
     before = torch.ops.sparsewright.bound_count()
-    fast.load_state_dict(fast.state_dict())
+    pairs = {
+        "deployed": [(fast, other)],
+        "model": [(fast.model, other.model)],
+        "layer": list(zip(fast.model.children(), other.model.children(), strict=True)),
+    }[part]
+    for mine, theirs in pairs:
+        mine.load_state_dict(theirs.state_dict())
     with pytest.raises(KernelError, match="has changed: call `into` again"):
         run()
     assert torch.ops.sparsewright.bound_count() < before
+    assert not torch.allclose(old, expected, atol=1e-3)
+    torch.testing.assert_close(fast(x), expected)
     fast.into(x, out)()  # of the modules, by then
-    torch.testing.assert_close(out, fast(x))
+    torch.testing.assert_close(out, expected)
+    if copied:
+        kept()  # the one that it was copied from serves as before
+
+
+def test_a_deployed_model_is_gone_with_its_last_name():
+    fast = sw.deploy(mlp(), torch.randn(1, 64), seconds=0)
+    model, gone = fast.model, weakref.ref(fast)
+    gc.disable()
+    try:
+        del fast
+        assert gone() is None
+    finally:
+        gc.enable()
+    model.load_state_dict(model.state_dict())
+    pickle.loads(pickle.dumps(model._load_state_dict_post_hooks))
 
 
 @pytest.mark.parametrize("made_in", [torch.inference_mode, torch.no_grad, torch.enable_grad])

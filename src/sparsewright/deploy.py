@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
@@ -33,6 +34,22 @@ from .switches import FUSED_ENCODER
 from .weights import find_weights
 
 
+class _Loads:
+    """A hook on a part of a deployed model: it drops the program, which holds the old weights. It
+    keeps nobody alive, and a copy of it hears for nobody."""
+
+    def __init__(self, deployed: Deployed | None = None):
+        self.deployed = weakref.ref(deployed) if deployed is not None else None
+
+    def __call__(self, *_: Any) -> None:
+        deployed = self.deployed() if self.deployed is not None else None
+        if deployed is not None:
+            deployed.drop_program()
+
+    def __reduce__(self) -> Any:
+        return _Loads, ()
+
+
 class Deployed(nn.Module):
     """A model as `deploy` made it, or `load` read it: called like the original, for inference.
 
@@ -40,8 +57,9 @@ class Deployed(nn.Module):
     document and tensors of the file that it was loaded from; check: raises KernelError on inputs
     that the file does not serve. provenance: what that file says about where it is from. program:
     the model's trace as one function, which serves the inputs that it can; the modules serve the
-    others. graph: that trace. Who replaces a tensor or a module inside `model` calls
-    `drop_program` then; what goes through this object (`to`, `load_state_dict`) does so itself.
+    others. graph: that trace. Who replaces a tensor or a module inside `model`, or writes into its
+    places, calls `drop_program` then; `load_state_dict`, of a part of it as well, and what goes
+    through this object (`to`) do so themselves.
     """
 
     def __init__(
@@ -66,6 +84,7 @@ class Deployed(nn.Module):
         self.program = program
         self.graph = graph
         self._has_attention = any(_fuses_attention(m) for m in model.modules())
+        self._hear_loads()
         self.eval()
 
     def __call__(self, *inputs: Any, **kwargs: Any) -> Any:
@@ -171,9 +190,17 @@ class Deployed(nn.Module):
         super()._apply(*args, **kwargs)
         return self
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self.drop_program()
-        super()._load_from_state_dict(*args, **kwargs)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._hear_loads()
+
+    def _hear_loads(self) -> None:
+        """Drop the program whenever a state is loaded into `model` or a part of it."""
+        for module in self.model.modules():
+            hooks = module._load_state_dict_post_hooks
+            for key in [key for key, hook in hooks.items() if isinstance(hook, _Loads)]:
+                del hooks[key]  # of the model that this is a copy of
+            module.register_load_state_dict_post_hook(_Loads(self))
 
     def train(self, mode: bool = True) -> Deployed:
         """Stay in eval mode; asking for training raises StateError."""
