@@ -294,7 +294,7 @@ def test_copies_and_files_have_calls_of_their_own(tmp_path):
         run()
         torch.testing.assert_close(out, expected)
         other.drop_program()
-        with pytest.raises(KernelError, match="has changed: call `into` again"):
+        with pytest.raises(KernelError, match="has changed: deploy it again"):
             run()
     mine()
     with pytest.raises(TypeError, match="cannot be copied"):
@@ -322,7 +322,7 @@ def test_a_model_whose_state_is_loaded_computes_with_it(part, copied):
     }[part]
     for mine, theirs in pairs:
         mine.load_state_dict(theirs.state_dict())
-    with pytest.raises(KernelError, match="has changed: call `into` again"):
+    with pytest.raises(KernelError, match="has changed: deploy it again"):
         run()
     assert torch.ops.sparsewright.bound_count() < before
     assert not torch.allclose(old, expected, atol=1e-3)

@@ -177,7 +177,7 @@ class Deployed(nn.Module):
     def drop_program(self) -> None:
         """Run the modules alone from now on: they have changed since they were traced."""
         if self.program is not None:
-            self.program.end("the deployed model has changed: call `into` again")
+            self.program.end("the deployed model has changed: deploy it again")
         self.program = self.graph = None
 
     def requires_grad_(self, requires_grad: bool = True) -> Deployed:
