@@ -11,7 +11,8 @@ from ..layouts import FP32
 from .bench_cell import DENSE, OURS, PEER, best, nearest
 
 TRANSPOSED, INTO = " transposed", " into"
-"""Ends the name of a way of ours whose activations lie feature by feature."""
+"""End the name of a way of ours: its activations lie feature by feature, it writes where it is
+told."""
 
 
 def machine_line(about: Mapping[str, Any]) -> str:
