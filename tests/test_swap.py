@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 import sparsewright as sw
-from sparsewright.graph import export
 from sparsewright.kernels import KERNELS, kernel_info
 from sparsewright.program import MISS
 from sparsewright.swap import swap
+from sparsewright.traced import traced
 
 pytestmark = pytest.mark.filterwarnings("ignore:sparsewright runs without its compiled kernels")
 
@@ -91,13 +91,13 @@ def test_a_swapped_graph_is_the_graph_that_is_traced(tmp_path):
 
 def test_the_trace_stays_as_it_is():
     model, x = network(), torch.randn(2, 1, 6, 6)
-    program = export(model, (x,))
-    before = str(program.graph)
+    found = traced(model, (x,))
+    before = str(found.graph)
     fast = sw.deploy(model, x, kernels=SPARSE, seconds=0, fold=False, cache=False)
-    first, second = (swap(program, fast.model) for _ in range(2))
-    assert str(first[0]) == str(second[0])
-    assert "csb_conv2d" in str(first[0])
-    assert str(program.graph) == before
+    first, second = (swap(found, fast.model) for _ in range(2))
+    assert str(first.graph) == str(second.graph)
+    assert "csb_conv2d" in str(first.graph)
+    assert str(found.graph) == before
 
 
 def test_what_cannot_be_swapped_is_traced_anew(exports):

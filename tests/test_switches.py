@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from sparsewright.errors import ArtifactError
-from sparsewright.graph import export
 from sparsewright.switches import COLLECTOR
+from sparsewright.traced import export
 
 COLLECTED: list[bool] = []
 """Whether garbage was collected in each call: torch.export undoes what a call does to a module."""

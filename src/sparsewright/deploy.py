@@ -22,7 +22,7 @@ from .fold import Folded, fold_norms, has_norms
 from .graph import Graph
 from .kernels.bound import into
 from .layouts import FP32, VALUES, values_name
-from .make import TOLERANCE, Exported, Maker, copied
+from .make import TOLERANCE, Maker, Traced, copied
 from .measure.dense import relative_error
 from .nn import LayoutLayer
 from .pack import unpack
@@ -262,9 +262,9 @@ def deploy(
     fast = unpack(copy.deepcopy(model)).eval().requires_grad_(False)
     with torch.no_grad(), plain_attention():
         expected = [x.clone() for x in _leaves(_run(fast, inputs))]
-        exported = Exported(fast, inputs)
-        fast, folded = _folded(fast, inputs, expected, exported) if fold else (fast, Folded())
-        maker = Maker(fast, inputs, exported, Wishes(kernels, seconds, cache, values))
+        found = Traced(fast, inputs, cache)
+        fast, folded = _folded(fast, inputs, expected, found) if fold else (fast, Folded())
+        maker = Maker(fast, inputs, found, Wishes(kernels, seconds, cache, values))
         made, pieces = maker.repeat(plan) if plan else maker.fastest()
         expected, loss = _with_rounded(fast, made.served, inputs, expected)
     notes = (*folded.notes(), *loss, *_other_than(plan, maker.batch))
@@ -321,13 +321,15 @@ def _other_than(plan: Plan | None, batch: int) -> tuple[str, ...]:
 
 
 def _folded(
-    model: nn.Module, inputs: tuple[Tensor, ...], expected: list[Tensor], exported: Exported
+    model: nn.Module, inputs: tuple[Tensor, ...], expected: list[Tensor], found: Traced
 ) -> tuple[nn.Module, Folded]:
     """A copy of the model with its norms folded, or the model itself where that went wrong."""
     if not has_norms(model):
         return model, Folded()
+    if found.trace is None and found.why_not is not None:
+        return model, Folded.of_error(found.why_not)
     made = copied(model)
-    folded = fold_norms(made, inputs, exported.program)
+    folded = fold_norms(made, inputs, found.trace)
     if not folded.layers:
         return model, folded
     try:

@@ -8,7 +8,6 @@ s (b - mean) + beta, with s = gamma / sqrt(variance + eps) for each output (Jaco
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from .errors import ArtifactError
 from .keeping import all_finite
+from .traced import Trace, traced
 
 aten = torch.ops.aten
 PRODUCTS = (
@@ -34,6 +35,13 @@ class Folded:
     layers: tuple[tuple[str, str], ...] = ()
     why_not: str | None = None
 
+    @classmethod
+    def of_error(cls, error: ArtifactError) -> Folded:
+        """None, for the model could not be traced: why_not is what torch.export raised."""
+        cause = error.__cause__ or error
+        reason = str(cause).strip().split("\n")[0][:200] or type(cause).__name__
+        return cls(why_not=f"torch.export failed with {type(cause).__name__}: {reason}")
+
     def notes(self) -> tuple[str, ...]:
         """For the plan."""
         if self.why_not is not None:
@@ -42,12 +50,12 @@ class Folded:
         return (f"BatchNorm folded: {pairs}",) if pairs else ()
 
 
-def fold_norms(model: nn.Module, inputs: tuple[Tensor, ...], program: Any = None) -> Folded:
+def fold_norms(model: nn.Module, inputs: tuple[Tensor, ...], found: Trace | None = None) -> Folded:
     """Fold every BatchNorm1d/2d whose input is a Linear's or a Conv1d/2d's output alone; in place.
 
     model: in eval mode; its norms become nn.Identity. A layer that is called twice, shares its
     weight, has hooks, or whose output has another reader stays as it is. The sums are done in
-    float64 and rounded once. program: torch.export's of the model, if it is at hand.
+    float64 and rounded once. found: the model's trace, if it is at hand.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval().requires_grad_(False)
     >>> fold_norms(model, (torch.ones(1, 3, 8, 8),)).layers
@@ -58,14 +66,11 @@ def fold_norms(model: nn.Module, inputs: tuple[Tensor, ...], program: Any = None
     if not has_norms(model):
         return Folded()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch about torch
-            program = program or torch.export.export(model, inputs, strict=False)
-    except Exception as error:  # whatever a user's forward may raise while it is traced
-        reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
-        return Folded(why_not=f"torch.export failed with {type(error).__name__}: {reason}")
+        found = found or traced(model, inputs)
+    except ArtifactError as error:
+        return Folded.of_error(error)
     folded = []
-    for layer, norm in list(_pairs(model, program)):
+    for layer, norm in list(_pairs(model, found)):
         weight, bias = _affine(model.get_submodule(layer), model.get_submodule(norm))
         if all_finite(weight) and all_finite(bias):
             _put(model, layer, norm, weight, bias)
@@ -78,11 +83,10 @@ def has_norms(model: nn.Module) -> bool:
     return any(type(m) in NORMS for m in model.modules())
 
 
-def _pairs(model: nn.Module, program: Any) -> Iterator[tuple[str, str]]:
+def _pairs(model: nn.Module, found: Trace) -> Iterator[tuple[str, str]]:
     """(name of the layer, name of the norm) wherever the graph shows that they can become one."""
-    signature = program.graph_signature
-    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    for norm in program.graph.nodes:
+    names = found.held()
+    for norm in found.graph.nodes:
         if norm.target is not aten.batch_norm.default or norm.args[5] is not False:
             continue
         product, mean, reader = norm.args[0], norm.args[3], norm
@@ -99,12 +103,12 @@ def _pairs(model: nn.Module, program: Any) -> Iterator[tuple[str, str]]:
 
 
 def _owner(
-    model: nn.Module, names: dict[str, str], node: Any, key: str, kinds: tuple[type, ...]
+    model: nn.Module, names: dict[fx.Node, str], node: Any, key: str, kinds: tuple[type, ...]
 ) -> str | None:
     """The name of the plain module of these kinds that owns a tensor with a single reader."""
     if not isinstance(node, fx.Node) or len(node.users) != 1:
         return None
-    path, _, found = names.get(node.name, "").rpartition(".")
+    path, _, found = names.get(node, "").rpartition(".")
     if found != key:
         return None
     module = model.get_submodule(path)

@@ -17,6 +17,7 @@ from torch import fx
 
 from .kernels.reference import ACTIVATIONS
 from .operations import own_parts
+from .traced import Like
 
 TOLERANCE = 1e-5
 """Of the largest output, between a model with fused additions, GELU, SiLU or hard swish and the
@@ -40,7 +41,7 @@ EXACT = ("relu", "relu6")
 def fuse(graph: fx.Graph) -> bool:
     """Fuse what can be fused, in place; whether the outputs stay the same bit for bit.
 
-    graph: torch.export's, with its fake results in `meta["val"]`.
+    graph: of a trace, with what each node gives in `meta["val"]`.
     """
     exact = True
     for node in list(graph.nodes):
@@ -119,9 +120,7 @@ def _only_user(node: fx.Node) -> fx.Node | None:
 def _alike(a: fx.Node, b: fx.Node) -> bool:
     """Whether both are tensors of one type and shape, at every batch."""
     x, y = a.meta.get("val"), b.meta.get("val")
-    if not isinstance(x, torch.Tensor) or not isinstance(y, torch.Tensor):
-        return False
-    return x.dtype == y.dtype and [str(s) for s in x.shape] == [str(s) for s in y.shape]
+    return isinstance(x, Like) and x == y
 
 
 @functools.cache

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from . import plan_cache
 from .errors import ArtifactError, KernelError
-from .graph import Graph, export
+from .graph import Graph
 from .measure.dense import relative_error
 from .nn import Prepacked
 from .pieces import CLOSE, MISS, Way, sizes, time_runs
 from .plan import LayerPlan, Pieces, Plan
 from .program import Program, hooks_of, program_of, rows, same_outputs
 from .serve import Seen, Wishes, record, repeat, serve
+from .traced import Trace, traced
 from .weights import find_weights
 
 TOLERANCE = 1e-3
@@ -35,17 +36,19 @@ Served = tuple[list[LayerPlan], dict[nn.Module, nn.Module]]
 """The rows of the plan, and what replaces which module."""
 
 
-class Exported:
-    """torch.export's program of a model, made when it is first asked for; None if there is none."""
+class Traced:
+    """The trace of a model, made when it is first asked for; None if there is none, and why."""
 
-    def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...]):
-        self.model, self.inputs = model, inputs
+    def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...], cache: bool):
+        self.model, self.inputs, self.cache = model, inputs, cache
+        self.why_not: ArtifactError | None = None
 
     @functools.cached_property
-    def program(self) -> Any | None:
+    def trace(self) -> Trace | None:
         try:
-            return export(self.model, self.inputs)
-        except ArtifactError:
+            return traced(self.model, self.inputs)
+        except ArtifactError as error:
+            self.why_not = error
             return None
 
 
@@ -75,10 +78,8 @@ class Made:
 class Maker:
     """What `deploy` makes of one model in eval mode, on one example."""
 
-    def __init__(
-        self, model: nn.Module, inputs: tuple[Tensor, ...], exported: Exported, wishes: Wishes
-    ):
-        self.model, self.inputs, self.exported, self.wishes = model, inputs, exported, wishes
+    def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...], found: Traced, wishes: Wishes):
+        self.model, self.inputs, self.found, self.wishes = model, inputs, found, wishes
         self.batch = inputs[0].shape[0] if inputs[0].dim() else 1
 
     def make(self, planned: int, plan: Plan | None = None) -> Made:
@@ -93,7 +94,7 @@ class Maker:
         # Tracing takes longer than a dense model gains, and a trace has no place for hooks.
         has_ops = any(isinstance(m, Prepacked) and m.is_op for m in model.modules())
         if (has_ops or any(row.is_sparse for row in own)) and not any(hooks_of(model)):
-            program, graph = program_of(model, inputs, self.exported.program)
+            program, graph = program_of(model, inputs, self.found.trace)
         return Made(planned, tuple(own), served, model, program, graph)
 
     def _serve(self, seen: Seen) -> Served:
@@ -211,11 +212,11 @@ class Maker:
         has_zeros = any(bool((w.parameter == 0).any()) for w in weights)
         if not self.wishes.cache or not has_zeros or any(hooks_of(self.model)):
             return None
-        program = self.exported.program
-        if program is None:
+        trace = self.found.trace
+        if trace is None:
             return None
         wishes = self.wishes
-        return plan_cache.of_model(program, weights, self.inputs, wishes.kernels, wishes.values)
+        return plan_cache.of_model(trace, weights, self.inputs, wishes.kernels, wishes.values)
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

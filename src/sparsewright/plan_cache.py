@@ -28,6 +28,7 @@ from .kernels.choose import kernels_of
 from .measure.environment import cpu_name
 from .nn import Task
 from .plan import LayerPlan, PieceTiming, pattern_of
+from .traced import Trace
 from .weights import Weight
 
 FORMAT = 1
@@ -71,14 +72,14 @@ def circumstances(
 
 
 def of_model(
-    program: Any,
+    trace: Trace,
     weights: Sequence[Weight],
     inputs: Sequence[Tensor],
     kernels: Sequence[str] | None,
     values: str,
 ) -> dict[str, Any]:
-    """All that the times of a whole model depend on. program: torch.export's."""
-    graph = "\n".join(f"{n.name} {n.target} {n.args} {n.kwargs}" for n in program.graph.nodes)
+    """All that the times of a whole model depend on."""
+    graph = "\n".join(f"{n.name} {n.target} {n.args} {n.kwargs}" for n in trace.graph.nodes)
     zeros = [[w.name, list(w.parameter.shape), _bucket(_sparsity(w.parameter))] for w in weights]
     patterns = [pattern_of(w.parameter.detach()) for w in weights]
     return {

@@ -30,6 +30,7 @@ from .pieces import MISS, by_filling, in_pieces
 from .rebuild import build
 from .signature import Signature, field
 from .swap import swap
+from .traced import Trace
 
 NOT_SO_MANY = "side by side lie {0} images, or fewer that leave too many places empty; got {1}"
 NOT_BESIDE = "the model has no convolutions that take images side by side"
@@ -185,22 +186,22 @@ def layers_and_graph(model: nn.Module, graph: Graph) -> Document:
 
 
 def program_of(
-    model: nn.Module, example: tuple[Tensor, ...], exported: Any = None
+    model: nn.Module, example: tuple[Tensor, ...], found: Trace | None = None
 ) -> tuple[Program | None, Graph | None]:
     """A model's program and its trace; None for what it has not.
 
-    exported: torch.export's program of what the model was deployed from, if it is at hand.
+    found: the trace of what the model was deployed from, if it is at hand.
     A program gives the model's outputs on the example, and at batches of 1 and 3 where any batch
     is served: bit for bit, or within fuse.TOLERANCE where something was fused that rounds.
     """
     if any(hooks_of(model)):
         return None, None  # a trace has no place for them
     try:
-        swapped = None if exported is None else swap(exported, model)
-        graph = trace(model, example) if swapped is None else written(exported, *swapped)
+        swapped = None if found is None else swap(found, model)
+        graph = trace(model, example) if swapped is None else written(swapped)
         document = with_best_isa(graph.document)
         layers = Declared.of_model(model, graph)
-        module = build(document, graph.tensors, layers.own, layers.prepacked)
+        module = build(document, graph.tensors, layers.own, layers.prepacked, graph.values)
     except ArtifactError:
         return None, None  # its modules run; `save` says what is wrong
     _share_reordered(module, model)

@@ -25,6 +25,7 @@ from .held import HOLD, Held, Make
 from .operations import OWN, Operation, operations
 from .samples import TRIAL, why_mixed
 from .signature import MAX_TEXT, Signature, field
+from .traced import Like, fakes_of
 
 Own = Callable[[str, list[Any], dict[str, Any]], tuple[Operation, list[Any], Rule]]
 """(operation, args, kwargs as written) -> what to call, its arguments as written, what holds."""
@@ -44,17 +45,27 @@ WORDS: dict[str, Mapping[str, Any]] = {
 
 
 def build(
-    document: Any, tensors: Mapping[str, Tensor], own: Own, prepacked: Mapping[str, Held]
+    document: Any,
+    tensors: Mapping[str, Tensor],
+    own: Own,
+    prepacked: Mapping[str, Held],
+    values: Mapping[str, Any] | None = None,
 ) -> fx.GraphModule:
     """The module of a graph document, or ArtifactError naming the node that breaks a rule.
 
     tensors: the file's, by name. own: checks the call of one of sparsewright's operations.
-    prepacked: name of a dense weight that its kernel holds in an order of its own -> how. The
-    module's meta say why its graph may mix the samples of a batch ("mixed"), None if it does not.
+    prepacked: name of a dense weight that its kernel holds in an order of its own -> how. values:
+    what the nodes of a document that is no file's gave when it was traced (graph.Graph): then no
+    node is run on trial. The module's meta say why its graph may mix the samples of a batch
+    ("mixed"), None if it does not.
     """
-    with _unlogged(), FakeTensorMode() as mode:
-        fakes = {name: mode.from_tensor(t) for name, t in tensors.items()}
-        reader = _Reader(fakes, own, prepacked)
+    with _unlogged(), contextlib.ExitStack() as stack:
+        if values:
+            fakes = {name: Like.of(t).fake() for name, t in tensors.items()}
+        else:
+            mode = stack.enter_context(FakeTensorMode())
+            fakes = {name: mode.from_tensor(t) for name, t in tensors.items()}
+        reader = _Reader(fakes, own, prepacked, values or {})
         reader.read(document)
         mixed = reader.why_mixed(Signature.read(document))
     module = reader.module(tensors)
@@ -80,9 +91,16 @@ def _unlogged() -> Iterator[None]:
 class _Reader:
     """One document on its way into an fx graph; `fakes` is what every node gives on trial."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], own: Own, prepacked: Mapping[str, Held]):
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        own: Own,
+        prepacked: Mapping[str, Held],
+        values: Mapping[str, Any],
+    ):
         self.tensors = tensors
         self.own = own
+        self.known = values
         self.prepacked = prepacked
         self.held: dict[str, Callable[[Mapping[str, Tensor]], nn.Module]] = {}  # name -> module
         self.graph = fx.Graph()
@@ -131,27 +149,29 @@ class _Reader:
         node = self.graph.placeholder(f"input_{len(self.nodes)}")
         self._name(name, "inputs", node)
         sizes = [s if isinstance(s, int) else TRIAL for s in shape]
-        self.fakes[node] = torch.empty(sizes, dtype=dtype)
+        self.fakes[node] = torch.empty(sizes, dtype=dtype, device="meta" if self.known else None)
         _note_sizes(node, self.fakes[node])
 
     def _node(self, entry: Any, place: str) -> None:
         name = field(entry, "op", str, place)
+        known = self.known.get(field(entry, "name", str, place))
         place = f"{place} ({name[:MAX_TEXT]})"
         args = field(entry, "args", list, place)
         kwargs = field(entry, "kwargs", dict, place)
         if name.startswith(OWN):
             target, args, rule = self.own(name, args, kwargs)
             x = self._value(args[0], place)
-            first = self._call(rule.guard, (x, rule.size), {}, place)
+            guarded = None if known is None else self.fakes[x]
+            first = self._call(rule.guard, (x, rule.size), {}, place, guarded)
             values = [first, *(self._value(a, place) for a in args[1:])]
-            node = self._call(target, tuple(values), {}, place)
+            node = self._call(target, tuple(values), {}, place, fakes_of(known))
             if rule.width is not None:  # of its output, whatever x is: program.py relies on it
                 node.meta["width"] = rule.width
         elif name in operations():
             positional = tuple(self._value(a, place) for a in args)
             named = {k: self._value(v, place) for k, v in kwargs.items()}
             _refuse_special(name, positional, named, place)
-            node = self._call(operations()[name], positional, named, place)
+            node = self._call(operations()[name], positional, named, place, fakes_of(known))
             if name in HOLD and not kwargs:
                 node = self._prepacked(name, node, args)
         else:
@@ -162,20 +182,31 @@ class _Reader:
         self._name(field(entry, "name", str, place), place, node)
 
     def _call(
-        self, target: Operation, args: tuple[Any, ...], kwargs: dict[str, Any], place: str
+        self,
+        target: Operation,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        place: str,
+        known: Any = None,
     ) -> fx.Node:
-        fake_args = fx.node.map_arg(args, self.fakes.__getitem__)
-        fake_kwargs = fx.node.map_arg(kwargs, self.fakes.__getitem__)
-        try:
-            _refuse_many_parts(target, fake_args)
-            result = target(*fake_args, **fake_kwargs)
-        except Exception as error:  # torch raises what it likes; all of it means a wrong graph
-            reason = (str(error).strip() or type(error).__name__).split("\n")[0]
-            raise ArtifactError(f"{place} cannot run on its inputs: {reason[:300]}") from error
+        """A call, run on trial unless it is known what it gives."""
+        result = self._tried(target, args, kwargs, place) if known is None else known
         node = self.graph.call_function(target, args, kwargs)
         self.fakes[node] = result
         _note_sizes(node, result)
         return node
+
+    def _tried(
+        self, target: Operation, args: tuple[Any, ...], kwargs: dict[str, Any], place: str
+    ) -> Any:
+        fake_args = fx.node.map_arg(args, self.fakes.__getitem__)
+        fake_kwargs = fx.node.map_arg(kwargs, self.fakes.__getitem__)
+        try:
+            _refuse_many_parts(target, fake_args)
+            return target(*fake_args, **fake_kwargs)
+        except Exception as error:  # torch raises what it likes; all of it means a wrong graph
+            reason = (str(error).strip() or type(error).__name__).split("\n")[0]
+            raise ArtifactError(f"{place} cannot run on its inputs: {reason[:300]}") from error
 
     def _prepacked(self, name: str, plain: fx.Node, args: list[Any]) -> fx.Node:
         """The same product by the module that holds the weight as its kernel wants it."""

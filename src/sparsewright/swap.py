@@ -4,50 +4,50 @@ was replaced becomes what its replacement does, so nothing is traced twice."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from .fold import PRODUCTS
-from .graph import is_plain
 from .kernels import Conv2d
 from .nn import LayoutConv1d, LayoutLayer, Prepacked, PrepackedConv1d
+from .traced import TENSOR, Like, Trace
 
 aten = torch.ops.aten
 FLAT = (LayoutConv1d, PrepackedConv1d)
 """Layers that see a signal as an image of height 1."""
 
 
-def swap(program: Any, model: nn.Module) -> tuple[fx.Graph, Mapping[str, Tensor]] | None:
-    """The graph of `model` with its tensors by name, or None where it has to be traced itself.
+def swap(found: Trace, model: nn.Module) -> Trace | None:
+    """The trace of `model`, or None where it has to be traced itself.
 
-    program: torch.export's, of a model whose modules have the same names; it stays as it is.
+    found: that of a model whose modules have the same names; it stays as it is.
     """
-    if not is_plain(program.graph):
+    if not found.is_plain:
         return None
     graph, copies = fx.Graph(), dict[fx.Node, Any]()
-    graph.output(graph.graph_copy(program.graph, copies))
+    graph.output(graph.graph_copy(found.graph, copies))
     modules = dict(model.named_modules(remove_duplicate=False))
     for old, node in list(copies.items()):
         if old.op == "call_function" and not _swap_call(graph, node, modules):
             return None
     graph.eliminate_dead_code()
     tensors = {
-        **program.constants,
+        **found.tensors,
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),
     }
     places = [n for n in graph.nodes if n.op == "placeholder"]
-    pairs = zip(places, program.graph_signature.input_specs, strict=True)
-    used = {spec.target for node, spec in pairs if node.users} - {None}
-    return (graph, tensors) if used <= set(tensors) else None
+    pairs = zip(places, found.places, strict=True)
+    used = {place.name for node, place in pairs if place.kind == TENSOR and node.users}
+    return replace(found, graph=graph, tensors=tensors) if used <= set(tensors) else None
 
 
 def _swap_call(graph: fx.Graph, node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     """Let a call do what the module in its place does now; whether that is known."""
-    stack = list(node.meta.get("nn_module_stack", {}).values())
-    path = stack[-1][0] if stack else ""
+    path = node.meta.get("owner", "")
     module: Any = modules.get(path)
     if isinstance(module, nn.Identity) and node.target is aten.batch_norm.default:
         node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
@@ -111,7 +111,7 @@ def _optional(graph: fx.Graph, path: str, name: str, tensor: Tensor | None) -> f
 
 def _tensor(graph: fx.Graph, path: str, name: str, tensor: Tensor) -> fx.Node:
     node = graph.create_node("get_attr", f"{path}.{name}" if path else name)
-    node.meta["val"] = tensor
+    node.meta["val"] = Like.of(tensor)
     return node
 
 
