@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from sparsewright import plan_cache
+from sparsewright import disk_cache
 from sparsewright.cli import main
 from sparsewright.errors import ConfigError, StateError
 from sparsewright.lab import bench_deploy, deploy_child
@@ -35,7 +35,7 @@ def test_a_process_reads_what_an_earlier_one_kept(tmp_path: Path) -> None:
         assert found["cpu_s"] > 0
         kept.append({p.name: p.read_bytes() for p in (tmp_path / "plans").iterdir()})
     assert kept[0] == kept[1] != {}
-    assert plan_cache.folder() != tmp_path / "plans"  # the environment is the child's alone
+    assert disk_cache.folder() != tmp_path / "plans"  # the environment is the child's alone
 
 
 def test_a_process_that_fails_says_why() -> None:

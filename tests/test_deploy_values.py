@@ -157,7 +157,7 @@ def test_measurements_of_one_type_are_not_those_of_another(tmp_path: Path) -> No
     model, x = mlp(), torch.randn(1, 64)
     task = task_of(model.get_submodule("0"), x)
     assert not isinstance(task, str)
-    row = serve.dense_row(find_weights(model)[0], None)
+    row = serve.dense_row(find_weights(model)[0])
     keys = [plan_cache.circumstances(task, row, None, values) for values in VALUES]
     assert len({str(key) for key in keys}) == 3
     sw.deploy(model, x, kernels=[CSR], seconds=0)

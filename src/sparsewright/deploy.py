@@ -29,7 +29,7 @@ from .pack import unpack
 from .pieces import MISS
 from .plan import Plan
 from .program import Program
-from .serve import Wishes
+from .serve import Seen, Wishes, record
 from .switches import FUSED_ENCODER
 from .weights import find_weights
 
@@ -261,10 +261,14 @@ def deploy(
     VALUES[values]  # its error before any work
     fast = unpack(copy.deepcopy(model)).eval().requires_grad_(False)
     with torch.no_grad(), plain_attention():
-        expected = [x.clone() for x in _leaves(_run(fast, inputs))]
+        seen = _seen(fast, inputs)
+        expected = [x.clone() for x in _leaves(seen.outputs)]
         found = Traced(fast, inputs, cache)
-        fast, folded = _folded(fast, inputs, expected, found) if fold else (fast, Folded())
-        maker = Maker(fast, inputs, found, Wishes(kernels, seconds, cache, values))
+        if fold and has_norms(fast):
+            fast, folded, seen = _folded(fast, inputs, expected, found, seen)
+        else:
+            folded = Folded()
+        maker = Maker(fast, inputs, found, Wishes(kernels, seconds, cache, values), seen)
         made, pieces = maker.repeat(plan) if plan else maker.fastest()
         expected, loss = _with_rounded(fast, made.served, inputs, expected)
     notes = (*folded.notes(), *loss, *_other_than(plan, maker.batch))
@@ -274,10 +278,10 @@ def deploy(
     return deployed
 
 
-def _run(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
-    """The model's outputs on the example; KernelError if it does not run on it."""
+def _seen(model: nn.Module, inputs: tuple[Tensor, ...]) -> Seen:
+    """What the model does on the example; KernelError if it does not run on it."""
     try:
-        return model(*inputs)
+        return record(model, inputs)
     except SparsewrightError:
         raise
     except Exception as error:
@@ -321,24 +325,30 @@ def _other_than(plan: Plan | None, batch: int) -> tuple[str, ...]:
 
 
 def _folded(
-    model: nn.Module, inputs: tuple[Tensor, ...], expected: list[Tensor], found: Traced
-) -> tuple[nn.Module, Folded]:
-    """A copy of the model with its norms folded, or the model itself where that went wrong."""
-    if not has_norms(model):
-        return model, Folded()
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    expected: list[Tensor],
+    found: Traced,
+    seen: Seen,
+) -> tuple[nn.Module, Folded, Seen]:
+    """A copy of the model with its norms folded and what that does on the example; the model
+    itself, and what it did (`seen`), where that went wrong."""
     if found.trace is None and found.why_not is not None:
-        return model, Folded.of_error(found.why_not)
+        return model, Folded.of_error(found.why_not), seen
     made = copied(model)
     folded = fold_norms(made, inputs, found.trace)
     if not folded.layers:
-        return model, folded
+        return model, folded, seen
     try:
-        error = _error(_leaves(made(*inputs)), expected)
+        then = record(made, inputs)
     except Exception as raised:  # a forward that asks its norms for more than to be called
-        return model, Folded(why_not=f"the model then raises {type(raised).__name__}: {raised}")
+        why = f"the model then raises {type(raised).__name__}: {raised}"
+        return model, Folded(why_not=why), seen
+    error = _error(_leaves(then.outputs), expected)
     if not error <= TOLERANCE:
-        return model, Folded(why_not=f"outputs would then be off by {error:.3g} of the largest")
-    return made, folded
+        why = f"outputs would then be off by {error:.3g} of the largest"
+        return model, Folded(why_not=why), seen
+    return made, folded, then
 
 
 def _error(got: list[Tensor], expected: list[Tensor]) -> float:

@@ -25,6 +25,8 @@ PRODUCTS = (
     aten.linear.default,
 )
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)
+CACHED = 2**15
+"""Weights that are scaled at a time: so many float64 stay in cache."""
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
@@ -70,11 +72,19 @@ def fold_norms(model: nn.Module, inputs: tuple[Tensor, ...], found: Trace | None
     except ArtifactError as error:
         return Folded.of_error(error)
     folded = []
+    gone = set()
     for layer, norm in list(_pairs(model, found)):
-        weight, bias = _affine(model.get_submodule(layer), model.get_submodule(norm))
+        module: Any = model.get_submodule(layer)
+        weight, bias = _affine(module, model.get_submodule(norm))
         if all_finite(weight) and all_finite(bias):
-            _put(model, layer, norm, weight, bias)
+            module.weight = nn.Parameter(weight, requires_grad=False)
+            module.bias = nn.Parameter(bias, requires_grad=False)
+            gone.add(model.get_submodule(norm))
             folded.append((layer, norm))
+    for parent in list(model.modules()):
+        for key, child in parent._modules.items():
+            if child in gone:
+                parent._modules[key] = nn.Identity()
     return Folded(tuple(folded))
 
 
@@ -122,20 +132,11 @@ def _affine(layer: Any, norm: Any) -> tuple[Tensor, Tensor]:
     beta = torch.zeros_like(norm.running_mean) if norm.bias is None else norm.bias
     scale = gamma.double() / (norm.running_var.double() + norm.eps).sqrt()
     bias = torch.zeros_like(norm.running_mean) if layer.bias is None else layer.bias
-    by_output = scale.reshape(-1, *[1] * (layer.weight.dim() - 1))
-    weight = torch.mul(
-        layer.weight, by_output, out=torch.empty_like(layer.weight, dtype=torch.float32)
-    )
+    weight = torch.empty_like(layer.weight, dtype=torch.float32)
+    matrix, made = layer.weight.flatten(1), weight.view(weight.shape[0], -1)
+    rows = max(1, CACHED // max(1, matrix.shape[1]))
+    for start in range(0, len(matrix), rows):
+        part = slice(start, start + rows)
+        made[part] = matrix[part].double().mul_(scale[part, None])
     shifted = (bias.double() - norm.running_mean.double()) * scale + beta.double()
     return weight, shifted.float()
-
-
-def _put(model: nn.Module, layer: str, norm: str, weight: Tensor, bias: Tensor) -> None:
-    module: Any = model.get_submodule(layer)
-    module.weight = nn.Parameter(weight, requires_grad=False)
-    module.bias = nn.Parameter(bias, requires_grad=False)
-    gone = model.get_submodule(norm)
-    for parent in list(model.modules()):
-        for key, child in parent._modules.items():
-            if child is gone:
-                parent._modules[key] = nn.Identity()

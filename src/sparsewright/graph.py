@@ -136,28 +136,32 @@ class _Writer:
                 "the README's section on the format says which it can"
             )
         self.values[node] = {"node": node.name}
-        kwargs = {k: self.value(v, node) for k, v in node.kwargs.items() if k != "device"}
+        kwargs = {k: self.value(v, node) for k, v in node.kwargs.items()}
         args = [self.value(v, node) for v in node.args]
         return {"name": node.name, "op": name, "args": args, "kwargs": kwargs}
 
     def value(self, value: Any, node: fx.Node) -> Any:
-        """An argument as a JSON value (README.md, "Values")."""
-        if isinstance(value, fx.Node):
-            return self.values[value]
-        if value is None or isinstance(value, (bool, int, str)):
-            return value
-        if isinstance(value, float):
-            word = next((w for w, f in FLOATS.items() if str(f) == str(value)), None)
-            return {"float": value if word is None else word}
-        if isinstance(value, (list, tuple)):
-            return [self.value(v, node) for v in value]
-        if isinstance(value, torch.dtype):
-            return {"dtype": _word({t: n for n, t in DTYPES.items()}, value, node.name)}
-        if isinstance(value, torch.memory_format):
-            return {"memory_format": _word({f: n for n, f in FORMATS.items()}, value, node.name)}
-        if value is torch.strided:
-            return {"layout": "strided"}
-        raise ArtifactError(f"node {node.name!r}: a file cannot hold {value!r} as an argument")
+        return json_value(value, node.name, self.values)
+
+
+def json_value(value: Any, place: str, nodes: Mapping[fx.Node, Any]) -> Any:
+    """An argument as a JSON value (README.md, "Values"). nodes: what refers to them."""
+    if isinstance(value, fx.Node):
+        return nodes[value]
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        word = next((w for w, f in FLOATS.items() if str(f) == str(value)), None)
+        return {"float": value if word is None else word}
+    if isinstance(value, (list, tuple)):
+        return [json_value(v, place, nodes) for v in value]
+    if isinstance(value, torch.dtype):
+        return {"dtype": _word({t: n for n, t in DTYPES.items()}, value, place)}
+    if isinstance(value, torch.memory_format):
+        return {"memory_format": _word({f: n for n, f in FORMATS.items()}, value, place)}
+    if value is torch.strided:
+        return {"layout": "strided"}
+    raise ArtifactError(f"node {place!r}: a file cannot hold {value!r} as an argument")
 
 
 def _word(words: Mapping[Any, str], value: Any, place: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from . import plan_cache
+from . import kept_trace, plan_cache
 from .errors import ArtifactError, KernelError
 from .graph import Graph
 from .measure.dense import relative_error
@@ -19,7 +19,7 @@ from .nn import Prepacked
 from .pieces import CLOSE, MISS, Way, sizes, time_runs
 from .plan import LayerPlan, Pieces, Plan
 from .program import Program, hooks_of, program_of, rows, same_outputs
-from .serve import Seen, Wishes, record, repeat, serve
+from .serve import Seen, Wishes, dense_row, record, repeat, serve
 from .traced import Trace, traced
 from .weights import find_weights
 
@@ -37,19 +37,54 @@ Served = tuple[list[LayerPlan], dict[nn.Module, nn.Module]]
 
 
 class Traced:
-    """The trace of a model, made when it is first asked for; None if there is none, and why."""
+    """The trace of a model, made when it is first asked for; None if there is none, and why.
+
+    cache: whether one that was kept on disk will do, and a new one is kept. agreed: whether what
+    was made of it gave the model's outputs, at batches other than the example's too.
+    """
 
     def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...], cache: bool):
         self.model, self.inputs, self.cache = model, inputs, cache
         self.why_not: ArtifactError | None = None
+        self.was_kept = self.agreed = False
 
     @functools.cached_property
     def trace(self) -> Trace | None:
+        kept = kept_trace.read(self.key, self.model) if self.key else None
+        if kept is None:
+            return self._new()
+        self.was_kept = True
+        found, self.agreed = kept
+        return found
+
+    @functools.cached_property
+    def key(self) -> dict[str, Any] | None:
+        """Under which it is kept on disk; None where it is not."""
+        return kept_trace.circumstances(self.model, self.inputs) if self.cache else None
+
+    def renew(self) -> None:
+        """Trace anew: the one that was kept does not do what the model does."""
+        self.was_kept = self.agreed = False
+        self.trace = self._new()
+
+    def agree(self) -> None:
+        """Say that what was made of it gave the model's outputs."""
+        if not self.agreed:
+            self.agreed = True
+            self._keep(self.trace)
+
+    def _new(self) -> Trace | None:
         try:
-            return traced(self.model, self.inputs)
+            found = traced(self.model, self.inputs)
         except ArtifactError as error:
             self.why_not = error
             return None
+        self._keep(found)
+        return found
+
+    def _keep(self, found: Trace | None) -> None:
+        if self.key and found is not None:
+            kept_trace.write(self.key, found, self.model, self.agreed)
 
 
 @dataclass(frozen=True)
@@ -67,40 +102,69 @@ class Made:
     program: Program | None
     graph: Graph | None
 
-    def cut(self, pieces: Pieces, threads: int | None = None) -> Made:
-        """The same, so many samples at a time, or images side by side for so many threads."""
+    def cut(self, pieces: Pieces, threads: int | None = None, ready: Program | None = None) -> Made:
+        """The same, so many samples at a time, or images side by side for so many threads. ready:
+        a program that was made for these threads, taken if it is the one."""
         if self.program is None or pieces.size is None:
             return self
+        how = pieces.size, pieces.side_by_side
+        if ready is not None and (ready.size, ready.side_by_side) == how:
+            return replace(self, program=ready)
         program = self.program.cut(pieces.size, pieces.side_by_side, threads)
         return replace(self, program=program)
 
 
 class Maker:
-    """What `deploy` makes of one model in eval mode, on one example."""
+    """What `deploy` makes of one model in eval mode, on one example. seen: what it did on that."""
 
-    def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...], found: Traced, wishes: Wishes):
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: tuple[Tensor, ...],
+        found: Traced,
+        wishes: Wishes,
+        seen: Seen,
+    ):
         self.model, self.inputs, self.found, self.wishes = model, inputs, found, wishes
+        self.seen = seen
         self.batch = inputs[0].shape[0] if inputs[0].dim() else 1
 
     def make(self, planned: int, plan: Plan | None = None) -> Made:
         """Kernels for so many samples; those of a plan if one is given."""
-        inputs = self.inputs
+        inputs, seen = self.inputs, self.seen
         if planned != self.batch:
             inputs = tuple(rows(x, planned) for x in inputs)
-        seen = record(self.model, inputs)
+            seen = record(self.model, inputs)
         own, served = self._repeat(seen, plan) if plan else self._serve(seen)
         model = copied(self.model, served)
         program, graph = None, None
         # Tracing takes longer than a dense model gains, and a trace has no place for hooks.
         has_ops = any(isinstance(m, Prepacked) and m.is_op for m in model.modules())
         if (has_ops or any(row.is_sparse for row in own)) and not any(hooks_of(model)):
-            program, graph = program_of(model, inputs, self.found.trace)
+            program, graph = self._program(model, inputs)
         return Made(planned, tuple(own), served, model, program, graph)
+
+    def _program(
+        self, model: nn.Module, inputs: tuple[Tensor, ...]
+    ) -> tuple[Program | None, Graph | None]:
+        found = self.found
+        program, graph = program_of(model, inputs, found.trace, at_example=found.agreed)
+        if program is None and found.was_kept:
+            found.renew()
+            program, graph = program_of(model, inputs, found.trace)
+        if program is not None:
+            found.agree()
+        return program, graph
+
+    @functools.cached_property
+    def plain(self) -> dict[str, LayerPlan]:
+        """The rows of the weights as they are."""
+        return {weight.name: dense_row(weight) for weight in find_weights(self.model)}
 
     def _serve(self, seen: Seen) -> Served:
         found: Served = [], {}
         for weight in find_weights(self.model):
-            row, modules = serve(weight, seen, self.wishes)
+            row, modules = serve(weight, self.plain[weight.name], seen, self.wishes)
             found[0].append(row)
             found[1].update(modules)
         return found
@@ -111,7 +175,8 @@ class Maker:
         found: Served = [], {}
         wrong = []
         for weight in find_weights(self.model):
-            made = repeat(weight, seen, pinned.pop(weight.name, None))
+            plain = self.plain[weight.name]
+            made = repeat(weight, plain, seen, pinned.pop(weight.name, None))
             if isinstance(made, str):
                 wrong.append(f"layer {weight.name!r}: {made}")
             else:
@@ -137,7 +202,8 @@ class Maker:
     def fastest(self) -> tuple[Made, Pieces | None]:
         """The kernels that are fastest: for the whole batch, or for pieces of it."""
         whole = self.make(self.batch) if self.batch < 2 else None
-        if whole is not None and not (whole.program and whole.program.beside(self.batch)):
+        beside = whole.program.beside(self.batch) if whole and whole.program else None
+        if whole is not None and beside is None:
             return whole, None
         key = self._circumstances()
         known = plan_cache.read_pieces(key, self.wishes.seconds) if key else None
@@ -145,7 +211,7 @@ class Maker:
             pieces = Pieces.fastest(known, self.batch)
             made = whole or self.make(pieces.planned)
             if pieces.size is None or self._why_whole(made) is None:
-                return made.cut(pieces), pieces
+                return made.cut(pieces, ready=beside), pieces
         whole = whole or self.make(self.batch)
         why = self._why_whole(whole)
         if why is not None:
@@ -208,15 +274,16 @@ class Maker:
 
     def _circumstances(self) -> dict[str, Any] | None:
         """All that the pieces' times depend on; None where they are not to be kept."""
-        weights = list(find_weights(self.model))
-        has_zeros = any(bool((w.parameter == 0).any()) for w in weights)
+        has_zeros = any(row.sparsity > 0 for row in self.plain.values())
         if not self.wishes.cache or not has_zeros or any(hooks_of(self.model)):
             return None
         trace = self.found.trace
         if trace is None:
             return None
         wishes = self.wishes
-        return plan_cache.of_model(trace, weights, self.inputs, wishes.kernels, wishes.values)
+        return plan_cache.of_model(
+            trace, list(self.plain.values()), self.inputs, wishes.kernels, wishes.values
+        )
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

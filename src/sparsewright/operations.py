@@ -179,13 +179,26 @@ COMPOSITE = [
 @cache
 def operations() -> Mapping[str, Operation]:
     """Name as written in a file -> what is called, sparsewright's own operations aside."""
-    table: dict[str, Operation] = dict(SIZES)
-    table["getitem"] = get_item
-    for name in _core() + COMPOSITE:
-        overload = _overload(torch.ops.aten, name)
-        if overload is not None:
-            table[f"aten.{name}"] = overload
-    return table
+    names = [*SIZES, "getitem", *(f"aten.{name}" for name in _core() + COMPOSITE)]
+    return {name: found for name in names if (found := operation_of(name)) is not None}
+
+
+@cache
+def operation_of(name: str) -> Operation | None:
+    """What is called under one name of a file, sparsewright's own operations aside, or None: the
+    whole list takes a while to find.
+
+    >>> operation_of("aten.relu.default"), operation_of("aten.relu_.default")
+    (<OpOverload(op='aten.relu', overload='default')>, None)
+    """
+    if name in SIZES:
+        return SIZES[name]
+    if name == "getitem":
+        return get_item
+    space, _, own = name.partition(".")
+    if space != "aten" or (own not in COMPOSITE and not _is_core(own)):
+        return None
+    return _overload(torch.ops.aten, own)
 
 
 def own_parts(name: str) -> tuple[str, str] | None:
@@ -216,20 +229,20 @@ def name_of(target: object) -> str | None:
     if target is operator.getitem:
         return "getitem"
     name = str(target)
-    if name in operations() or own_operation(name) is not None:
+    if operation_of(name) is not None or own_operation(name) is not None:
         return name
     return None
 
 
 def _core() -> list[str]:
-    return [
-        name
-        for name in (q.removeprefix("aten::") for q in _registered("aten::"))
-        if name.partition(".")[0] not in EXCLUDED and "backward" not in name and _is_core(name)
-    ]
+    names = (q.removeprefix("aten::") for q in _registered("aten::"))
+    return [name for name in names if _is_core(name)]
 
 
 def _is_core(name: str) -> bool:
+    """Whether torch counts an operation among its core ones, and it is one for files."""
+    if name.partition(".")[0] in EXCLUDED or "backward" in name:
+        return False
     overload: Any = _overload(torch.ops.aten, name)
     if overload is None or torch.Tag.core not in overload.tags:
         return False

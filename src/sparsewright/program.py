@@ -186,13 +186,17 @@ def layers_and_graph(model: nn.Module, graph: Graph) -> Document:
 
 
 def program_of(
-    model: nn.Module, example: tuple[Tensor, ...], found: Trace | None = None
+    model: nn.Module,
+    example: tuple[Tensor, ...],
+    found: Trace | None = None,
+    at_example: bool = False,
 ) -> tuple[Program | None, Graph | None]:
     """A model's program and its trace; None for what it has not.
 
     found: the trace of what the model was deployed from, if it is at hand.
     A program gives the model's outputs on the example, and at batches of 1 and 3 where any batch
     is served: bit for bit, or within fuse.TOLERANCE where something was fused that rounds.
+    at_example: whether it need not be run at the two other batches.
     """
     if any(hooks_of(model)):
         return None, None  # a trace has no place for them
@@ -208,7 +212,7 @@ def program_of(
     program = Program(module, Signature.read(document), model)
     batch = document["batch"]
     trials = [example]
-    if batch is not None:
+    if batch is not None and not at_example:
         if batch["min"] <= 1 and example[0].shape[0] != 1:
             trials.append(tuple(rows(x, 1) for x in example))
         if (batch["max"] or 3) >= 3:

@@ -22,7 +22,7 @@ from .calls import Rule
 from .errors import ArtifactError
 from .graph import BATCH, DTYPES, FLOATS, FORMATS, LAYOUTS
 from .held import HOLD, Held, Make
-from .operations import OWN, Operation, operations
+from .operations import OWN, Operation, operation_of
 from .samples import TRIAL, why_mixed
 from .signature import MAX_TEXT, Signature, field
 from .traced import Like, fakes_of
@@ -167,11 +167,11 @@ class _Reader:
             node = self._call(target, tuple(values), {}, place, fakes_of(known))
             if rule.width is not None:  # of its output, whatever x is: program.py relies on it
                 node.meta["width"] = rule.width
-        elif name in operations():
+        elif (operation := operation_of(name)) is not None:
             positional = tuple(self._value(a, place) for a in args)
             named = {k: self._value(v, place) for k, v in kwargs.items()}
             _refuse_special(name, positional, named, place)
-            node = self._call(operations()[name], positional, named, place, fakes_of(known))
+            node = self._call(operation, positional, named, place, fakes_of(known))
             if name in HOLD and not kwargs:
                 node = self._prepacked(name, node, args)
         else:

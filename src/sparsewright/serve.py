@@ -45,12 +45,14 @@ class Seen:
 
     calls: id of a module -> (input, output) of its first call. names: of the modules. users: id of
     a parameter -> the modules whose weight it is. attended: ids of the modules inside attention.
+    outputs: of the model.
     """
 
     calls: Mapping[int, tuple[Tensor, Tensor]]
     names: Mapping[nn.Module, str]
     users: Mapping[int, Sequence[nn.Module]]
     attended: Set[int]
+    outputs: Any
 
 
 def record(model: nn.Module, inputs: tuple[Tensor, ...]) -> Seen:
@@ -64,7 +66,7 @@ def record(model: nn.Module, inputs: tuple[Tensor, ...]) -> Seen:
     served = [m for m in model.modules() if type(m) in KINDS]
     hooks = [m.register_forward_hook(hook) for m in served]
     try:
-        model(*inputs)
+        outputs = model(*inputs)
     finally:
         for handle in hooks:
             handle.remove()
@@ -74,26 +76,26 @@ def record(model: nn.Module, inputs: tuple[Tensor, ...]) -> Seen:
     names = {module: name for name, module in model.named_modules()}
     attention = [m for m in names if isinstance(m, nn.MultiheadAttention)]
     attended = {id(child) for parent in attention for child in parent.modules()}
-    return Seen(calls, names, users, attended)
+    return Seen(calls, names, users, attended, outputs)
 
 
 def serve(
-    weight: Weight, seen: Seen, wishes: Wishes
+    weight: Weight, row: LayerPlan, seen: Seen, wishes: Wishes
 ) -> tuple[LayerPlan, dict[nn.Module, nn.Module]]:
     """The row of one weight in the plan, and what replaces each module that uses it.
 
-    KernelError, with the layer's name, where a kernel is wrong.
+    row: of the weight as it is (dense_row). KernelError, with the layer's name, where a kernel is
+    wrong.
     """
     task = _task(weight, seen)
     if isinstance(task, str):
-        return dense_row(weight, task), {}
+        return refused(row, task), {}
     kernels, operation = wishes.kernels, task.operation
     if kernels is not None:
         kernels = [name for name in kernels if KERNELS[name].operation == operation.name]
         if not kernels:
-            row = dense_row(weight, f"none of the kernels asked for computes {operation.name}")
-            return replace(row, operation=str(operation)), {}
-    row = dense_row(weight, None)
+            why = f"none of the kernels asked for computes {operation.name}"
+            return replace(refused(row, why), operation=str(operation)), {}
     try:
         choice = _choose(task, row, kernels, wishes)
     except KernelError as error:
@@ -125,10 +127,9 @@ def _choose(task: Task, row: LayerPlan, kernels: list[str] | None, wishes: Wishe
 
 
 def repeat(
-    weight: Weight, seen: Seen, pinned: LayerPlan | None
+    weight: Weight, row: LayerPlan, seen: Seen, pinned: LayerPlan | None
 ) -> tuple[LayerPlan, dict[nn.Module, nn.Module]] | str:
     """What `serve` gives, by the kernel of a plan; or why that cannot serve the weight."""
-    row = dense_row(weight, None)
     if pinned is None:
         return "the plan does not name it"
     if pinned.shape != row.shape:
@@ -231,8 +232,13 @@ def _row(row: LayerPlan, task: Task, choice: Choice, output: Tensor) -> LayerPla
     )
 
 
-def dense_row(weight: Weight, reason: str | None) -> LayerPlan:
-    """The plan of a weight that stays as it is, for a reason."""
+def refused(row: LayerPlan, reason: str) -> LayerPlan:
+    """The row of a weight that stays as it is, for a reason."""
+    return replace(row, candidates=(Candidate("any sparse kernel", refused=reason),))
+
+
+def dense_row(weight: Weight) -> LayerPlan:
+    """The row of a weight as it is."""
     parameter = weight.parameter.detach()
     present = int(torch.count_nonzero(parameter))
     size = parameter.numel() * parameter.element_size()
@@ -248,5 +254,5 @@ def dense_row(weight: Weight, reason: str | None) -> LayerPlan:
         bytes=size,
         dense_bytes=size,
         speedup=None,
-        candidates=() if reason is None else (Candidate("any sparse kernel", refused=reason),),
+        candidates=(),
     )

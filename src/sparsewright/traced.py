@@ -190,6 +190,7 @@ def _trace_of(program: Any, is_plain: bool) -> Trace:
     for old, node in copies.items():
         stack = list(old.meta.get("nn_module_stack", {}).values())
         node.meta = {"val": _value(old.meta.get("val")), "owner": stack[-1][0] if stack else ""}
+        node.kwargs = {key: v for key, v in node.kwargs.items() if key != "device"}  # it is a CPU
     if is_plain:
         _tidy(graph)
     signature = program.graph_signature

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,7 +50,7 @@ class Csb:
             return reason
         present = weight.detach().cpu() != 0
         joined = _join(present, *_packed_sizes(weight.shape))
-        total, room = int(present.sum()), int(joined.steps.sum()) * 2
+        total, room = int(joined.counts.sum()), int(joined.steps.sum()) * 2
         if room * (1 - WASTE) <= total:
             return None
         return f"{1 - total / room:.0%} of the places would be padding; at most {WASTE:.0%} may be"
@@ -237,7 +238,7 @@ def _fill(weight: Tensor, chunk: int, block: int) -> Packed:
     )
     before = counts.flatten().cumsum(0) - counts.flatten()
     corner = torch.arange(out)[:, None] * width + torch.arange(chunks) * chunk
-    at = present.flatten().nonzero()[:, 0]
+    at = torch.from_numpy(np.flatnonzero(present))  # half the time of torch's
     place = at - corner.flatten().repeat_interleave(counts.flatten())
     slot = (begin.flatten() - 2 * before).repeat_interleave(counts.flatten())
     slot += 2 * torch.arange(len(at))  # its rank in its cell is its rank of all, less those before
