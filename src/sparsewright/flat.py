@@ -146,13 +146,16 @@ class _Writer:
     def lines(self) -> list[str]:
         end = {n: last for last, run in self.runs.items() for n in run}
         last = {self._real(used): end.get(n, n) for n in self.nodes for used in n.all_input_nodes}
+        known: dict[fx.Node, list[fx.Node]] = {}  # node -> what nobody reads after it
+        for used, reader in last.items():
+            if used.op != "get_attr" and end.get(used, used) is used:
+                known.setdefault(reader, []).append(used)
         lines = []
         for node in self.nodes:
             if end.get(node, node) is not node:
                 continue  # a run's last product calls all of it
             lines += self._lines(node)
-            known = [n for n in last if last[n] is node and n.op != "get_attr"]
-            done = [self.names[n] for n in known if end.get(n, n) is n]
+            done = [self.names[n] for n in known.get(node, ())]
             if done and node.op != "output":
                 lines.append(" = ".join([*done, "None"]))  # memory that the next step may have
         return lines

@@ -132,16 +132,18 @@ def _check_places(packed: Packed) -> None:
     if not values.numel():
         return
     present = values != 0
-    rows, chunks = _places_of(packed)
-    widths = (width - chunks * chunk).clamp(max=chunk)[:, None]
-    inside = torch.where(present, places < widths, places == EMPTY)
+    rows, chunks = _pairs_of(packed)
+    steps = packed.tensors["pairs"].long() >> 16
+    widths = (width - chunks * chunk).clamp(max=chunk).to(torch.int16)
+    inside = torch.where(
+        present, places < widths.repeat_interleave(steps)[:, None], places == EMPTY
+    )
     rule = f"a place must lie inside its chunk, and padding at {EMPTY}"
     check(bool(inside.all()), packed, rule)
     block = packed.meta["block"]
-    nowhere = (rows >= out) | (rows < 0)
+    nowhere = ((rows >= out) | (rows < 0)).repeat_interleave(steps, dim=0)
     check(not bool((present & nowhere).any()), packed, f"rows of a block of {block} beyond {out}")
     first = torch.zeros(len(values) + 1, dtype=torch.bool)
-    steps = packed.tensors["pairs"].long() >> 16
     first[steps.cumsum(0)] = True
     later = torch.where(present[1:], present[:-1] & (places[1:] > places[:-1]), True)
     later |= first[1:-1, None]
@@ -150,14 +152,20 @@ def _check_places(packed: Packed) -> None:
 
 def _places_of(packed: Packed) -> tuple[Tensor, Tensor]:
     """The row of every place (steps, 2), -1 for none, and the chunk of every step."""
+    rows, chunks = _pairs_of(packed)
+    steps = packed.tensors["pairs"].long() >> 16
+    return rows.repeat_interleave(steps, dim=0), chunks.repeat_interleave(steps)
+
+
+def _pairs_of(packed: Packed) -> tuple[Tensor, Tensor]:
+    """The rows of every pair (pairs, 2), -1 for none, and its chunk."""
     block = packed.meta["block"]
     starts, pairs = packed.tensors["starts"].long(), packed.tensors["pairs"].long()
     chunks = -(-packed.shape[1] // packed.meta["chunk"])
     cell = torch.repeat_interleave(torch.arange(len(starts) - 1), starts[:, 0].diff())
     local = torch.stack([pairs & 255, pairs >> 8 & 255], dim=1)
     rows = torch.where(local < block, cell[:, None] // max(1, chunks) * block + local, -1)
-    pair = torch.repeat_interleave(torch.arange(len(pairs)), pairs >> 16)
-    return rows[pair], (cell % max(1, chunks))[pair]
+    return rows, cell % max(1, chunks)
 
 
 def sizes(shape: Sequence[int]) -> tuple[int, int]:
