@@ -167,14 +167,21 @@ inline Tensor new_output(const int64_t* shape, size_t dims) {
   return Tensor(made);
 }
 
+// A shape as Python writes it.
+inline std::string told(const int64_t* sizes, size_t dims) {
+  std::string text = "(";
+  for (size_t i = 0; i < dims; i++) text += (i ? ", " : "") + std::to_string(sizes[i]);
+  return text + (dims == 1 ? ",)" : ")");
+}
+
 // What was given for the output of a product, or memory of its own.
 inline Tensor output_of(const int64_t* shape, size_t dims) {
   const Tensor* const given = GivenOutput::take();
   if (!given) return new_output(shape, dims);
   const auto sizes = given->sizes();
   SW_CHECK(sizes.size() == dims && std::equal(shape, shape + dims, sizes.begin()),
-           "out must have the shape of the product, which ends in ", shape[dims - 1], "; got ",
-           given->numel(), " numbers in ", sizes.size(), " dimensions");
+           "out must have the shape of the product, ", told(shape, dims), "; got ",
+           told(sizes.data(), sizes.size()));
   return *given;
 }
 

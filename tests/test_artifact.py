@@ -684,7 +684,7 @@ def test_a_loaded_layer_checks_its_width_at_every_call(saved, tmp_path):
     document["graph"]["output"] = {"node": keep["name"]}
     again = sw.load(forge(tmp_path / "file", document, tensors))
     assert again(torch.ones(2, 16, 2)).shape == (2, 32)
-    with pytest.raises(KernelError, match="takes inputs of width 32; got 16"):
+    with pytest.raises(KernelError, match=r"takes inputs of shape \(..., 32\); got \(\d+, 16\)"):
         again(torch.ones(1, 16, 2))
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import sparsewright as sw
-from sparsewright.deploy import plain_attention
+from sparsewright.deployed import plain_attention
 from sparsewright.kernels import kernel_info
 
 pytestmark = pytest.mark.filterwarnings("ignore:sparsewright runs without its compiled kernels")

@@ -23,7 +23,8 @@ from .core import (
     Score,
     Update,
 )
-from .deploy import Deployed, deploy
+from .deploy import deploy
+from .deployed import Deployed
 from .errors import (
     ArtifactError,
     BudgetError,

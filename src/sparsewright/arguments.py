@@ -9,7 +9,7 @@ from numbers import Integral, Real
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .errors import BudgetError, ConfigError
@@ -31,6 +31,9 @@ def told(value: object) -> str:
         return f"{value[:MAX_TEXT]!r}, a str"
     if value is None or isinstance(value, Real):
         return repr(value)
+    if isinstance(value, Tensor):
+        kind = str(value.dtype).removeprefix("torch.")
+        return f"a {kind} {type(value).__name__} of shape {tuple(value.shape)}"
     return f"a value of type {type(value).__name__}"
 
 

@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from .deploy import Deployed, plain_attention
+from .deployed import Deployed, plain_attention
 from .errors import ArtifactError, KernelError
 from .graph import Document, trace
 from .measure.dense import relative_error

@@ -277,8 +277,10 @@ def expect_width(x: Tensor, width: int) -> Tensor:
     KernelError if it is not, or if x wants a gradient, as LayoutLinear has it.
     """
     refuse_gradient(x)
-    if x.shape[-1] != width:
-        raise KernelError(f"a packed layer takes inputs of width {width}; got {x.shape[-1]}")
+    if not x.dim() or x.shape[-1] != width:
+        raise KernelError(
+            f"a packed layer takes inputs of shape (..., {width}); got {tuple(x.shape)}"
+        )
     return x
 
 

@@ -96,6 +96,9 @@ class Program:
 
     def _bind(self) -> None:
         hooks = tuple(hooks_of(self.model))
+        everywhere = (torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks)
+        self._heard: Any = (*everywhere, *hooks)
+        self._fits: Any = None
         self.run, product = flat(self.module, self.signature, hooks)
         self._product = product
         self._into: weakref.WeakSet[Into] = weakref.WeakSet()
@@ -117,13 +120,16 @@ class Program:
     def run_transposed(self, x: Any) -> Any:
         """run(x.t()).t(), x and output contiguous, where the graph is a product with a matrix, or
         several one after the other; else, or of what `run` does not serve, MISS."""
-        plain = type(x) is Tensor and x.dim() == 2 and not x.requires_grad
-        if self._transposed is None or not plain or is_heard(self.model):
+        if self._transposed is None or any(self._heard):
             return MISS
-        try:
-            self.signature.check((x.t(),))
-        except KernelError:
+        if type(x) is not Tensor or x.requires_grad or x.dtype is not self.signature.inputs[0][1]:
             return MISS
+        if x.shape != self._fits:  # the shape that fitted last is the one that is likely to come
+            try:
+                self.signature.check((x.t(),))
+            except (KernelError, RuntimeError):  # of the check, or of t() in three dimensions
+                return MISS
+            self._fits = x.shape
         return self._transposed(x)
 
     @property
@@ -152,7 +158,7 @@ class Program:
             made.end(reason)
 
     def __getstate__(self) -> dict[str, Any]:  # a copy has functions over its own tensors
-        own = ("run", "_product", "_transposed", "_into")
+        own = ("run", "_product", "_transposed", "_into", "_heard")
         return {k: v for k, v in self.__dict__.items() if k not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -166,6 +166,7 @@ def _check_memory(name: str, t: Tensor) -> None:
     for rule, holds in (
         ("float32 on the CPU", t.dtype == torch.float32 and t.device.type == "cpu"),
         ("contiguous", t.is_contiguous()),
+        ("memory that holds its numbers, no view of their negatives", not t.is_neg()),
         ("without a gradient: nothing is recorded", not t.requires_grad),
     ):
         if not holds:

@@ -15,7 +15,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..deploy import Deployed, deploy
+from ..deploy import deploy
+from ..deployed import Deployed
 from ..errors import ConfigError
 from ..kernels import KERNELS
 from ..kernels.bound import Call, bind, into, transposed

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from ..deploy import Deployed
+from ..deployed import Deployed
 from ..fold import NORMS, fold_norms
 from ..layouts import FP32, rounded
 from ..measure.dense import relative_error

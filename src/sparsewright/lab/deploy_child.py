@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from ..deploy import Deployed, deploy
+from ..deploy import deploy
+from ..deployed import Deployed
 from .bench_models import MODELS
 
 

@@ -31,7 +31,7 @@ class LayoutLinear(LayoutLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         library.refuse_gradient(x)
-        if x.shape[-1] != self.in_features:
+        if not x.dim() or x.shape[-1] != self.in_features:
             raise KernelError(
                 f"{self.who}: needs x (..., {self.in_features}); got {tuple(x.shape)}"
             )
