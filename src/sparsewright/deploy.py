@@ -45,7 +45,8 @@ def deploy(
     example: an input, or a sequence of its positional inputs, of the batch to plan for, CPU
     float32. kernels: names to choose among (all by default). seconds: to spend on timing each
     layer. fold: whether a BatchNorm becomes part of the layer before it. cache: whether layers that
-    were timed on this machine before are not timed again (plan_cache.py). plan: one to repeat, of
+    were timed on this machine before are not timed again (plan_cache.py), nor a model traced again
+    whose code was (kept_trace.py). plan: one to repeat, of
     an equal model: its kernels serve, or KernelError says which cannot. values: how packed
     weights store theirs: "fp32", or with fewer bytes "bf16" or "int8" (layouts.pack), which rounds
     them; the plan's notes say what that does to the outputs. `model` is left as it was. The output

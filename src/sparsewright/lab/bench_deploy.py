@@ -3,7 +3,7 @@ reads from its cache what it measured before.
 
 Every figure is of a fresh process (deploy_child.py), with all that it imports on the way. A model's
 first process finds an empty cache, all others what that one left; the last column is another deploy
-in the same process, when torch.export has been imported already.
+in the same process, when all is imported.
 """
 
 from __future__ import annotations
