@@ -17,6 +17,7 @@ from .errors import ArtifactError
 from .files import write_text
 from .layouts import FP32
 from .plan_text import print_plan
+from .present import present_in
 
 
 @dataclass(frozen=True)
@@ -251,7 +252,7 @@ def pattern_of(weight: Tensor) -> str:
     >>> pattern_of(torch.tensor([[1.0, 0, 0, 2], [0, 3, 0, 4]])[:, :, None].expand(2, 4, 3))
     '1:2'
     """
-    present = weight.detach() != 0
+    present = present_in(weight)
     if all(bool(part.all()) for part in (present.flatten()[:FIRST], present)):
         return "dense"
     if present.dim() < 2:

@@ -18,6 +18,7 @@ from .layouts import FP32, VALUES
 from .measure.dense import relative_error
 from .nn import KINDS, LayoutLayer, Task, task_of
 from .plan import Candidate, LayerPlan, pattern_of
+from .present import count_true, present_in
 from .weights import Weight
 
 LAYER_TOLERANCE = 1e-4
@@ -240,7 +241,7 @@ def refused(row: LayerPlan, reason: str) -> LayerPlan:
 def dense_row(weight: Weight) -> LayerPlan:
     """The row of a weight as it is."""
     parameter = weight.parameter.detach()
-    present = int(torch.count_nonzero(parameter))
+    present = count_true(present_in(parameter))
     size = parameter.numel() * parameter.element_size()
     return LayerPlan(
         layer=weight.name,

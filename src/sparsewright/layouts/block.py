@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..core import Packed
 from ..errors import LayoutError
+from ..present import present_in
 from . import LAYOUTS, STORED, check, check_form, not_a_matrix
 
 ROWS = (16, 8, 4)
@@ -37,7 +38,7 @@ class Block:
         reason = not_a_matrix(weight)
         if reason:
             return reason
-        present = weight.detach().cpu() != 0
+        present = present_in(weight)
         if _rows_of(present) is not None:
             return None
         rows = ROWS[-1]

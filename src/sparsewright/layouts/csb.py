@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..core import Packed
 from ..errors import LayoutError
+from ..present import present_in
 from . import LAYOUTS, STORED, check, check_form, not_a_matrix
 
 EMPTY = 255
@@ -48,7 +49,7 @@ class Csb:
         reason = not_a_matrix(weight)
         if reason:
             return reason
-        present = weight.detach().cpu() != 0
+        present = present_in(weight)
         joined = _join(present, *_packed_sizes(weight.shape))
         total, room = int(joined.counts.sum()), int(joined.steps.sum()) * 2
         if room * (1 - WASTE) <= total:
@@ -232,7 +233,7 @@ def _join(present: Tensor, chunk: int, block: int) -> Pairs:
 
 def _fill(weight: Tensor, chunk: int, block: int) -> Packed:
     out, width = weight.shape
-    present = weight != 0
+    present = present_in(weight)
     pairs = _join(present, chunk, block)
     chunks, total = pairs.steps.shape[1], int(pairs.steps.sum())
     # Where every row's weights of every chunk begin: (blocks, chunks, rows of a block).
@@ -252,7 +253,8 @@ def _fill(weight: Tensor, chunk: int, block: int) -> Packed:
     slot += 2 * torch.arange(len(at))  # its rank in its cell is its rank of all, less those before
     values = torch.zeros(total * 2)
     columns = torch.full((total * 2,), EMPTY, dtype=torch.uint8)
-    values[slot], columns[slot] = weight.flatten()[at], place.to(torch.uint8)
+    values.scatter_(0, slot, weight.flatten().index_select(0, at))
+    columns.scatter_(0, slot, place.to(torch.uint8))
     tensors = {
         "starts": pairs.starts(),
         "pairs": pairs.coded(),

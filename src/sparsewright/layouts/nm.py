@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from ..core import Packed
 from ..errors import LayoutError
+from ..present import present_in
 from . import LAYOUTS, STORED, check, check_form, not_a_matrix
 
 LANES = 16
@@ -39,7 +40,7 @@ class NMLanes:
         reason = not_a_matrix(weight)
         if reason:
             return reason
-        present = weight.detach().cpu() != 0
+        present = present_in(weight)
         return _waste(present, *_best_chunk(present))
 
     def pack(self, weight: Tensor, chunk: int | None = None) -> Packed:

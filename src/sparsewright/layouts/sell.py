@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..core import Packed
 from ..errors import LayoutError
+from ..present import present_in
 from . import LAYOUTS, STORED, check, check_form, not_a_matrix
 
 LANES = 16
@@ -38,7 +39,7 @@ class Sell:
         reason = not_a_matrix(weight)
         if reason:
             return reason
-        counts = (weight.detach().cpu() != 0).sum(dim=1)
+        counts = present_in(weight).sum(dim=1)
         total, room = int(counts.sum()), int(_steps(counts.sort(descending=True)[0]).sum()) * LANES
         full = LANES * -(-weight.shape[0] // LANES) / max(1, weight.shape[0])
         if room * (1 - WASTE) <= total * full:
