@@ -10,6 +10,7 @@ import subprocess
 import sys
 import types
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -120,12 +121,6 @@ def test_what_code_reaches_counts(monkeypatch):
             assert found not in seen, name
             seen.add(found)
     with monkeypatch.context() as patch:
-        patch.setattr(F, "leaky_relu", lambda x, slope: x)
-        assert fingerprint(Net()) not in seen
-    with monkeypatch.context() as patch:
-        patch.setattr(nn.Linear, "forward", lambda self, x: x)
-        assert fingerprint(Net()) not in seen
-    with monkeypatch.context() as patch:
         patch.setattr(Net, "forward", lambda self, x: x)
         assert fingerprint(Net()) not in seen
     one = Net()
@@ -196,6 +191,64 @@ class Imports(nn.Module):
         return of_no_file.shift(x)
 
 
+class Blocked(nn.Module):
+    def forward(self, x):
+        try:
+            import of_no_file
+        except ImportError:
+            return x
+        return of_no_file.shift(x)
+
+
+class Around(nn.Module):
+    """Hands a module around."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.way = way
+
+    def forward(self, x):
+        return self.way(x)
+
+
+class Weight(nn.Parameter):
+    pass
+
+
+class Attributes(dict):
+    """Raises for every attribute that it does not hold."""
+
+    __getattr__ = dict.__getitem__
+
+
+class Raises:
+    def __getattribute__(self, name):
+        raise ValueError(name)
+
+
+class Slots:
+    __slots__ = ("width",)
+
+
+OTHERS = types.ModuleType("others")
+OTHERS.act = torch.relu
+OTHERS.inner = types.ModuleType("others.inner")
+OTHERS.inner.act = torch.relu
+TABLES = {"others": OTHERS}
+
+
+def weighted(weight):
+    model = nn.Linear(2, 2)
+    model.weight = weight(torch.ones(2, 2))
+    return model
+
+
+def held(name, value):
+    model = nn.ReLU()
+    model.__dict__[name] = value
+    return model
+
+
 @pytest.mark.parametrize(
     "model",
     [
@@ -203,23 +256,85 @@ class Imports(nn.Module):
         lambda: Net(settings=torch.ones(2)),
         lambda: Net(settings=iter([1])),
         lambda: Net(settings={Kind.ONE}),
+        lambda: Net(settings=Slots()),
         lambda: Net(more=[nn.Linear(2, 2)]),
+        lambda: Net(act=functools.cache(half)),
         Evaluates,
         Imports,
+        Blocked,
+        lambda: weighted(Weight),
+        lambda: held("things", Raises()),
+        lambda: held("my_hooks", np.ones(3)),
+        lambda: held(3, 4),
+        lambda: held("module", OTHERS),
+        lambda: held("many", list(range(60_000))),
+        lambda: held("text", "x" * 60_000_000),
+        lambda: Around(lambda x: TABLES["others"].act(x)),
+        lambda: Around(lambda x, ops=OTHERS: ops.act(x)),
+        lambda: Around(lambda x: getattr(OTHERS, "act")(x)),  # noqa: B009
+        lambda: Around(lambda x: OTHERS.missing(x)),
+        lambda: Around(lambda x: OTHERS.__dict__["act"](x)),
+        lambda: Around(lambda x: sys.modules["others"].act(x)),
+        lambda: Around((lambda ops: lambda x: ops.act(x))(OTHERS)),
     ],
 )
-def test_what_cannot_be_told_has_no_digest(model):
+def test_what_cannot_be_told_has_no_digest(model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "of_no_file", None)  # how imports are blocked
     assert fingerprint(model()) is None
 
 
-def test_what_is_imported_inside_counts(monkeypatch):
-    module = types.ModuleType("of_no_file")
-    monkeypatch.setitem(sys.modules, "of_no_file", module)
-    found = []
-    for by in (1, 2, 1):
-        module.shift = functools.partial(torch.add, by)
-        found.append(fingerprint(Imports()))
-    assert found[0] == found[2] not in (None, found[1])
+def test_objects_that_answer_to_few_names_are_data():
+    one, other = (Net(settings=Attributes(width=width)) for width in (8, 9))
+    assert None is not fingerprint(one) != fingerprint(other)
+
+
+def test_what_is_taken_out_of_modules_counts(monkeypatch):
+    first = Around(lambda x: OTHERS.act(x))
+    second = Around(lambda x: OTHERS.inner.act(x))
+    before = [fingerprint(first), fingerprint(second)]
+    assert None not in before
+    monkeypatch.setattr(OTHERS, "act", torch.tanh)
+    assert fingerprint(first) not in (None, before[0])
+    assert fingerprint(second) == before[1]
+    monkeypatch.setattr(OTHERS.inner, "act", torch.tanh)
+    assert fingerprint(second) not in (None, before[1])
+
+
+@pytest.mark.parametrize(
+    ("space", "name", "value"),
+    [
+        (torch.Tensor, "my_act", torch.relu),
+        (F, "gelu", half),
+        (F, "relu", F.relu6),
+        (F, "LIMIT", 3.0),
+        (torch, "limit", functools.partial(torch.clamp, max=2)),
+        (nn.SiLU, "forward", nn.ReLU6.forward),
+        (nn.Module, "limit", 4),
+    ],
+)
+def test_what_is_put_into_torch_makes_all_unknown(space, name, value, monkeypatch):
+    first = fingerprint(Net())
+    with monkeypatch.context() as patch:
+        patch.setattr(space, name, value, raising=False)
+        assert fingerprint(Net()) is None
+    assert fingerprint(Net()) == first
+
+
+def test_torch_leaves_its_own_names_alone():
+    """Its tracer and its compiler wrap some of them."""
+    first = fingerprint(Net())
+    model, x = Net().eval(), torch.ones(2, 4)
+    torch.export.export(model, (x,))
+    torch.compile(model, backend="eager")(x)
+    assert fingerprint(Net()) == first is not None
+
+
+def test_bound_methods_of_c_count():
+    found = {
+        fingerprint(Around(way))
+        for way in ((1.0).__mul__, (2.0).__mul__, (1, 2).__getitem__, (2, 1).__getitem__)
+    }
+    assert len(found) == 4
 
 
 SCRIPT = """

@@ -262,3 +262,29 @@ def test_another_process_does_not_even_import_the_tracer(tmp_path):
         for _ in range(2)
     ]
     assert [m.stdout.strip() for m in made] == ["True True", "False False"]
+
+
+class Selects(nn.Module):
+    """Gives as many rows as the values say."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.norm = nn.Linear(16, 16), nn.BatchNorm1d(16)
+
+    def forward(self, x):
+        x = self.norm(self.fc(x))
+        return x[x[:, 0] > 0]
+
+
+def test_sizes_that_follow_values_are_no_batch(folder):
+    """The norm is folded all the same, and the modules serve."""
+    model = Selects().eval()
+    sw.prune(model, sparsity=0.8, allocate="uniform_all")
+    names = [k for k in sw.kernels.KERNELS if k.startswith("csr.")]
+    for _ in range(2):
+        fast = sw.deploy(model, torch.randn(4, 16), kernels=names, seconds=0)
+        assert fast.program is None
+        assert "BatchNorm folded: 'norm' into 'fc'" in fast.plan.notes
+        for batch in (1, 2, 5):
+            x = torch.randn(batch, 16)
+            torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)

@@ -1,6 +1,8 @@
 """Tables of parts, and the texts of errors."""
 
+import importlib
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -82,3 +84,19 @@ def test_every_error_is_ours_and_one_of_pythons():
 
 def test_a_missing_data_set_reads_as_its_sentence():
     assert str(DataError("put the files into /data")) == "put the files into /data"
+
+
+def test_threads_that_ask_at_once_see_the_whole_table(tmp_path, monkeypatch):
+    folder = tmp_path / "slow_parts"
+    folder.mkdir()
+    (folder / "__init__.py").write_text(
+        "from sparsewright.registry import Table\nTABLE = Table('part', __name__)\n"
+    )
+    for name in ("a", "b", "c"):
+        (folder / f"{name}.py").write_text(
+            f"import time\nfrom . import TABLE\ntime.sleep(0.05)\nTABLE.register({name!r})(1)\n"
+        )
+    monkeypatch.syspath_prepend(tmp_path)
+    table = importlib.import_module("slow_parts").TABLE
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda _: table.names(), range(4))) == [["a", "b", "c"]] * 4

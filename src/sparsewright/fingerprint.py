@@ -2,24 +2,30 @@
 its modules' code, down to the functions and constants that this reaches, and what they hold.
 
 Code of Python's own library, of torch and of numpy stands for itself, by their versions; all other
-is read as bytecode. What is found to be neither code nor plain data makes the whole unknown. Not
-seen is what a forward asks of its surroundings through that code, as a variable of the environment.
+is read as bytecode. What is neither code nor plain data makes the whole unknown, and so does a
+module of others that is handed around, imported inside a function, or asked for names that no code
+tells. Not seen: what a forward asks of its surroundings through code that stands for itself, as a
+variable of the environment; what is put into Python's library or numpy, or was put into torch, from
+their own code, before this file was imported; and annotations.
 """
 
 from __future__ import annotations
 
+import builtins
 import dis
 import enum
 import functools
 import hashlib
+import itertools
 import logging
 import re
 import sys
 import sysconfig
 import types
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +33,7 @@ from torch import Tensor, nn
 
 ATOMS = (
     *(type(None), bool, int, float, complex, str, bytes, type(Ellipsis), range, slice),
+    type(NotImplemented),
     *(torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size),
 )
 C_CODE = (
@@ -35,6 +42,8 @@ C_CODE = (
     types.MemberDescriptorType,
 )
 OPERATORS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
+CALLING = (functools._lru_cache_wrapper, functools.partial)
+DESCRIPTORS = (property, staticmethod, classmethod, functools.cached_property)
 KNOWN_OPERATORS = ("aten.", "prims.", "sparsewright.")
 BUILT_IN = (tuple, list, dict, set, frozenset, str, int, float, bytes)
 OF_CLASSES = frozenset([
@@ -46,10 +55,35 @@ OF_CLASSES = frozenset([
 """What a class holds that its objects' doings do not depend on."""
 OF_MODULES = frozenset(["_parameters", "_buffers", "_modules"])
 LOADS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
-HIDING = frozenset(["globals", "eval", "exec", "compile", "__import__"])
-"""What takes what no name in the code tells."""
+ATTRIBUTES = ("LOAD_ATTR", "LOAD_METHOD")
+HIDING = frozenset([
+    *("globals", "eval", "exec", "__import__", "import_module", "__dict__", "__annotations__"),
+    *("get_type_hints", "metadata", "signature", "getsource", "locals"),
+])  # fmt: skip
+"""What takes what no name in the code tells, or tells what is not looked at."""
 MOST = 50_000
-"""Objects that are looked at."""
+"""Values that are looked at; a text or bytes count as one for each MANY of them."""
+MANY = 1000
+
+
+def _public(space: Mapping[str, Any]) -> list[str]:
+    """Names in torch that torch itself does not change: it loads modules, and keeps private state,
+    as it goes; its compiler wraps how modules are made, and seeds."""
+    own = {"__doc__", "__annotations__", "__abstractmethods__", "__init__", "__setstate__"}
+    own |= {"___needs_generation_tag_patch", "manual_seed"}
+    is_state = space.get("__name__") == "torch"
+    return [
+        name
+        for name, found in list(space.items())
+        if not (isinstance(found, types.ModuleType) or name in own)
+        and not (is_state and name.startswith("_"))
+    ]
+
+
+_SPACES: list[Any] = [torch, nn.functional, Tensor]
+_SPACES += [found for found in vars(nn).values() if isinstance(found, type)]
+TORCH = [(space, {name: vars(space)[name] for name in _public(vars(space))}) for space in _SPACES]
+"""What torch's own names stand for."""
 
 
 class _Unknown(Exception):
@@ -60,7 +94,7 @@ def fingerprint(model: nn.Module) -> str | None:
     """The digest of a model, or None where something is neither code nor plain data.
 
     Two models of the same digest run the same operations, on tensors of the same names, types,
-    sizes and strides, whose values may differ.
+    sizes and strides, whose values may differ; but for what the head of this file says.
 
     >>> a, b = nn.Linear(3, 4), nn.Linear(3, 4)
     >>> fingerprint(a) == fingerprint(b), fingerprint(a) == fingerprint(nn.Linear(3, 5))
@@ -68,7 +102,7 @@ def fingerprint(model: nn.Module) -> str | None:
     """
     try:
         return _Reader(model).digest()
-    except (_Unknown, RecursionError):
+    except Exception:  # whatever objects of a user's may raise when they are looked at
         return None
 
 
@@ -83,17 +117,20 @@ class _Reader:
         self.hash = hashlib.sha256()
         self.met: dict[Any, int] = {}
         self.alive: list[Any] = []  # so that no id is given twice
+        self.seen = 0
 
     def digest(self) -> str:
         self._put(sys.version, torch.__version__, np.__version__)
+        self._patches()
         for path, module in self.model.named_modules(remove_duplicate=False):
             self._put(path, self.paths[id(module)])
             self.value(type(module))
             for key, held in sorted(module.__dict__.items()):
-                if key in OF_MODULES or (key.endswith("_hooks") and not held):
+                if key in OF_MODULES or (type(held) in (dict, OrderedDict) and not held):
                     continue
                 self._put(key)
                 self.value(held)
+            self._put(*module._modules)
             for name, tensor in (*module._parameters.items(), *module._buffers.items()):
                 self._put(name)
                 self._tensor(tensor)
@@ -109,11 +146,17 @@ class _Reader:
         if tensor is None:
             self._put("none")
             return
+        if type(tensor) not in (Tensor, nn.Parameter, nn.Buffer):
+            raise _Unknown  # torch asks its class what an operation on it is
+        self.value(vars(tensor) or None)
         self._put(type(tensor).__name__, self.tensors.get(id(tensor), ""), tensor.requires_grad)
         self._put(tensor.dtype, tensor.device, tuple(tensor.shape), tensor.stride())
 
     def value(self, value: Any) -> None:
         """Anything that code can refer to."""
+        self.seen += 1 + (len(value) // MANY if type(value) in (str, bytes) else 0)
+        if self.seen > MOST:
+            raise _Unknown
         if type(value) in ATOMS:
             self._put(type(value).__name__, repr(value))
             return
@@ -125,8 +168,6 @@ class _Reader:
         if number is not None:
             self._put("again", number)
             return
-        if len(self.met) == MOST:
-            raise _Unknown
         self.met[id(value)] = len(self.met)
         self.alive.append(value)
         self._put(type(value).__name__)
@@ -141,25 +182,27 @@ class _Reader:
             self._all([value.__func__, value.__self__])
         elif isinstance(value, C_CODE):
             self._c_code(value)
-        elif isinstance(value, functools.partial):
+        elif type(value) is functools.partial:
             self._all([value.func, value.args, value.keywords])
-        elif isinstance(value, property):
+        elif type(value) is property:
             self._all([value.fget, value.fset, value.fdel])
-        elif isinstance(value, (staticmethod, classmethod)):
+        elif type(value) in (staticmethod, classmethod):
             self.value(value.__func__)
-        elif isinstance(value, functools.cached_property):
+        elif type(value) is functools.cached_property:
             self.value(value.func)
         elif isinstance(value, types.ModuleType):
-            self._put(value.__name__)  # what code takes out of it is looked at there
+            if not _is_known(value.__name__):
+                raise _Unknown  # whoever has it may take anything out of it
+            self._put(value.__name__)
         elif isinstance(value, (nn.Module, Tensor)):
             self._held(value)
         elif isinstance(value, OPERATORS) and str(value).startswith(KNOWN_OPERATORS):
             self._put(value)
         elif isinstance(value, enum.Enum):
             self._put(value.name)
-            self.value(type(value))
-        elif isinstance(value, logging.Logger):
-            self._put(value.name)
+            self._all([type(value), value.__dict__])
+        elif type(value) is logging.Logger:
+            self._put(value.name, value.level, value.disabled)
         elif isinstance(value, re.Pattern):
             self._put(value.flags, value.pattern)
         else:
@@ -178,7 +221,9 @@ class _Reader:
         self._put(name)
 
     def _c_code(self, value: Any) -> None:
-        owner = getattr(value, "__objclass__", None) or getattr(value, "__self__", None)
+        owner = getattr(value, "__self__", None)
+        if owner is None:
+            owner = getattr(value, "__objclass__", None)
         self._put(getattr(value, "__qualname__", value.__name__))
         if isinstance(owner, types.ModuleType):
             self._put(owner.__name__)
@@ -202,12 +247,24 @@ class _Reader:
                 self._put(key)
                 self.value(held)
 
+    def _patches(self) -> None:
+        """What somebody has put into torch itself: functions count, if they were there when this
+        file was imported; of anything else since then nobody knows who calls it."""
+        for space, before in TORCH:
+            now = vars(space)
+            if any(now[name] is not before.get(name) for name in _public(now)):
+                raise _Unknown
+            self._put_there(before)
+
     def _put_there(self, held: Mapping[str, Any]) -> None:
         """Functions that somebody has put among what stands for itself."""
         for name, found in held.items():
-            if isinstance(found, types.FunctionType) and not _is_known_code(found.__code__):
-                self._put(name)
-                self.value(found)
+            if not isinstance(found, types.FunctionType) or _is_known_code(found.__code__):
+                continue
+            if found.__code__.co_filename == "<string>" and _is_known(found.__module__ or ""):
+                continue  # a dataclass writes its own
+            self._put(name)
+            self.value(found)
 
     def _function(self, value: types.FunctionType) -> None:
         self._all([value.__defaults__, value.__kwdefaults__, vars(value) or None])
@@ -221,18 +278,32 @@ class _Reader:
             self._put(value.__module__, value.__qualname__, code.co_firstlineno)
             return
         self._code(code)
-        names, taken, imported = _names(code)
-        if taken & HIDING or "import_module" in names or not imported <= sys.modules.keys():
+        uses = _uses(code)
+        if uses.names & HIDING or any(level or not _is_known(m) for m, level in uses.imports):
             raise _Unknown
-        for name in sorted(imported):
-            self._module(sys.modules[name], names)
-        for name in sorted(taken & value.__globals__.keys()):
-            self._put(name)
-            found = value.__globals__[name]
-            if isinstance(found, types.ModuleType):
-                self._module(found, names)
-            else:
-                self.value(found)
+        for chain in sorted(uses.chains):
+            self._chain(value.__globals__, chain, uses.names)
+
+    def _chain(
+        self, space: Mapping[str, Any], chain: tuple[str, ...], names: frozenset[str]
+    ) -> None:
+        """A name of the code's, with the attributes that it takes out of it at once."""
+        name, *rest = chain
+        self._put(name)
+        found = space.get(name, vars(builtins).get(name, "nobody knows it"))
+        while isinstance(found, types.ModuleType):
+            is_known = _is_known(found.__name__)
+            if not is_known and (not rest or rest[0] not in vars(found)):
+                raise _Unknown  # the module itself goes somewhere, and anything may be taken there
+            if found is sys and "modules" in names:
+                raise _Unknown
+            if is_known and (not rest or rest[0] not in vars(found)):
+                self._put(found.__name__, *rest)
+                return
+            name, *rest = rest
+            self._put(found.__name__, name)
+            found = vars(found)[name]
+        self.value(found)
 
     def _code(self, code: types.CodeType) -> None:
         self._put(code.co_code, getattr(code, "co_exceptiontable", b""), code.co_flags)
@@ -244,28 +315,6 @@ class _Reader:
             else:
                 self.value(constant)
 
-    def _module(self, module: types.ModuleType, names: frozenset[str]) -> None:
-        """What code with these names may take out of a module."""
-        key = (id(module), names)
-        if key in self.met:
-            return
-        self.met[key] = len(self.met)
-        self.alive.append(module)
-        self._put(module.__name__)
-        held = {name: vars(module)[name] for name in sorted(names & vars(module).keys())}
-        for found in held.values():
-            if isinstance(found, types.ModuleType):
-                self._module(found, names)
-        if _is_known(module.__name__):
-            self._put_there(held)
-            return
-        if "getattr" in names or "vars" in names:
-            raise _Unknown  # by which names, nothing tells
-        for name, found in held.items():
-            if not isinstance(found, types.ModuleType):
-                self._put(name)
-                self.value(found)
-
     def _object(self, value: Any) -> None:
         """One of a class: what it holds, in order."""
         kind = type(value)
@@ -274,14 +323,18 @@ class _Reader:
             self.value(kind)
             if not hasattr(value, "__dict__") and inner is None:
                 raise _Unknown
+            if isinstance(value, (*CALLING, *DESCRIPTORS)):
+                raise _Unknown  # it hides what it calls
             if any(vars(c).get("__slots__") for c in kind.__mro__):
                 raise _Unknown
             self.value(dict(sorted(getattr(value, "__dict__", {}).items())))
-        if inner in (tuple, list):
-            self._all(value)
+        if inner is tuple or inner is list:
+            self._all(inner.__iter__(value))
         elif inner is dict:
-            self.value(getattr(value, "default_factory", None))
-            self._all(x for pair in dict.items(value) for x in pair)
+            if isinstance(value, defaultdict):
+                self.value(value.default_factory)
+            items = OrderedDict.items if isinstance(value, OrderedDict) else dict.items
+            self._all(x for pair in items(value) for x in pair)
         elif inner in (set, frozenset):
             if any(type(x) not in ATOMS for x in value):
                 raise _Unknown  # in an order that changes from process to process
@@ -290,26 +343,39 @@ class _Reader:
             self._put(inner.__repr__(value))
 
 
-@functools.cache
-def _names(code: types.CodeType) -> tuple[frozenset[str], ...]:
-    """All names in a function, those of its inner ones as well; those of globals, and of modules
-    that are imported there."""
-    steps = list(dis.get_instructions(code))
-    taken = {step.argval for step in steps if step.opname in LOADS}
-    imported = {step.argval for step in steps if step.opname == "IMPORT_NAME"}
-    inner = [_names(c) for c in code.co_consts if isinstance(c, types.CodeType)]
-    own = frozenset(code.co_names), taken, imported
-    return tuple(frozenset().union(*part) for part in zip(own, *inner, strict=True))
+class _Uses(NamedTuple):
+    """names: all in a function, those of its inner ones as well. chains: of globals, each with the
+    attributes that are taken out of it at once. imports: modules with their levels."""
+
+    names: frozenset[str]
+    chains: frozenset[tuple[str, ...]]
+    imports: frozenset[tuple[str, int]]
 
 
 @functools.cache
+def _uses(code: types.CodeType) -> _Uses:
+    steps = [step for step in dis.get_instructions(code) if step.opname != "EXTENDED_ARG"]
+    chains, imports = set(), set()
+    for i, step in enumerate(steps):
+        if step.opname in LOADS:
+            taken = itertools.takewhile(lambda s: s.opname in ATTRIBUTES, steps[i + 1 :])
+            chains.add((step.argval, *(s.argval for s in taken)))
+        elif step.opname == "IMPORT_NAME":
+            imports.add((step.argval, steps[i - 2].argval))
+    inner = [_uses(c) for c in code.co_consts if isinstance(c, types.CodeType)]
+    own = frozenset(code.co_names), chains, imports
+    return _Uses(*(frozenset().union(*part) for part in zip(own, *inner, strict=True)))
+
+
 def _is_known(module: str) -> bool:
     """Whether a module stands for itself, by a version: Python's library, torch and numpy do."""
     top = module.partition(".")[0]
+    if top in sys.builtin_module_names:
+        return True
     if top not in ("torch", "numpy") and top not in sys.stdlib_module_names:
         return False
     path = getattr(sys.modules.get(top), "__file__", None)
-    return path is None or _is_known_file(path)
+    return path is not None and _is_known_file(path)
 
 
 def _is_known_code(code: types.CodeType) -> bool:

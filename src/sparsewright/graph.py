@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from .errors import ArtifactError
 from .fuse import fuse
 from .operations import name_of
-from .traced import INPUT, TENSOR, Document, Like, Place, Trace, Varies, traced_plain
+from .traced import INPUT, TENSOR, Document, Like, Place, Trace, Varies, is_told, traced_plain
 
 Same = tuple[int, torch.dtype, tuple[int, ...], tuple[int, ...]]
 
@@ -99,7 +99,8 @@ class _Writer:
             "nodes": nodes,
             "output": output,
         }
-        values = {n.name: n.meta.get("val") for n in self.found.graph.nodes if n in self.values}
+        given = {n.name: n.meta.get("val") for n in self.found.graph.nodes if n in self.values}
+        values = {name: value for name, value in given.items() if is_told(value)}
         return Graph(document, self.tensors, exact, values)
 
     def _placeholder(self, node: fx.Node, place: Place) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from . import disk_cache, operations, traced
+from . import disk_cache, graph, operations, samples, traced
 from .disk_cache import TRACES
 from .errors import ArtifactError
 from .fingerprint import fingerprint, of_inputs
@@ -49,8 +49,9 @@ def circumstances(model: nn.Module, inputs: tuple[Tensor, ...]) -> Document | No
 
 @functools.cache
 def _own_digest() -> str:
-    """The version of what makes a trace."""
-    files = [Path(str(module.__file__)) for module in (traced, operations)]
+    """The version of what makes and keeps a trace."""
+    makers = (traced, operations, samples, graph)
+    files = [Path(__file__), *(Path(str(module.__file__)) for module in makers)]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 
@@ -132,7 +133,7 @@ def _given(value: Any) -> Any:
 def _trace(entry: Document, model: nn.Module) -> tuple[Trace, bool]:
     """What `write` was given; ValueError, KeyError or TypeError if the file is something else."""
     kept = entry["trace"]
-    graph, nodes = fx.Graph(), dict[str, fx.Node]()
+    made, nodes = fx.Graph(), dict[str, fx.Node]()
     places = tuple(Place(kind, name) for kind, name in kept["places"])
     for given in kept["nodes"]:
         args = _arguments(given["args"], nodes)
@@ -141,19 +142,19 @@ def _trace(entry: Document, model: nn.Module) -> tuple[Trace, bool]:
             if target is None:
                 raise ValueError(f"there is no operation {given['op']!r}")
             kwargs = {k: _arguments(v, nodes) for k, v in given["kwargs"].items()}
-            node = graph.create_node(
+            node = made.create_node(
                 "call_function", target, tuple(args), kwargs, name=given["name"]
             )
         elif "input" in given:
-            node = graph.create_node("placeholder", given["input"], name=given["name"])
+            node = made.create_node("placeholder", given["input"], name=given["name"])
         else:
-            node = graph.output(tuple(args[0]))
+            node = made.output(tuple(args[0]))
         node.meta = {"val": _given(given["val"]), "owner": given["owner"]}
         nodes[given["name"]] = node
-    count = sum(node.op == "placeholder" for node in graph.nodes)
+    count = sum(node.op == "placeholder" for node in made.nodes)
     if count != len(places):
         raise ValueError(f"it has {count} placeholders for {len(places)} places")
-    found = Trace(graph, places, _tensors(model), kept["output"], kept["batch"], None, True)
+    found = Trace(made, places, _tensors(model), kept["output"], kept["batch"], None, True)
     return found, kept["agreed"] is True
 
 

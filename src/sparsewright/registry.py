@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import threading
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 from .errors import UnknownNameError
 
 T = TypeVar("T")
+_LOADS = threading.RLock()
 
 
 class Table(Generic[T]):
@@ -37,6 +39,7 @@ class Table(Generic[T]):
         self.package = package
         self._parts: dict[str, T] = {}
         self._loaded = package is None
+        self._loading = False
 
     def register(self, name: str) -> Callable[[T], T]:
         """Decorator: put a part into the table under `name`; ValueError if the name is taken."""
@@ -53,15 +56,18 @@ class Table(Generic[T]):
         """Import every module of the table's folder, once."""
         if self._loaded:
             return
-        self._loaded = True  # first, so that a module may look at the table while it loads
-        assert self.package is not None
-        package = importlib.import_module(self.package)
-        try:
-            for module in sorted(m.name for m in pkgutil.iter_modules(package.__path__)):
-                importlib.import_module(f"{self.package}.{module}")
-        except BaseException:
-            self._loaded = False  # a table with a part missing must not pass for the whole one
-            raise
+        with _LOADS:  # of all tables at once: one may ask another while it loads
+            if self._loaded or self._loading:  # a module may look at the table while it loads
+                return
+            self._loading = True
+            assert self.package is not None
+            try:
+                package = importlib.import_module(self.package)
+                for module in sorted(m.name for m in pkgutil.iter_modules(package.__path__)):
+                    importlib.import_module(f"{self.package}.{module}")
+                self._loaded = True  # a table with a part missing must not pass for the whole one
+            finally:
+                self._loading = False
 
     def __getitem__(self, name: str) -> T:
         self.load()

@@ -30,10 +30,11 @@ HELD = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
 @dataclass(frozen=True)
 class Varies:
-    """A size that follows the batch: as a text of the tracer's, and at a batch of TRIAL."""
+    """A size that follows the batch: as a text of the tracer's, and at a batch of TRIAL; None there
+    if it follows the values of a tensor."""
 
     text: str
-    trial: int
+    trial: int | None
 
 
 Size = int | Varies
@@ -68,6 +69,15 @@ def fakes_of(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [fakes_of(v) for v in value]
     return value.trial if isinstance(value, Varies) else value
+
+
+def is_told(value: Any) -> bool:
+    """Whether `fakes_of` knows all sizes of what a node gives."""
+    if isinstance(value, Like):
+        return all(map(is_told, value.shape))
+    if isinstance(value, (list, tuple)):
+        return all(map(is_told, value))
+    return not isinstance(value, Varies) or value.trial is not None
 
 
 @dataclass(frozen=True)
@@ -210,6 +220,8 @@ def _size(size: Any) -> Size:
     if not _is_free(size):
         return int(size)
     expression = size.node.expr
+    if any(symbol.name.startswith("u") for symbol in expression.free_symbols):  # torch's: unbacked
+        return Varies(str(size), None)
     at_trial = expression.subs(dict.fromkeys(expression.free_symbols, TRIAL))
     return Varies(str(size), int(at_trial))
 
