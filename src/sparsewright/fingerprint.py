@@ -50,7 +50,7 @@ OF_CLASSES = frozenset([
     *("__dict__", "__weakref__", "__doc__", "__module__", "__qualname__", "__annotations__"),
     *("__annotate_func__", "__annotations_cache__", "__static_attributes__", "__firstlineno__"),
     *("__orig_bases__", "__parameters__", "__abstractmethods__", "_abc_impl"),
-    *("__dataclass_fields__", "__dataclass_params__"),
+    *("__dataclass_fields__", "__dataclass_params__", "__slotnames__"),
 ])  # fmt: skip
 """What a class holds that its objects' doings do not depend on."""
 OF_MODULES = frozenset(["_parameters", "_buffers", "_modules"])
@@ -68,9 +68,9 @@ MANY = 1000
 
 def _public(space: Mapping[str, Any]) -> list[str]:
     """Names in torch that torch itself does not change: it loads modules, and keeps private state,
-    as it goes; its compiler wraps how modules are made, and seeds."""
+    as it goes; its compiler wraps how modules are made, and seeds; and what copies a class notes its slots."""
     own = {"__doc__", "__annotations__", "__abstractmethods__", "__init__", "__setstate__"}
-    own |= {"___needs_generation_tag_patch", "manual_seed"}
+    own |= {"___needs_generation_tag_patch", "manual_seed", "__slotnames__"}
     is_state = space.get("__name__") == "torch"
     return [
         name
