@@ -68,7 +68,7 @@ MANY = 1000
 
 def _public(space: Mapping[str, Any]) -> list[str]:
     """Names in torch that torch itself does not change: it loads modules, and keeps private state,
-    as it goes; its compiler wraps how modules are made, and seeds; and what copies a class notes its slots."""
+    as it goes; its compiler wraps how modules are made, and seeds; Python notes what it copied."""
     own = {"__doc__", "__annotations__", "__abstractmethods__", "__init__", "__setstate__"}
     own |= {"___needs_generation_tag_patch", "manual_seed", "__slotnames__"}
     is_state = space.get("__name__") == "torch"
