@@ -210,6 +210,7 @@ FLOORS = {
             "traced",
             "kept_trace",
             "fingerprint",
+            "known_code",
             "disk_cache",
             "artifact",
             "plan",

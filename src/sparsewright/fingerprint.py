@@ -12,24 +12,22 @@ their own code, before this file was imported; and annotations.
 from __future__ import annotations
 
 import builtins
-import dis
 import enum
 import functools
 import hashlib
-import itertools
 import logging
 import re
 import sys
-import sysconfig
 import types
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from .known_code import TORCH, found_under, is_known, is_known_code, public_names, uses_of
 
 ATOMS = (
     *(type(None), bool, int, float, complex, str, bytes, type(Ellipsis), range, slice),
@@ -54,8 +52,6 @@ OF_CLASSES = frozenset([
 ])  # fmt: skip
 """What a class holds that its objects' doings do not depend on."""
 OF_MODULES = frozenset(["_parameters", "_buffers", "_modules"])
-LOADS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
-ATTRIBUTES = ("LOAD_ATTR", "LOAD_METHOD")
 HIDING = frozenset([
     *("globals", "eval", "exec", "__import__", "import_module", "__dict__", "__annotations__"),
     *("get_type_hints", "metadata", "signature", "getsource", "locals"),
@@ -64,26 +60,6 @@ HIDING = frozenset([
 MOST = 50_000
 """Values that are looked at; a text or bytes count as one for each MANY of them."""
 MANY = 1000
-
-
-def _public(space: Mapping[str, Any]) -> list[str]:
-    """Names in torch that torch itself does not change: it loads modules, and keeps private state,
-    as it goes; its compiler wraps how modules are made, and seeds; Python notes what it copied."""
-    own = {"__doc__", "__annotations__", "__abstractmethods__", "__init__", "__setstate__"}
-    own |= {"___needs_generation_tag_patch", "manual_seed", "__slotnames__"}
-    is_state = space.get("__name__") == "torch"
-    return [
-        name
-        for name, found in list(space.items())
-        if not (isinstance(found, types.ModuleType) or name in own)
-        and not (is_state and name.startswith("_"))
-    ]
-
-
-_SPACES: list[Any] = [torch, nn.functional, Tensor]
-_SPACES += [found for found in vars(nn).values() if isinstance(found, type)]
-TORCH = [(space, {name: vars(space)[name] for name in _public(vars(space))}) for space in _SPACES]
-"""What torch's own names stand for."""
 
 
 class _Unknown(Exception):
@@ -191,7 +167,7 @@ class _Reader:
         elif type(value) is functools.cached_property:
             self.value(value.func)
         elif isinstance(value, types.ModuleType):
-            if not _is_known(value.__name__):
+            if not is_known(value.__name__):
                 raise _Unknown  # whoever has it may take anything out of it
             self._put(value.__name__)
         elif isinstance(value, (nn.Module, Tensor)):
@@ -232,12 +208,15 @@ class _Reader:
         elif owner is not None:
             self.value(owner)
         module = getattr(value, "__module__", None) or getattr(owner, "__module__", None)
-        if module is not None and not _is_known(str(module)):
+        if module is not None and not is_known(str(module)):
             raise _Unknown
 
     def _class(self, value: type) -> None:
         self._put(value.__module__, value.__qualname__)
-        if _is_known(value.__module__) and _found(value.__module__, value.__qualname__) is value:
+        if (
+            is_known(value.__module__)
+            and found_under(value.__module__, value.__qualname__) is value
+        ):
             self._put_there(vars(value))
             self._all(value.__mro__[1:])
             return
@@ -252,16 +231,16 @@ class _Reader:
         file was imported; of anything else since then nobody knows who calls it."""
         for space, before in TORCH:
             now = vars(space)
-            if any(now[name] is not before.get(name) for name in _public(now)):
+            if any(now[name] is not before.get(name) for name in public_names(now)):
                 raise _Unknown
             self._put_there(before)
 
     def _put_there(self, held: Mapping[str, Any]) -> None:
         """Functions that somebody has put among what stands for itself."""
         for name, found in held.items():
-            if not isinstance(found, types.FunctionType) or _is_known_code(found.__code__):
+            if not isinstance(found, types.FunctionType) or is_known_code(found.__code__):
                 continue
-            if found.__code__.co_filename == "<string>" and _is_known(found.__module__ or ""):
+            if found.__code__.co_filename == "<string>" and is_known(found.__module__ or ""):
                 continue  # a dataclass writes its own
             self._put(name)
             self.value(found)
@@ -274,12 +253,12 @@ class _Reader:
             except ValueError:  # nothing is in it yet
                 self._put("empty")
         code = value.__code__
-        if _is_known_code(code):
+        if is_known_code(code):
             self._put(value.__module__, value.__qualname__, code.co_firstlineno)
             return
         self._code(code)
-        uses = _uses(code)
-        if uses.names & HIDING or any(level or not _is_known(m) for m, level in uses.imports):
+        uses = uses_of(code)
+        if uses.names & HIDING or any(level or not is_known(m) for m, level in uses.imports):
             raise _Unknown
         for chain in sorted(uses.chains):
             self._chain(value.__globals__, chain, uses.names)
@@ -292,12 +271,11 @@ class _Reader:
         self._put(name)
         found = space.get(name, vars(builtins).get(name, "nobody knows it"))
         while isinstance(found, types.ModuleType):
-            is_known = _is_known(found.__name__)
-            if not is_known and (not rest or rest[0] not in vars(found)):
-                raise _Unknown  # the module itself goes somewhere, and anything may be taken there
             if found is sys and "modules" in names:
                 raise _Unknown
-            if is_known and (not rest or rest[0] not in vars(found)):
+            if not rest or rest[0] not in vars(found):
+                if not is_known(found.__name__):
+                    raise _Unknown  # it goes somewhere, and anything may be taken out of it there
                 self._put(found.__name__, *rest)
                 return
             name, *rest = rest
@@ -341,74 +319,3 @@ class _Reader:
             self._put(sorted(map(repr, value)))
         elif inner is not None:
             self._put(inner.__repr__(value))
-
-
-class _Uses(NamedTuple):
-    """names: all in a function, those of its inner ones as well. chains: of globals, each with the
-    attributes that are taken out of it at once. imports: modules with their levels."""
-
-    names: frozenset[str]
-    chains: frozenset[tuple[str, ...]]
-    imports: frozenset[tuple[str, int]]
-
-
-@functools.cache
-def _uses(code: types.CodeType) -> _Uses:
-    steps = [step for step in dis.get_instructions(code) if step.opname != "EXTENDED_ARG"]
-    chains, imports = set(), set()
-    for i, step in enumerate(steps):
-        if step.opname in LOADS:
-            taken = itertools.takewhile(lambda s: s.opname in ATTRIBUTES, steps[i + 1 :])
-            chains.add((step.argval, *(s.argval for s in taken)))
-        elif step.opname == "IMPORT_NAME":
-            imports.add((step.argval, steps[i - 2].argval))
-    inner = [_uses(c) for c in code.co_consts if isinstance(c, types.CodeType)]
-    own = frozenset(code.co_names), chains, imports
-    return _Uses(*(frozenset().union(*part) for part in zip(own, *inner, strict=True)))
-
-
-def _is_known(module: str) -> bool:
-    """Whether a module stands for itself, by a version: Python's library, torch and numpy do."""
-    top = module.partition(".")[0]
-    if top in sys.builtin_module_names:
-        return True
-    if top not in ("torch", "numpy") and top not in sys.stdlib_module_names:
-        return False
-    path = getattr(sys.modules.get(top), "__file__", None)
-    return path is not None and _is_known_file(path)
-
-
-def _is_known_code(code: types.CodeType) -> bool:
-    """The same of the file that a function was written in: decorators lend it other names."""
-    return _is_known_file(code.co_filename)
-
-
-@functools.cache
-def _is_known_file(name: str) -> bool:
-    path = Path(name)
-    library, *packages = _folders()
-    if name.startswith("<frozen ") or any(path.is_relative_to(folder) for folder in packages):
-        return True
-    return path.is_relative_to(library) and "site-packages" not in path.parts
-
-
-@functools.cache
-def _folders() -> list[Path]:
-    """Of Python's library, torch and numpy."""
-    packages = [Path(str(p.__file__)).parent for p in (torch, np)]
-    return [Path(sysconfig.get_paths()["stdlib"]), *packages]
-
-
-def _found(module: str, name: str) -> Any:
-    """What is found under a qualified name."""
-    found: Any = sys.modules.get(module)
-    for part in name.split("."):
-        found = getattr(found, part, None)
-    return found
-
-
-def of_inputs(inputs: Iterable[Tensor]) -> list[Mapping[str, Any]]:
-    """What a trace depends on of a model's inputs, as JSON takes it."""
-    return [
-        {"dtype": str(x.dtype), "shape": list(x.shape), "stride": list(x.stride())} for x in inputs
-    ]

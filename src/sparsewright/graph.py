@@ -25,6 +25,7 @@ DTYPES = {str(t).removeprefix("torch."): t for t in (
     torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.bool, torch.uint8,
     torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16,
 )}  # fmt: skip
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 FORMATS = {
     str(f).removeprefix("torch."): f
     for f in (torch.contiguous_format, torch.preserve_format, torch.channels_last)
@@ -118,7 +119,7 @@ class _Writer:
         if not isinstance(value, Like):
             raise ArtifactError(f"input {name!r} must be a tensor; got {type(value).__name__}")
         shape = [BATCH if isinstance(s, Varies) else s for s in value.shape]
-        dtype = _word({torch_type: n for n, torch_type in DTYPES.items()}, value.dtype, name)
+        dtype = _word(DTYPE_NAMES, value.dtype, name)
         self.inputs.append({"name": name, "dtype": dtype, "shape": shape})
         self.values[node] = {"node": name}
 
@@ -157,7 +158,7 @@ def json_value(value: Any, place: str, nodes: Mapping[fx.Node, Any]) -> Any:
     if isinstance(value, (list, tuple)):
         return [json_value(v, place, nodes) for v in value]
     if isinstance(value, torch.dtype):
-        return {"dtype": _word({t: n for n, t in DTYPES.items()}, value, place)}
+        return {"dtype": _word(DTYPE_NAMES, value, place)}
     if isinstance(value, torch.memory_format):
         return {"memory_format": _word({f: n for n, f in FORMATS.items()}, value, place)}
     if value is torch.strided:

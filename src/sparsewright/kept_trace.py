@@ -18,14 +18,13 @@ from torch import Tensor, fx, nn
 from . import disk_cache, graph, operations, samples, traced
 from .disk_cache import TRACES
 from .errors import ArtifactError
-from .fingerprint import fingerprint, of_inputs
-from .graph import DTYPES, FLOATS, FORMATS, LAYOUTS, json_value
+from .fingerprint import fingerprint
+from .graph import DTYPE_NAMES, DTYPES, FLOATS, json_value
 from .operations import ARITHMETIC, name_of, operation_of
+from .rebuild import WORDS
 from .traced import TENSOR, Document, Like, Place, Trace, Varies
 
 FORMAT = 1
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
-WORDS: dict[str, Any] = {"dtype": DTYPES, "memory_format": FORMATS, "layout": LAYOUTS}
 TARGETS: dict[str, Any] = {name: target for target, name in ARITHMETIC.items()}
 TARGETS["getitem"] = operator.getitem
 """Names of targets that files look up elsewhere."""
@@ -41,7 +40,7 @@ def circumstances(model: nn.Module, inputs: tuple[Tensor, ...]) -> Document | No
     return {
         "format": FORMAT,
         "trace of": digest,
-        "inputs": of_inputs(inputs),
+        "inputs": [[str(x.dtype), list(x.shape), list(x.stride())] for x in inputs],
         "float": str(torch.get_default_dtype()),
         "writer": _own_digest(),
     }
@@ -111,9 +110,9 @@ def _document(found: Trace) -> Document:
 def _value(value: Any) -> Any:
     """What a node gives, as JSON takes it."""
     if isinstance(value, Like):
-        if value.dtype not in NAMES:
+        if value.dtype not in DTYPE_NAMES:
             raise ArtifactError(f"a file cannot hold {value.dtype}")
-        return {"dtype": NAMES[value.dtype], "shape": [_value(s) for s in value.shape]}
+        return {"dtype": DTYPE_NAMES[value.dtype], "shape": [_value(s) for s in value.shape]}
     if isinstance(value, Varies):
         return {"varies": value.text, "trial": value.trial}
     return [_value(v) for v in value] if isinstance(value, list) else value
