@@ -8,6 +8,7 @@ import random
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,6 +57,19 @@ def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     threads = count_threads()
     torch.set_num_threads(THREADS)  # one test is to blame, not all that follow
     assert threads == THREADS, f"a test left torch with {threads} threads instead of {THREADS}"
+
+
+@pytest.fixture
+def exports(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The models that torch.export was asked for."""
+    made, real = [], torch.export.export
+
+    def count(model: torch.nn.Module, *more: Any, **named: Any) -> Any:
+        made.append(type(model).__name__)
+        return real(model, *more, **named)
+
+    monkeypatch.setattr(torch.export, "export", count)
+    return made
 
 
 @pytest.fixture(scope="session")

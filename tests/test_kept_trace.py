@@ -43,19 +43,6 @@ def folder(tmp_path, monkeypatch):
     return tmp_path / "traces"
 
 
-@pytest.fixture
-def exports(monkeypatch):
-    """What torch.export was asked for."""
-    made, real = [], torch.export.export
-
-    def count(model, *more, **named):
-        made.append(type(model).__name__)
-        return real(model, *more, **named)
-
-    monkeypatch.setattr(torch.export, "export", count)
-    return made
-
-
 def network(seed=0):
     torch.manual_seed(seed)
     model = Net()

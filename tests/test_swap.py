@@ -45,19 +45,6 @@ def network():
     return model.eval().requires_grad_(False)
 
 
-@pytest.fixture
-def exports(monkeypatch):
-    """What torch.export was asked for."""
-    made, real = [], torch.export.export
-
-    def count(model, *more, **named):
-        made.append(type(model).__name__)
-        return real(model, *more, **named)
-
-    monkeypatch.setattr(torch.export, "export", count)
-    return made
-
-
 @pytest.mark.parametrize(
     "dense", [[], ["dense.onednn"], ["dense.conv2d.onednn"], ["dense.conv2d.eager"]]
 )
