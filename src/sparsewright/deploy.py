@@ -46,9 +46,9 @@ def deploy(
     float32. kernels: names to choose among (all by default). seconds: to spend on timing each
     layer. fold: whether a BatchNorm becomes part of the layer before it. cache: whether layers that
     were timed on this machine before are not timed again (plan_cache.py), nor a model traced again
-    whose code was (kept_trace.py). plan: one to repeat, of
-    an equal model: its kernels serve, or KernelError says which cannot. values: how packed
-    weights store theirs: "fp32", or with fewer bytes "bf16" or "int8" (layouts.pack), which rounds
+    whose code was (kept_trace.py). plan: one to repeat, of an equal model: its kernels serve, or
+    KernelError says which cannot. values: how packed weights store theirs: "fp32", or with fewer
+    bytes "bf16" or "int8" (layouts.pack), which rounds
     them; the plan's notes say what that does to the outputs. `model` is left as it was. The output
     on the example equals that of the original, with its weights rounded so, within TOLERANCE of its
     largest magnitude; KernelError names the layer where it does not. Models on a GPU or in another

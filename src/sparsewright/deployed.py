@@ -189,10 +189,9 @@ class Deployed(nn.Module):
     def _tensors(self) -> list[tuple[Any, ...]]:
         """Where and what the model's tensors are, and how often they were written."""
         both = [*self.model.parameters(), *self.model.buffers()]
-        state = [None if t.is_inference() else t._version for t in both]
         return [
-            (t.data_ptr(), t.dtype, t.device, t.shape, t.stride(), version)
-            for t, version in zip(both, state, strict=True)
+            (t.data_ptr(), t.dtype, t.device, t.shape, t.stride(), t.is_inference() or t._version)
+            for t in both
         ]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Deployed:
