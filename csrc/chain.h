@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "bound.h"
+#include "slices.h"
 
 namespace sparsewright {
 
@@ -15,6 +16,9 @@ Sell sell_of(const Tensor& starts, const Tensor& order, const Tensor& columns, c
              const std::optional<Tensor>& scales, int64_t in, int64_t out_features);
 Csr csr_of(const Tensor& rows, const Tensor& columns, const Tensor& values,
            const std::optional<Tensor>& scales, int64_t in);
+Window window_of(const Tensor& starts, const Tensor& order, const Tensor& columns,
+                 const Tensor& places, const Tensor& values, const std::optional<Tensor>& scales,
+                 int64_t in, int64_t out);
 Nm nm_of(const Tensor& values, const Tensor& columns, const std::optional<Tensor>& scales,
          int64_t in, int64_t out_features, int64_t chunk);
 
@@ -29,18 +33,19 @@ inline const float* with_zero(const float* x, int64_t batch, int64_t in) {
   return copy;
 }
 
-// First slice at or after which `target` steps lie before.
-int64_t slice_at(const Sell& w, int64_t target);
-
 // A weight as its kernel takes it, with what is done to its sums.
 struct Ready {
   const Kernels* k;
-  std::variant<Sell, Csr, Csb, Nm> weight;
+  std::variant<Sell, Csr, Csb, Nm, Window> weight;
   const float* bias;
   Activation activation;
   int64_t out, work;  // multiply-adds, padding and ends of rows counted
   // Floats that its sums take: out, or more where they stay in the order of the lanes.
   int64_t room() const;
+  // Of one row of activations, as kGrain counts: a look-up serves a vector at once.
+  int64_t work_of_row() const {
+    return std::holds_alternative<Window>(weight) ? work / k->width : work;
+  }
   // Sums of one row of activations: of `parts` equal parts, the one numbered `part`.
   void run(const float* x, float* y, int64_t part, int64_t parts, std::atomic<bool>& fits) const;
 };
@@ -55,6 +60,8 @@ class Stage {
   bool is_current() const;
   // Whether a single row can go through it as part of a region: places, moved and Ready::run.
   virtual bool takes_a_row() const { return true; }
+  // Whether the activations must lie in their own order, for which the stage before it sees.
+  virtual bool takes_order() const { return false; }
   // Raises where its weight names a column beyond the `width` outputs of the stage before it.
   virtual void check(int64_t width) const = 0;
   // Where the sum of each row lies if they stay in the order of the lanes; of csr in their own.
@@ -79,6 +86,11 @@ std::shared_ptr<const Stage> sell_stage(const Tensor& starts, const Tensor& orde
                                         const std::optional<Tensor>& scales,
                                         const std::optional<Tensor>& bias, int64_t out_features,
                                         int64_t activation, int64_t isa);
+std::shared_ptr<const Stage> window_stage(const Tensor& starts, const Tensor& order,
+                                          const Tensor& columns, const Tensor& places,
+                                          const Tensor& values, const std::optional<Tensor>& scales,
+                                          const std::optional<Tensor>& bias, int64_t in_features,
+                                          int64_t out_features, int64_t activation, int64_t isa);
 std::shared_ptr<const Stage> csr_stage(const Tensor& rows, const Tensor& columns,
                                        const Tensor& values, const std::optional<Tensor>& scales,
                                        const std::optional<Tensor>& bias, int64_t activation,

@@ -67,6 +67,20 @@ struct Sell {
   bool in_lanes = false;
 };
 
+// 16 rows side by side, rows sorted by their counts; those that a step multiplies lie among the
+// kWindow columns from the step's first on (layout window). Padding has value 0.
+struct Window {
+  const int32_t* starts;  // (slices + 1) first step of each slice, multiples of kPlacesOfLane
+  const int32_t* order;   // (slices, 16) row of each lane, -1 where there is none
+  const void* columns;    // (steps) uint16 or int32: the first column of each step's window
+  bool wide;              // columns are int32
+  const uint8_t* places;  // (steps / kPlacesOfLane, 16, kPlacesOfLane) place inside the window
+  Values values;          // (steps, 16)
+  int64_t in, out, slices;
+  int64_t x_step;  // from one row of the activations to the next: in, or more where it is small
+  bool in_lanes = false;  // as of Sell
+};
+
 // Blocks of rows, chunks of columns, pairs of rows (layout csb). Padding has value 0 and place
 // 255, which holds a zero.
 struct Csb {
@@ -224,9 +238,11 @@ struct MaxPool {
   int64_t kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w;
 };
 
-constexpr int kLanes = 16;     // rows side by side in layout nm
-constexpr int kTable = 32;     // columns that the register look-up can hold
-constexpr int kRowBlock = 64;  // output rows that one work item of the tiled kernels computes
+constexpr int kLanes = 16;        // rows side by side in layout nm
+constexpr int kTable = 32;        // columns that the register look-up can hold
+constexpr int kWindow = 32;       // and of those of a step of layout window
+constexpr int kPlacesOfLane = 4;  // of layout window, side by side in memory
+constexpr int kRowBlock = 64;     // output rows that one work item of the tiled kernels computes
 constexpr uint8_t kPadding = 255;
 constexpr int kPlaces = 256;    // places of a chunk of layout csb
 constexpr int kMaxBlock = 128;  // most rows of a block of layout csb
@@ -240,12 +256,13 @@ constexpr int64_t kBlockFloats = 12 * 1024;
 // false means that an index of the weight does not fit the activations; nothing was read there.
 struct Kernels {
   const char* name;
-  int64_t width;            // floats in a vector
-  int64_t tile;             // most rows of the batch in a Tile
-  int64_t pixels;           // most positions in a tile of an image
-  int64_t csr_dot_batch;    // largest batch for which csr_dot is ahead of the tiled kernel
-  int64_t nm_lookup_batch;  // the same for nm_lookup
-  int64_t sell_dot_batch;   // and for sell_dot
+  int64_t width;             // floats in a vector
+  int64_t tile;              // most rows of the batch in a Tile
+  int64_t pixels;            // most positions in a tile of an image
+  int64_t csr_dot_batch;     // largest batch for which csr_dot is ahead of the tiled kernel
+  int64_t nm_lookup_batch;   // the same for nm_lookup
+  int64_t sell_dot_batch;    // and for sell_dot
+  int64_t window_dot_batch;  // and for window_dot
   // x (batch, in) times rows [begin, end).
   bool (*csr_dot)(const Csr&, const float* x, int64_t batch, const float* bias, float* y,
                   int64_t begin, int64_t end);
@@ -263,6 +280,10 @@ struct Kernels {
   void (*sell_dot)(const Sell&, const float* x, int64_t batch, const float* bias, float* y,
                    int64_t begin, int64_t end);
   void (*sell_tile)(const Sell&, const Tile&, int64_t slice);
+  // Rows of x with kWindow floats at least, slices [begin, end).
+  void (*window_dot)(const Window&, const float* x, int64_t batch, const float* bias, float* y,
+                     int64_t begin, int64_t end);
+  void (*window_tile)(const Window&, const Tile&, int64_t slice);
   void (*csb_tile)(const Csb&, const Tile&, int64_t block);
   // The gradient of weights: to the places of pairs [first, last), whose steps begin at `step`, add
   // the sums over one tile of dy[row] * x[column] to `sums` (four floats more than it has places).

@@ -12,6 +12,7 @@
 #include "nm.inl.h"
 #include "outer.inl.h"
 #include "sell.inl.h"
+#include "window.inl.h"
 
 namespace sparsewright::SPARSEWRIGHT_ISA {
 
@@ -23,6 +24,7 @@ const Kernels kKernels = {
     .csr_dot_batch = Simd::kCsrDotBatch,
     .nm_lookup_batch = Simd::kNmLookupBatch,
     .sell_dot_batch = Simd::kSellDotBatch,
+    .window_dot_batch = Simd::kWindowDotBatch,
     .csr_dot = csr_dot,
     .csr_tile = csr_tile,
     .across_tile = Simd::kAcross * kW,
@@ -32,6 +34,8 @@ const Kernels kKernels = {
     .nm_lookup = nm_lookup,
     .sell_dot = sell_dot,
     .sell_tile = sell_tile,
+    .window_dot = window_dot,
+    .window_tile = window_tile,
     .csb_tile = csb_tile,
     .csb_outer = csb_outer,
     .csr_outer = csr_outer,

@@ -12,6 +12,10 @@ Tensor nm_linear(const Tensor& x, const Tensor& values, const Tensor& columns,
                  const std::optional<Tensor>& scales, const std::optional<Tensor>& bias,
                  int64_t out_features, int64_t chunk, int64_t activation, int64_t isa);
 
+Tensor window_linear(const Tensor& x, const Tensor& starts, const Tensor& order,
+                     const Tensor& columns, const Tensor& places, const Tensor& values,
+                     const std::optional<Tensor>& scales, const std::optional<Tensor>& bias,
+                     int64_t in_features, int64_t out_features, int64_t activation, int64_t isa);
 Tensor sell_linear(const Tensor& x, const Tensor& starts, const Tensor& order,
                    const Tensor& columns, const Tensor& values, const std::optional<Tensor>& scales,
                    const std::optional<Tensor>& bias, int64_t out_features, int64_t activation,
@@ -86,6 +90,9 @@ STABLE_TORCH_LIBRARY(sparsewright, m) {
   SW_PRODUCT("sell_linear",
              "Tensor starts, Tensor order, Tensor columns, Tensor values, Tensor? scales, Tensor? "
              "bias, int out_features, int activation, int isa");
+  SW_PRODUCT("window_linear",
+             "Tensor starts, Tensor order, Tensor columns, Tensor places, Tensor values, Tensor? "
+             "scales, Tensor? bias, int in_features, int out_features, int activation, int isa");
   SW_PRODUCT("csb_linear",
              "Tensor starts, Tensor pairs, Tensor columns, Tensor values, Tensor? scales, Tensor? "
              "bias, int out_features, int chunk, int block, int activation, int isa");
@@ -142,6 +149,9 @@ STABLE_TORCH_LIBRARY_IMPL(sparsewright, CPU, m) {
       "bind_sell_linear",
       TORCH_BOX(
           (&sparsewright::Bind<&sparsewright::sell_linear, -1, &sparsewright::sell_stage>::bind)));
+  m.impl("window_linear", TORCH_BOX(&sparsewright::window_linear));
+  m.impl("bind_window_linear", TORCH_BOX((&sparsewright::Bind<&sparsewright::window_linear, -1,
+                                                              &sparsewright::window_stage>::bind)));
   m.impl("block_linear", TORCH_BOX(&sparsewright::block_linear));
   m.impl("bind_block_linear", TORCH_BOX((&sparsewright::Bind<&sparsewright::block_linear>::bind)));
   m.impl("csb_linear", TORCH_BOX(&sparsewright::csb_linear));

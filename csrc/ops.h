@@ -54,8 +54,9 @@ inline int64_t parts_of(int64_t work, int64_t most, int64_t grain = kGrain) {
 }
 
 // Memory of the calling thread, kept between calls. A share of the work that needs some of its own
-// takes `kShare`: on the calling thread the op's lies beside it.
-constexpr int kOp = 0, kShare = 1;
+// takes `kShare`, and for sums in the order of the lanes `kSums`: on the calling thread they lie
+// beside the op's.
+constexpr int kOp = 0, kShare = 1, kSums = 2;
 template <int kWhose = kOp>
 float* scratch(int64_t floats) {
   struct Free {

@@ -1,5 +1,7 @@
 // The call that goes through a chain of products: a single row in one region, a batch in tiles,
 // else one after the other.
+#include <numeric>
+
 #include "barrier.h"
 #include "chain.h"
 #include "chain_tiles.h"
@@ -9,9 +11,31 @@ namespace {
 
 constexpr int64_t kMostColumns = 65536;  // of one row that is copied for a chain
 
-int64_t room_in_lanes(const Ready& ready) {
-  const Sell* w = std::get_if<Sell>(&ready.weight);
-  return w ? w->slices * kLanes : ready.out;
+// Whether the sums of a stage stay in the order of the lanes, so that no thread writes into lines
+// of another's: the next one's columns are renamed for it, if they can be.
+bool stays_in_lanes(const Ready& ready, const Stage* next) {
+  const bool slices =
+      std::holds_alternative<Sell>(ready.weight) || std::holds_alternative<Window>(ready.weight);
+  return slices && next && !next->takes_order();
+}
+
+int64_t room_in_lanes(const Ready& ready) { return ceil_div(ready.out, kLanes) * kLanes; }
+
+// f(weight) where its rows lie in slices.
+template <class Weight, class F>
+void if_slices(Weight& weight, const F& f) {
+  if (auto* w = std::get_if<Sell>(&weight)) f(*w);
+  if (auto* w = std::get_if<Window>(&weight)) f(*w);
+}
+
+void dot(const Kernels& k, const Sell& w, const float* x, const float* bias, float* y, int64_t a,
+         int64_t b) {
+  k.sell_dot(w, x, 1, bias, y, a, b);
+}
+
+void dot(const Kernels& k, const Window& w, const float* x, const float* bias, float* y, int64_t a,
+         int64_t b) {
+  k.window_dot(w, x, 1, bias, y, a, b);
 }
 
 int64_t lines(int64_t floats) { return ceil_div(floats, kLine) * kLine; }
@@ -22,12 +46,13 @@ class Chain {
   Chain(std::vector<Bound> calls, std::vector<std::shared_ptr<const Stage>> stages,
         TileChain tiles = {})
       : calls_(std::move(calls)), stages_(std::move(stages)), tiles_(std::move(tiles)) {
-    for (const auto& stage : stages_) {
-      ready_.push_back(stage->ready());
-      Sell* w = std::get_if<Sell>(&ready_.back().weight);
-      if (w) w->in_lanes = stage != stages_.back();
-      work_ = std::max(work_, ready_.back().work);
-      if (stage != stages_.back()) floats_ += lines(ready_.back().room() + 1);
+    for (size_t i = 0; i < stages_.size(); ++i) {
+      Ready ready = stages_[i]->ready();
+      const Stage* const next = i + 1 < stages_.size() ? stages_[i + 1].get() : nullptr;
+      if_slices(ready.weight, [&](auto& w) { w.in_lanes = stays_in_lanes(ready, next); });
+      work_ = std::max(work_, ready.work_of_row());
+      if (next) floats_ += lines(ready.room() + 1);
+      ready_.push_back(std::move(ready));
     }
   }
 
@@ -50,7 +75,9 @@ class Chain {
   // Whether one region serves a row of so many columns, and nothing is wrong with the weights that
   // an op would not accept.
   bool serves_row(int64_t in) const {
-    return !stages_.empty() && in < kMostColumns && all_current(stages_);
+    if (stages_.empty() || in >= kMostColumns) return false;
+    const Window* w = std::get_if<Window>(&ready_.front().weight);
+    return (!w || w->in == in) && all_current(stages_);
   }
 
   Tensor one_row(const Tensor& x) const {
@@ -73,7 +100,7 @@ class Chain {
       float* out = memory;
       for (size_t i = 0; i < count; ++i) {
         const Ready& stage = i == 0 ? first : ready_[i];
-        const int64_t of_stage = parts_of(stage.work, parts);
+        const int64_t of_stage = parts_of(stage.work_of_row(), parts);
         if (i > 0 && barrier && from < of_stage)  // the lines that other threads wrote, all at once
           for (int64_t c = 0; c < ready_[i - 1].room(); c += kLine) __builtin_prefetch(in + c);
         for (int64_t part = from; part < std::min(to, of_stage); ++part)
@@ -93,8 +120,6 @@ class Chain {
     }
     SW_CHECK(fits, "the packed weight has columns beyond the in_features of x, ", l.in,
              ", or rows that do not ascend");
-    const Ready& last = ready_.back();
-    if (std::holds_alternative<Sell>(last.weight)) last.k->activate(l.y, last.out, last.activation);
     return std::move(l.output);
   }
 
@@ -108,8 +133,9 @@ class Chain {
 }  // namespace
 
 int64_t Ready::room() const {
-  const Sell* w = std::get_if<Sell>(&weight);
-  return w && w->in_lanes ? room_in_lanes(*this) : out;
+  bool in_lanes = false;
+  if_slices(weight, [&](const auto& w) { in_lanes = w.in_lanes; });
+  return in_lanes ? room_in_lanes(*this) : out;
 }
 
 void Ready::run(const float* x, float* y, int64_t part, int64_t parts,
@@ -121,18 +147,37 @@ void Ready::run(const float* x, float* y, int64_t part, int64_t parts,
     k->activate(y + a, b - a, activation);
     return;
   }
-  const Sell& w = std::get<Sell>(weight);
-  const int64_t steps = w.starts[w.slices];
-  const int64_t a = part == 0 ? 0 : slice_at(w, steps * part / parts);
-  const int64_t b = part + 1 == parts ? w.slices : slice_at(w, steps * (part + 1) / parts);
-  if (a < b) k->sell_dot(w, x, 1, bias, y, a, b);
-  if (w.in_lanes) k->activate(y + a * kLanes, (b - a) * kLanes, activation);
+  if_slices(weight, [&](auto w) {
+    const auto [a, b] = slices_of_part(w, part, parts);
+    if (a >= b) return;
+    // In the order of the lanes, so that they can be activated by vectors.
+    const bool stay = std::exchange(w.in_lanes, true);
+    float* const lanes = stay ? y : scratch<kSums>((b - a) * kLanes) - a * kLanes;
+    dot(*k, w, x, bias, lanes, a, b);
+    k->activate(lanes + a * kLanes, (b - a) * kLanes, activation);
+    if (stay) return;
+    for (int64_t i = a * kLanes; i < b * kLanes; ++i)
+      if (w.order[i] >= 0) y[w.order[i]] = lanes[i];
+  });
 }
 
 Product product_of(Bound call, std::shared_ptr<const Stage> stage) {
   if (!stage->takes_a_row()) return {std::move(call), std::move(stage)};
   return {Chain({std::move(call)}, {stage}), stage};
 }
+
+namespace {
+
+// The stage that takes its activations as the one before it leaves its sums; null if it cannot.
+std::shared_ptr<const Stage> after(const Stage& before, const Stage& stage) {
+  const Ready& ready = before.ready();
+  if (stays_in_lanes(ready, &stage)) return stage.moved(before.places(), room_in_lanes(ready));
+  std::vector<int64_t> own(static_cast<size_t>(ready.out));
+  std::iota(own.begin(), own.end(), 0);
+  return stage.moved(own, ready.out);
+}
+
+}  // namespace
 
 Product chain_of(const std::vector<std::shared_ptr<const Product>>& products, bool one_region) {
   std::vector<Bound> calls;
@@ -142,8 +187,7 @@ Product chain_of(const std::vector<std::shared_ptr<const Product>>& products, bo
     calls.emplace_back(product->call);
     std::shared_ptr<const Stage> stage = product->stage;
     rows = rows && stage && stage->takes_a_row();
-    if (rows && !moved.empty())
-      stage = stage->moved(moved.back()->places(), room_in_lanes(moved.back()->ready()));
+    if (rows && !moved.empty()) stage = after(*moved.back(), *stage);
     rows = rows && stage;
     moved.push_back(std::move(stage));
     stages.push_back(product->stage);

@@ -49,6 +49,18 @@ void check_columns(const Tensor& columns, int64_t end, int64_t width) {
   });
 }
 
+// Where the sum of each row of slices lies in the order of the lanes.
+template <class Slices>
+std::vector<int64_t> places_of(const Slices& w) {
+  std::vector<int64_t> at(static_cast<size_t>(w.out), -1);
+  for (int64_t i = 0; i < w.slices * kLanes; ++i) {
+    SW_CHECK(w.order[i] < w.out, "order names row ", w.order[i], " of ", w.out);
+    if (w.order[i] >= 0) at[static_cast<size_t>(w.order[i])] = i;
+  }
+  for (const int64_t place : at) SW_CHECK(place >= 0, "order must name every row once");
+  return at;
+}
+
 class SellStage final : public Stage {
  public:
   SellStage(const Tensor& starts, const Tensor& order, const Tensor& columns, const Tensor& values,
@@ -65,16 +77,7 @@ class SellStage final : public Stage {
 
   void check(int64_t width) const override { check_columns(columns_, width + 1, width); }
 
-  std::vector<int64_t> places() const override {
-    const Sell& w = std::get<Sell>(ready_.weight);
-    std::vector<int64_t> at(static_cast<size_t>(w.out), -1);
-    for (int64_t i = 0; i < w.slices * kLanes; ++i) {
-      SW_CHECK(w.order[i] < w.out, "order names row ", w.order[i], " of ", w.out);
-      if (w.order[i] >= 0) at[static_cast<size_t>(w.order[i])] = i;
-    }
-    for (const int64_t place : at) SW_CHECK(place >= 0, "order must name every row once");
-    return at;
-  }
+  std::vector<int64_t> places() const override { return places_of(std::get<Sell>(ready_.weight)); }
 
   std::shared_ptr<const Stage> moved(const std::vector<int64_t>& at, int64_t end) const override {
     const auto width = static_cast<int64_t>(at.size());
@@ -92,6 +95,46 @@ class SellStage final : public Stage {
  private:
   Tensor columns_;
   std::shared_ptr<const Columns> own_;  // in their place
+};
+
+// It takes its activations in their own order: their windows are laid for it.
+class WindowStage final : public Stage {
+ public:
+  WindowStage(const Tensor& starts, const Tensor& order, const Tensor& columns,
+              const Tensor& places, const Tensor& values, const std::optional<Tensor>& scales,
+              const std::optional<Tensor>& bias, int64_t in, int64_t out, int64_t activation,
+              int64_t isa)
+      : columns_(columns) {
+    for (const Tensor* t : {&starts, &order, &columns, &places, &values}) hold(*t);
+    if (scales) hold(*scales);
+    if (bias) hold(*bias);
+    const Window w = window_of(starts, order, columns, places, values, scales, in, out);
+    ready_ = {&kernels_for(isa),         w,   bias_of(bias, out),
+              activation_of(activation), out, (w.starts[w.slices] + w.slices) * kLanes};
+  }
+
+  // Of a shorter row the op makes a copy that holds a whole window.
+  bool takes_a_row() const override { return std::get<Window>(ready_.weight).in >= kWindow; }
+  bool takes_order() const override { return true; }
+
+  void check(int64_t width) const override {
+    SW_CHECK(std::get<Window>(ready_.weight).in == width, "the packed weight has ",
+             std::get<Window>(ready_.weight).in, " columns; the product before it has ", width,
+             " outputs");
+    check_columns(columns_, std::max<int64_t>(width - kWindow, 0) + 1, width);
+  }
+
+  std::vector<int64_t> places() const override {
+    return places_of(std::get<Window>(ready_.weight));
+  }
+
+  std::shared_ptr<const Stage> moved(const std::vector<int64_t>& at, int64_t) const override {
+    check(static_cast<int64_t>(at.size()));
+    return std::make_shared<WindowStage>(*this);
+  }
+
+ private:
+  Tensor columns_;
 };
 
 class CsrStage final : public Stage {
@@ -197,6 +240,15 @@ std::shared_ptr<const Stage> sell_stage(const Tensor& starts, const Tensor& orde
                                         int64_t activation, int64_t isa) {
   return std::make_shared<SellStage>(starts, order, columns, values, scales, bias, out_features,
                                      activation, isa);
+}
+
+std::shared_ptr<const Stage> window_stage(const Tensor& starts, const Tensor& order,
+                                          const Tensor& columns, const Tensor& places,
+                                          const Tensor& values, const std::optional<Tensor>& scales,
+                                          const std::optional<Tensor>& bias, int64_t in_features,
+                                          int64_t out_features, int64_t activation, int64_t isa) {
+  return std::make_shared<WindowStage>(starts, order, columns, places, values, scales, bias,
+                                       in_features, out_features, activation, isa);
 }
 
 std::shared_ptr<const Stage> csr_stage(const Tensor& rows, const Tensor& columns,

@@ -32,16 +32,20 @@ bool fit(Sell& w, int64_t in) {
   return w.wide || in < 65536;
 }
 
+bool fit(Window& w, int64_t in) { return w.in == in; }
+
 Stored stored_of(const Csb& w) { return {w.chunk, kPlaces, kPlaces - 1, -1}; }
 Stored stored_of(const Csr&) { return {}; }
 Stored stored_of(const Nm&) { return {}; }
 Stored stored_of(const Sell& w) { return {64, 64, -1, w.in}; }
+Stored stored_of(const Window& w) { return {64, 64, -1, w.in}; }
 
 // Largest batch for which the op has another kernel, with another order of sums.
 int64_t other_batch(const Kernels& k, const Ready& ready) {
   if (std::holds_alternative<Csr>(ready.weight)) return k.csr_dot_batch;
   if (const Nm* w = std::get_if<Nm>(&ready.weight))
     return w->chunk <= kTable ? k.nm_lookup_batch : 0;
+  if (std::holds_alternative<Window>(ready.weight)) return k.window_dot_batch;
   return std::holds_alternative<Sell>(ready.weight) ? k.sell_dot_batch : 0;
 }
 
@@ -49,6 +53,7 @@ int64_t other_batch(const Kernels& k, const Ready& ready) {
 int64_t items(const Ready& ready) {
   if (const Csb* w = std::get_if<Csb>(&ready.weight)) return w->blocks;
   if (const Sell* w = std::get_if<Sell>(&ready.weight)) return w->slices;
+  if (const Window* w = std::get_if<Window>(&ready.weight)) return w->slices;
   if (const Nm* w = std::get_if<Nm>(&ready.weight)) return w->tiles;
   return ready.out;
 }
@@ -78,10 +83,15 @@ bool multiply_share(const Kernels& k, const Csr& w, const Tile& tile, int64_t me
 
 bool multiply_share(const Kernels& k, const Sell& w, const Tile& tile, int64_t member,
                     int64_t group) {
-  const int64_t steps = w.starts[w.slices];
-  const int64_t a = member == 0 ? 0 : slice_at(w, steps * member / group);
-  const int64_t b = member + 1 == group ? w.slices : slice_at(w, steps * (member + 1) / group);
+  const auto [a, b] = slices_of_part(w, member, group);
   for (int64_t slice = a; slice < b; ++slice) k.sell_tile(w, tile, slice);
+  return true;
+}
+
+bool multiply_share(const Kernels& k, const Window& w, const Tile& tile, int64_t member,
+                    int64_t group) {
+  const auto [a, b] = slices_of_part(w, member, group);
+  for (int64_t slice = a; slice < b; ++slice) k.window_tile(w, tile, slice);
   return true;
 }
 

@@ -70,19 +70,20 @@ void sell_dot(const Sell& w, const float* x, int64_t batch, const float* bias, f
   });
 }
 
-// Lanes l and l + 1 of a slice in lockstep, the batch along the vector.
-template <class Index, class T, int V>
-void sell_lanes(const Sell& w, const float* x, int64_t slice, int l, float* sums) {
+// Lanes l and l + 1 of a slice in lockstep, the batch along the vector. column(i, l): of lane l in
+// step i.
+template <class T, int V, class Slices, class Column>
+void lanes_of_slice(const Slices& w, const float* x, int64_t slice, int l, float* sums,
+                    const Column& column) {
   constexpr int64_t width = V * kW;
-  const Index* columns = static_cast<const Index*>(w.columns);
   const T* values = values_of<T>(w.values);
   Sums<V> s;
   s.load(sums);
   for (int v = 0; v < V; ++v) s.b[v] = Simd::load(sums + width + v * kW);
   for (int64_t i = w.starts[slice]; i < w.starts[slice + 1]; ++i) {
     const int64_t at = i * kLanes + l;
-    s.to_a(values[at], x + static_cast<int64_t>(columns[at]) * width);
-    s.to_b(values[at + 1], x + static_cast<int64_t>(columns[at + 1]) * width);
+    s.to_a(values[at], x + column(i, l) * width);
+    s.to_b(values[at + 1], x + column(i, l + 1) * width);
   }
   for (int v = 0; v < V; ++v) {
     Simd::store(sums + v * kW, s.a[v]);
@@ -90,8 +91,9 @@ void sell_lanes(const Sell& w, const float* x, int64_t slice, int l, float* sums
   }
 }
 
-template <class Index, class T>
-void sell_tile_of(const Sell& w, const Tile& tile, int64_t slice) {
+// One slice of a tile, of any layout that has slices.
+template <class T, class Slices, class Column>
+void slice_tile(const Slices& w, const Tile& tile, int64_t slice, const Column& column) {
   alignas(64) float sums[kLanes * kTileWidth];
   const int32_t* order = w.order + slice * kLanes;
   for (int l = 0; l < kLanes; ++l) {
@@ -103,16 +105,16 @@ void sell_tile_of(const Sell& w, const Tile& tile, int64_t slice) {
     float* at = sums + l * tile.width;
     switch (tile.width / kW) {
       case 1:
-        sell_lanes<Index, T, 1>(w, tile.x, slice, l, at);
+        lanes_of_slice<T, 1>(w, tile.x, slice, l, at, column);
         break;
       case 2:
-        sell_lanes<Index, T, 2>(w, tile.x, slice, l, at);
+        lanes_of_slice<T, 2>(w, tile.x, slice, l, at, column);
         break;
       case 3:
-        sell_lanes<Index, T, 3>(w, tile.x, slice, l, at);
+        lanes_of_slice<T, 3>(w, tile.x, slice, l, at, column);
         break;
       default:
-        sell_lanes<Index, T, 4>(w, tile.x, slice, l, at);
+        lanes_of_slice<T, 4>(w, tile.x, slice, l, at, column);
     }
   }
   for (int l = 0; l < kLanes; ++l) {
@@ -130,8 +132,12 @@ void sell_tile_of(const Sell& w, const Tile& tile, int64_t slice) {
 }
 
 void sell_tile(const Sell& w, const Tile& tile, int64_t slice) {
-  by_types(w.values, w.wide,
-           [&]<class Index, class T>() { sell_tile_of<Index, T>(w, tile, slice); });
+  by_types(w.values, w.wide, [&]<class Index, class T>() {
+    const Index* columns = static_cast<const Index*>(w.columns);
+    slice_tile<T>(w, tile, slice, [columns](int64_t step, int lane) {
+      return static_cast<int64_t>(columns[step * kLanes + lane]);
+    });
+  });
 }
 
 }  // namespace

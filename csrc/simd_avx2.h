@@ -17,6 +17,7 @@ struct Simd {
   static constexpr const char* kName = "avx2";
   static constexpr int kWidth = 8;
   static constexpr int kSellDotBatch = 1;
+  static constexpr int kWindowDotBatch = 4;
   static constexpr int kCsrDotBatch = 1;
   static constexpr int kNmLookupBatch = 4;
   static constexpr int kAcross = 8;  // vectors of sums that the registers hold, values beside them
@@ -113,6 +114,20 @@ struct Simd {
   static Vec pick(const float* x, const Index* i) {
     return _mm256_insertf128_ps(_mm256_castps128_ps256(pick4(x, i)), pick4(x, i + 4), 1);
   }
+  // x at the places of eight rows in a window.
+  class WindowPlaces {
+   public:
+    explicit WindowPlaces(const uint8_t* places) : places_(places) {}
+    Vec look_up(const float* x, int step, int part) const {
+      alignas(32) int32_t at[kWidth];
+      for (int l = 0; l < kWidth; ++l)
+        at[l] = places_[(part * kWidth + l) * kPlacesOfLane + step] % kWindow;
+      return pick(x, at);
+    }
+
+   private:
+    const uint8_t* places_;
+  };
   static __m128 pick4(const float* x, const uint16_t* i) {
     uint64_t four;
     std::memcpy(&four, i, sizeof four);

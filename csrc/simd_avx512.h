@@ -27,6 +27,7 @@ struct Simd {
   static constexpr const char* kName = "avx512";
   static constexpr int kWidth = 16;
   static constexpr int kSellDotBatch = 1;
+  static constexpr int kWindowDotBatch = 8;
   static constexpr int kCsrDotBatch = 1;
   static constexpr int kNmLookupBatch = 8;
   static constexpr int kAcross = 16;  // vectors of sums that the registers hold, values beside them
@@ -179,6 +180,19 @@ struct Simd {
   static Vec pick(const float* x, const Index* i) {
     return gather(x, i);
   }
+  // x at the places of sixteen rows in a window.
+  class WindowPlaces {
+   public:
+    explicit WindowPlaces(const uint8_t* places) : places_(_mm512_loadu_si512(places)) {}
+    Vec look_up(const float* x, int step, int) const {
+      static_assert(kWindow == 32 && kPlacesOfLane == 4);  // it reads five bits of each number
+      return _mm512_permutex2var_ps(_mm512_loadu_ps(x), _mm512_srli_epi32(places_, 8 * step),
+                                    _mm512_loadu_ps(x + 16));
+    }
+
+   private:
+    __m512i places_;
+  };
 
   // x at the columns of strips of R rows: that of the first in R lanes, then of the second, ...
   template <int R, class Index>

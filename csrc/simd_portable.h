@@ -12,6 +12,7 @@ struct Simd {
   static constexpr const char* kName = "portable";
   static constexpr int kWidth = 4;
   static constexpr int kSellDotBatch = 1;
+  static constexpr int kWindowDotBatch = 1;
   static constexpr int kCsrDotBatch = 1;
   static constexpr int kNmLookupBatch = 1;
   static constexpr int kAcross = 8;  // vectors of sums that the registers hold, values beside them
@@ -95,6 +96,21 @@ struct Simd {
   static Vec pick(const float* x, const Index* i) {
     return gather(x, i);
   }
+
+  // x at the places of four rows in a window.
+  class WindowPlaces {
+   public:
+    explicit WindowPlaces(const uint8_t* places) : places_(places) {}
+    Vec look_up(const float* x, int step, int part) const {
+      alignas(32) int32_t at[kWidth];
+      for (int l = 0; l < kWidth; ++l)
+        at[l] = places_[(part * kWidth + l) * kPlacesOfLane + step] % kWindow;
+      return pick(x, at);
+    }
+
+   private:
+    const uint8_t* places_;
+  };
 
   // x at the column of a strip of R rows, which are at least as many as the lanes.
   template <int R, class Index>

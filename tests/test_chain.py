@@ -25,7 +25,9 @@ pytestmark = pytest.mark.skipif(not kernel_info().native, reason="needs the comp
 SIZES = [(200, 300), (515, 200), (96, 515), (7, 96)]
 """(out, in) of layers that follow each other; large enough for several threads where dense."""
 IN_ONE_REGION = [
-    k for k in ("sell.portable", "sell.avx2", "csr.avx2") if KERNELS[k].refuses() is None
+    k
+    for k in ("sell.portable", "sell.avx2", "csr.avx2", "window.portable", "window.avx512")
+    if KERNELS[k].refuses() is None
 ]
 
 
@@ -60,7 +62,10 @@ def one_by_one(calls: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor
 
 @pytest.mark.parametrize("count", [1, 4])
 @pytest.mark.parametrize("activation", range(6))
-@pytest.mark.parametrize("names", [["sell"] * 4, ["csr"] * 4, ["sell", "csr", "sell", "csr"]])
+@pytest.mark.parametrize(
+    "names",
+    [["sell"] * 4, ["csr"] * 4, ["window"] * 4, ["sell", "csr"] * 2, ["sell", "window"] * 2],
+)
 def test_a_chain_gives_the_bits_of_its_products(names, activation, count):
     torch.manual_seed(0)
     calls = products([f"{n}.portable" for n in names], activation=activation)
@@ -82,7 +87,7 @@ def test_a_chain_gives_the_bits_of_its_products(names, activation, count):
     density=st.sampled_from([0.0, 0.01, 0.3, 1.0]),
     count=st.sampled_from([1, 2, 3, 4]),
 )
-def test_any_chain_of_sell_and_csr(names, values, density, count):
+def test_any_chain_of_sell_csr_and_window(names, values, density, count):
     torch.manual_seed(len(names))
     calls = products(names, density, values=values)
     x = torch.randn(1, 300)
@@ -100,7 +105,8 @@ def test_other_layouts_are_one_call_too():
 
 def test_nan_and_infinity_go_through():
     torch.manual_seed(0)
-    calls = products(["sell.portable", "csr.portable", "sell.portable"], activation=0)
+    names = ["sell.portable", "csr.portable", "window.portable"]
+    calls = products(names, activation=0)
     for wrong in (float("nan"), float("inf")):
         x = torch.randn(1, 300)
         x[0, 7] = wrong

@@ -72,7 +72,9 @@ def check(calls: Sequence[Call], x: Tensor, exact: bool) -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("names", [["csr"] * 4, ["sell"] * 4, ["nm"] * 4, ["sell", "csr", "nm"]])
+@pytest.mark.parametrize(
+    "names", [["csr"] * 4, ["sell"] * 4, ["nm"] * 4, ["sell", "csr", "nm", "window"]]
+)
 def test_the_bits_of_the_products(names, kind, count):
     torch.manual_seed(0)
     calls = random(names, kind)

@@ -64,7 +64,9 @@ def test_every_layout_and_batch(layout, isa, count):
 
 @compiled
 @pytest.mark.parametrize("count", [1, 4])
-@pytest.mark.parametrize("names", [LAYOUTS, ["sell", "csr"], ["block", "block", "csr"]])
+@pytest.mark.parametrize(
+    "names", [LAYOUTS, ["sell", "csr"], ["window", "csr"], ["block", "block", "csr"]]
+)
 def test_chains(names, count):
     """In one region, in tiles, and one after the other: only the last writes into that memory."""
     torch.manual_seed(0)

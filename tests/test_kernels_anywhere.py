@@ -277,7 +277,7 @@ DEFINED = """
 import sparsewright
 import torch
 
-names = [f"{layout}_linear" for layout in ("csr", "nm", "sell", "csb", "block")]
+names = [f"{layout}_linear" for layout in ("csr", "nm", "sell", "window", "csb", "block")]
 for name in [*names, "csr_conv2d", "csb_conv2d"]:
     op = getattr(torch.ops.sparsewright, name).default
     assert torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), "CPU"), name

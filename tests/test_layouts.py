@@ -159,7 +159,7 @@ def test_refuses_what_is_no_weight(layout: str, weight: Tensor, reason: str) -> 
 
 
 def test_unknown_layout_lists_what_exists() -> None:
-    with pytest.raises(UnknownNameError, match="There are: block, csb, csr, nm, sell"):
+    with pytest.raises(UnknownNameError, match="There are: block, csb, csr, nm, sell, window"):
         pack("ellpack", torch.eye(2))
 
 
@@ -357,6 +357,42 @@ def test_sell_s_lanes_without_a_row_hold_nothing() -> None:
 @pytest.mark.parametrize(
     ("name", "at", "value", "rule"),
     [
+        ("starts", 0, 4, "starts must run from 0 to 80"),
+        ("starts", 1, 84, "starts must not descend"),
+        ("starts", 1, 42, "starts must be multiples of 4"),
+        ("order", (0, 0), 18, "order must lie in"),
+        ("order", (0, 1), 0, "order must name every row once"),
+        ("columns", 0, 9, r"columns must lie in \[0, 8\]"),
+        ("places", (0, 0, 0), 32, r"places must lie in \[0, 32\)"),
+        ("places", (0, 0, 1), 0, "columns of a row must ascend"),
+        ("values", (1, 0), 0.0, "padding at 0"),
+        ("values", (40, 2), 1.0, "lanes without a row must be empty"),
+    ],
+)
+def test_window_rejects_hostile_tensors(name: str, at: Any, value: float, rule: str) -> None:
+    packed = pack("window", torch.ones(18, 40))  # the second slice has two rows
+    assert packed.tensors["values"].shape == (80, 16)
+    _reject(packed, name, at, value, rule)
+
+
+def test_window_rejects_hostile_sizes() -> None:
+    packed = pack("window", torch.ones(3, 20))
+    _reject(packed, "places", (0, 0, 0), 25, r"columns of weights must lie in \[0, 20\)")
+    for name, shape, rule in (
+        ("values", (20, 8), "values must be"),
+        ("values", (19, 16), "columns must have 19 entries"),
+        ("columns", (21,), "columns must have 20 entries"),
+        ("places", (5, 4, 16), "places must be"),
+    ):
+        tensors = dict(packed.tensors)
+        tensors[name] = torch.zeros(shape).to(tensors[name].dtype)
+        with pytest.raises(LayoutError, match=rule):
+            validate(dataclasses.replace(packed, tensors=tensors))
+
+
+@pytest.mark.parametrize(
+    ("name", "at", "value", "rule"),
+    [
         ("starts", (0, 0), 1, "starts must run from"),
         ("starts", (1, 0), 9, "starts must not descend"),
         ("starts", (1, 1), 2, "steps must fit the starts"),
@@ -404,9 +440,30 @@ def test_csb_s_sizes_are_checked() -> None:
 def test_rows_of_like_counts_need_little_padding() -> None:
     """Which is what the order is for: 90 % sparse, at random."""
     weight = random_weight(512, 1024, 0.1)
-    for layout, most in (("sell", 1.02), ("csb", 1.08)):
+    for layout, most in (("sell", 1.02), ("csb", 1.08), ("window", 1.7)):
         packed = pack(layout, weight)
         assert packed.tensors["values"].numel() <= most * count_present(packed)
+
+
+def test_windows_of_a_large_weight_begin_anywhere() -> None:
+    """Which needs less padding; those of a small one begin where a line of memory does."""
+    weight = random_weight(1600, 2000, 0.1)
+    small, large = pack("window", weight[:160]), pack("window", weight)
+    whole = [
+        (packed.tensors["columns"].to(torch.int32) % 16 == 0).float() for packed in (small, large)
+    ]
+    assert whole[0].mean() > 0.9  # all but the last columns'
+    assert whole[1].mean() < 0.2
+    use = [count_present(packed) / packed.tensors["values"].numel() for packed in (small, large)]
+    assert use[0] < use[1]
+
+
+def test_rows_that_lie_apart_do_not_share_windows() -> None:
+    weight = torch.zeros(64, 64 * 64)
+    for row in range(64):
+        weight[row, row * 64 : row * 64 + 40] = 1
+    assert "of the places would be padding" in str(LAYOUTS["window"].refuses(weight))
+    assert torch.equal(unpack(pack("window", weight)), weight)
 
 
 def _reject(packed: Packed, name: str, at: Any, value: float, rule: str) -> None:

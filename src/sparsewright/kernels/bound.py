@@ -28,10 +28,10 @@ def bind(op: Callable[..., Any], rest: Sequence[Any]) -> Call:
 
     op: one of sparsewright's; of another, or where the library is not compiled, the call is
     simply op(x, *rest), and of a residual nothing is known. It holds the tensors of `rest`
-    themselves, so that what is written into them counts. A weight of layout csb, csr, sell or nm
-    is checked here. A call of csr or sell on one row, and one of a chain in one region, only looks
-    whether the tensors hold the same memory; else every check of the op is made at every call.
-    Nothing is recorded: torch's modes and autograd see an op `bound`, not the product.
+    themselves, so that what is written into them counts. A weight of any layout but block is
+    checked here. A call of csr, sell or window on one row, and one of a chain in one region, only
+    looks whether the tensors hold the same memory; else every check of the op is made at every
+    call. Nothing is recorded: torch's modes and autograd see an op `bound`, not the product.
 
     >>> from sparsewright.kernels import KERNELS
     >>> from sparsewright.layouts import pack
@@ -61,10 +61,11 @@ def chain(calls: Sequence[Call]) -> Call:
     """The bound calls one after the other, each on what the one before it gave, as one call.
 
     calls: of `bind`, of products with matrices. A single row of activations goes through layers of
-    layouts sell and csr in one parallel region, and there a copy of their columns (weights of up
-    to half a million places) says where the activations lie meanwhile. A batch goes through layers
-    of layouts csb, csr, sell and nm in one region, transposed from the first to the last. The same
-    bits, but for layout csb: its last ones depend on how many rows of a batch it takes at once.
+    layouts sell, window and csr in one parallel region, and there a copy of the columns of sell
+    and csr (weights of up to half a million places) says where the activations lie meanwhile. A
+    batch goes through layers of any layout but block in one region, transposed from the first to
+    the last. The same bits, but for layout csb: its last ones depend on how many rows of a batch it
+    takes at once.
 
     >>> chain([bind(torch.add, [2]), bind(torch.mul, [3])])(torch.ones(2))
     tensor([9., 9.])

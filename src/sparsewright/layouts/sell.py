@@ -87,7 +87,7 @@ class Sell:
 
     def unpack(self, packed: Packed) -> Tensor:
         self.validate(packed)
-        row, _ = _rows_of(packed)
+        row, _ = rows_of(packed)
         values, columns = packed.tensors["values"], packed.tensors["columns"].long()
         present = values != 0
         weight = torch.zeros(packed.shape)
@@ -97,25 +97,30 @@ class Sell:
     def validate(self, packed: Packed) -> None:
         check_form(packed, self.name, DTYPES)
         check(not packed.meta, packed, f"has no meta; got {sorted(packed.meta)}")
-        out, width = packed.shape
-        starts, order, columns, values = (packed.tensors[n] for n in DTYPES)
-        slices = -(-out // LANES)
-        check(starts.shape == (slices + 1,), packed, f"starts must have {slices + 1} entries")
-        check(order.shape == (slices, LANES), packed, f"order must be ({slices}, {LANES})")
+        width = packed.shape[1]
+        columns, values = packed.tensors["columns"], packed.tensors["values"]
         right = values.dim() == 2 and values.shape[1] == LANES and columns.shape == values.shape
         check(right, packed, f"values and columns must both be (steps, {LANES})")
-        steps = values.shape[0]
-        ends = int(starts[0]) == 0 and int(starts[-1]) == steps
-        check(ends, packed, f"starts must run from 0 to {steps}")
-        check(bool((starts[1:] >= starts[:-1]).all()), packed, "starts must not descend")
-        named = order.flatten().long()
-        inside = bool(((named >= -1) & (named < out)).all())
-        check(inside, packed, f"order must lie in [-1, {out})")
-        rows = named[named >= 0].sort().values
-        every = rows.numel() == out and bool((rows == torch.arange(out)).all())
-        check(every, packed, "order must name every row once")
+        check_order(packed, values.shape[0])
         check(columns.dtype != torch.uint16 or width < NARROW, packed, "needs int32 columns")
         _check_places(packed)
+
+
+def check_order(packed: Packed, steps: int) -> None:
+    """The rules of starts (slices + 1) and order (slices, 16), for so many steps."""
+    out, starts, order = packed.shape[0], packed.tensors["starts"], packed.tensors["order"]
+    slices = -(-out // LANES)
+    check(starts.shape == (slices + 1,), packed, f"starts must have {slices + 1} entries")
+    check(order.shape == (slices, LANES), packed, f"order must be ({slices}, {LANES})")
+    ends = int(starts[0]) == 0 and int(starts[-1]) == steps
+    check(ends, packed, f"starts must run from 0 to {steps}")
+    check(bool((starts[1:] >= starts[:-1]).all()), packed, "starts must not descend")
+    named = order.flatten().long()
+    inside = bool(((named >= -1) & (named < out)).all())
+    check(inside, packed, f"order must lie in [-1, {out})")
+    rows = named[named >= 0].sort().values
+    every = rows.numel() == out and bool((rows == torch.arange(out)).all())
+    check(every, packed, "order must name every row once")
 
 
 def _check_places(packed: Packed) -> None:
@@ -124,7 +129,7 @@ def _check_places(packed: Packed) -> None:
     inside = (columns >= 0) & torch.where(present, columns < width, columns == width)
     rule = f"columns must lie in [0, {width}), and padding at {width}"
     check(bool(inside.all()), packed, rule)
-    row, first = _rows_of(packed)
+    row, first = rows_of(packed)
     check(not bool((present & (row < 0)).any()), packed, "lanes without a row must be empty")
     # Present weights come first and their columns ascend, so none is named twice.
     before, after = columns[:-1], columns[1:]
@@ -132,7 +137,7 @@ def _check_places(packed: Packed) -> None:
     check(bool(later.all()), packed, "the columns of a row must ascend")
 
 
-def _rows_of(packed: Packed) -> tuple[Tensor, Tensor]:
+def rows_of(packed: Packed) -> tuple[Tensor, Tensor]:
     """The row of every place (steps, 16), -1 for none; whether a step is its slice's first."""
     starts, order = packed.tensors["starts"].long(), packed.tensors["order"].long()
     steps = packed.tensors["values"].shape[0]

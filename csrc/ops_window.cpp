@@ -1,0 +1,72 @@
+// Products with weights in layout window.
+#include "chain.h"
+#include "tiles.h"
+
+namespace sparsewright {
+
+Window window_of(const Tensor& starts, const Tensor& order, const Tensor& columns,
+                 const Tensor& places, const Tensor& values, const std::optional<Tensor>& scales,
+                 int64_t in, int64_t out) {
+  const bool wide = columns.scalar_type() == ScalarType::Int;
+  check_tensor(columns, "columns", wide ? ScalarType::Int : ScalarType::UInt16, "uint16 or int32");
+  check_tensor(places, "places", ScalarType::Byte, "uint8");
+  const auto shape = places.sizes();
+  SW_CHECK(shape.size() == 3 && shape[1] == kLanes && shape[2] == kPlacesOfLane,
+           "places must have shape (groups, 16, 4)");
+  const int64_t steps = shape[0] * kPlacesOfLane;
+  SW_CHECK(columns.dim() == 1 && columns.size(0) == steps, "columns must have shape (", steps,
+           ",); got ", columns.numel(), " entries");
+  SW_CHECK(values.dim() == 2 && values.size(0) == steps && values.size(1) == kLanes,
+           "values must have shape (", steps, ", 16)");
+  check_slices(starts, order, steps, out);
+  return {static_cast<const int32_t*>(starts.const_data_ptr()),
+          static_cast<const int32_t*>(order.const_data_ptr()),
+          columns.const_data_ptr(),
+          wide,
+          static_cast<const uint8_t*>(places.const_data_ptr()),
+          values_of(values, scales, out),
+          in,
+          out,
+          order.size(0),
+          in};
+}
+
+namespace {
+
+// Rows of x so long that a whole window lies inside each: a copy where they are shorter.
+const float* windows_of(Window& w, const Linear& l) {
+  if (w.in >= kWindow) return l.x;
+  w.x_step = kWindow;
+  float* const copy = scratch(l.batch * kWindow);
+  std::fill_n(copy, l.batch * kWindow, 0.0f);
+  for (int64_t r = 0; r < l.batch; ++r) std::copy_n(l.x + r * w.in, w.in, copy + r * kWindow);
+  return copy;
+}
+
+}  // namespace
+
+Tensor window_linear(const Tensor& x, const Tensor& starts, const Tensor& order,
+                     const Tensor& columns, const Tensor& places, const Tensor& values,
+                     const std::optional<Tensor>& scales, const std::optional<Tensor>& bias,
+                     int64_t in_features, int64_t out_features, int64_t activation, int64_t isa) {
+  const Kernels& k = kernels_for(isa);
+  Linear l = begin(x, bias, out_features, activation);
+  SW_CHECK(l.in == in_features, "x must have ", in_features, " in_features; got ", l.in);
+  Window w = window_of(starts, order, columns, places, values, scales, l.in, out_features);
+  if (l.batch == 0 || out_features == 0) return std::move(l.output);
+  const int64_t steps = columns.numel(), slots = (steps + w.slices) * kLanes;
+  if (l.batch <= k.window_dot_batch && !l.transposed) {
+    const float* const rows = windows_of(w, l);
+    // A look-up serves a vector at once.
+    over_slices(k, w, l, slots * l.batch / k.width,
+                [&](int64_t a, int64_t b) { k.window_dot(w, rows, l.batch, l.bias, l.y, a, b); });
+  } else {
+    Stored stored;
+    stored.end = l.in;
+    over_tiles(k, l, out_features, stored, w.slices, slots,
+               [&](const Tile& tile, int64_t slice) { k.window_tile(w, tile, slice); });
+  }
+  return std::move(l.output);
+}
+
+}  // namespace sparsewright

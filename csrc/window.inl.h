@@ -1,0 +1,103 @@
+// Layout window: 16 rows side by side as in layout sell, whose columns in a step lie so near each
+// other that a look-up in registers serves them all, where the CPU has one. A gather, or loads one
+// by one, take about a cycle for each weight.
+#pragma once
+#include <cstdint>
+
+#include "sell.inl.h"
+
+namespace sparsewright::SPARSEWRIGHT_ISA {
+namespace {
+
+// Whether none of so many numbers is infinite or NaN.
+bool all_finite(const float* x, int64_t count) {
+  Vec sum = Simd::zero();
+  int64_t i = 0;
+  for (; i + kW <= count; i += kW) sum = Simd::fma(Simd::load(x + i), Simd::zero(), sum);
+  float rest = Simd::sum(sum);
+  for (; i < count; ++i) rest += x[i] * 0.0f;
+  return rest == 0.0f;
+}
+
+// R rows of the batch over slices [begin, end): values and places are read once for all of them.
+// kFinite: x is, so that padding may be multiplied.
+template <class Index, class T, int R, bool kFinite>
+void window_rows(const Window& w, const float* x, const float* bias, float* y, int64_t begin,
+                 int64_t end) {
+  constexpr int kParts = kLanes / kW;
+  constexpr int kSets = 2;  // every second step has sums of its own: one would wait for its own fma
+  const Index* columns = static_cast<const Index*>(w.columns);
+  const T* values = values_of<T>(w.values);
+  for (int64_t slice = begin; slice < end; ++slice) {
+    Vec sums[kSets][R][kParts];
+    for (int s = 0; s < kSets; ++s)
+      for (int r = 0; r < R; ++r)
+        for (int k = 0; k < kParts; ++k) sums[s][r][k] = Simd::zero();
+    for (int64_t i = w.starts[slice]; i < w.starts[slice + 1]; i += kPlacesOfLane) {
+      const Simd::WindowPlaces places(w.places + i * kLanes);
+#pragma GCC unroll 4
+      for (int step = 0; step < kPlacesOfLane; ++step) {
+        const float* at = x + static_cast<int64_t>(columns[i + step]);
+        for (int k = 0; k < kParts; ++k) {
+          const Vec value = Simd::load(values + (i + step) * kLanes + k * kW);
+          for (int r = 0; r < R; ++r) {
+            Vec found = places.look_up(at + r * w.x_step, step, k);
+            if (!kFinite) found = Simd::where_present(value, found);
+            Vec& sum = sums[step % kSets][r][k];
+            sum = Simd::fma(value, found, sum);
+          }
+        }
+      }
+    }
+    for (int r = 0; r < R; ++r) {
+      alignas(64) float lanes[kLanes];
+      for (int k = 0; k < kParts; ++k)
+        Simd::store(lanes + k * kW, Simd::add(sums[0][r][k], sums[1][r][k]));
+      for (int l = 0; l < kLanes; ++l) {
+        const int64_t row = w.order[slice * kLanes + l];
+        if (row < 0) continue;
+        const float sum = lanes[l] + start_of(w.values, bias, row);
+        y[w.in_lanes ? slice * kLanes + l : r * w.out + row] = finished(w.values, bias, row, sum);
+      }
+    }
+  }
+}
+
+template <class Index, class T, bool kFinite>
+void window_dot_of(const Window& w, const float* x, int64_t batch, const float* bias, float* y,
+                   int64_t begin, int64_t end) {
+  int64_t r = 0;
+  const auto rows = [&]<int R>() {
+    window_rows<Index, T, R, kFinite>(w, x + r * w.x_step, bias, y + r * w.out, begin, end);
+    r += R;
+  };
+  while (r + 4 <= batch) rows.template operator()<4>();
+  while (r + 2 <= batch) rows.template operator()<2>();
+  if (r < batch) rows.template operator()<1>();
+}
+
+void window_dot(const Window& w, const float* x, int64_t batch, const float* bias, float* y,
+                int64_t begin, int64_t end) {
+  by_types(w.values, w.wide, [&]<class Index, class T>() {
+    if (all_finite(x, batch * w.x_step))
+      window_dot_of<Index, T, true>(w, x, batch, bias, y, begin, end);
+    else
+      window_dot_of<Index, T, false>(w, x, batch, bias, y, begin, end);
+  });
+}
+
+void window_tile(const Window& w, const Tile& tile, int64_t slice) {
+  by_types(w.values, w.wide, [&]<class Index, class T>() {
+    const Index* columns = static_cast<const Index*>(w.columns);
+    const T* values = values_of<T>(w.values);
+    slice_tile<T>(w, tile, slice, [&w, columns, values](int64_t step, int lane) {
+      const int64_t group = step / kPlacesOfLane, of_lane = step % kPlacesOfLane;
+      const int64_t place = w.places[(group * kLanes + lane) * kPlacesOfLane + of_lane] % kWindow;
+      const bool present = Simd::widen(values[step * kLanes + lane]) != 0.0f;
+      return present ? static_cast<int64_t>(columns[step]) + place : w.in;
+    });
+  });
+}
+
+}  // namespace
+}  // namespace sparsewright::SPARSEWRIGHT_ISA

@@ -1,0 +1,55 @@
+"""The CPU kernels of layout window: 16 rows in lanes, their activations looked up in registers, for
+single activations and a few."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..layouts.window import by_step
+from . import reference
+from ._ops import define, register
+
+
+def window_reference(
+    x: Tensor,
+    starts: Tensor,
+    order: Tensor,
+    columns: Tensor,
+    places: Tensor,
+    values: Tensor,
+    scales: Tensor | None,
+    bias: Tensor | None,
+    in_features: int,
+    out_features: int,
+    activation: int = 0,
+) -> Tensor:
+    """x (..., in) -> y (..., out_features) = activation(x W^T + bias), W in layout window."""
+    slice_of = torch.repeat_interleave(torch.arange(len(order)), starts.long().diff())
+    step, lane = torch.nonzero(values, as_tuple=True)
+    rows = order.long()[slice_of[step], lane]
+    at = columns.to(torch.int32).long()[step] + by_step(places).long()[step, lane]
+    present = values[step, lane]
+    return reference.product(x, rows, at, present, bias, out_features, activation, scales)
+
+
+def _shape(x: Tensor, *rest: Any) -> tuple[int, ...]:
+    return (*x.shape[:-1], rest[8])
+
+
+window_linear = define(
+    "window_linear(Tensor x, Tensor starts, Tensor order, Tensor columns, Tensor places, "
+    "Tensor values, Tensor? scales, Tensor? bias, int in_features, int out_features, "
+    "int activation, int isa) -> Tensor",
+    window_reference,
+    _shape,
+)
+register(
+    "window",
+    window_linear,
+    window_reference,
+    ("starts", "order", "columns", "places", "values"),
+    lambda packed: (packed.shape[1], packed.shape[0]),
+)
