@@ -70,20 +70,18 @@ void sell_dot(const Sell& w, const float* x, int64_t batch, const float* bias, f
   });
 }
 
-// Lanes l and l + 1 of a slice in lockstep, the batch along the vector. column(i, l): of lane l in
-// step i.
-template <class T, int V, class Slices, class Column>
-void lanes_of_slice(const Slices& w, const float* x, int64_t slice, int l, float* sums,
-                    const Column& column) {
+// Lanes l and l + 1 in lockstep over some steps, the batch along the vector. values, columns: those
+// of the steps, 16 each.
+template <int V, class T, class Index>
+void two_lanes(const T* values, const Index* columns, int64_t steps, const float* x, int l,
+               float* sums) {
   constexpr int64_t width = V * kW;
-  const T* values = values_of<T>(w.values);
   Sums<V> s;
   s.load(sums);
   for (int v = 0; v < V; ++v) s.b[v] = Simd::load(sums + width + v * kW);
-  for (int64_t i = w.starts[slice]; i < w.starts[slice + 1]; ++i) {
-    const int64_t at = i * kLanes + l;
-    s.to_a(values[at], x + column(i, l) * width);
-    s.to_b(values[at + 1], x + column(i, l + 1) * width);
+  for (int64_t at = l; at < steps * kLanes; at += kLanes) {
+    s.to_a(values[at], x + static_cast<int64_t>(columns[at]) * width);
+    s.to_b(values[at + 1], x + static_cast<int64_t>(columns[at + 1]) * width);
   }
   for (int v = 0; v < V; ++v) {
     Simd::store(sums + v * kW, s.a[v]);
@@ -91,9 +89,11 @@ void lanes_of_slice(const Slices& w, const float* x, int64_t slice, int l, float
   }
 }
 
-// One slice of a tile, of any layout that has slices.
-template <class T, class Slices, class Column>
-void slice_tile(const Slices& w, const Tile& tile, int64_t slice, const Column& column) {
+// One slice of a tile, of any layout that has slices, `most` steps at a time. columns_of(from, to):
+// the columns of these steps, 16 each.
+template <class T, class Slices, class ColumnsOf>
+void slice_tile(const Slices& w, const Tile& tile, int64_t slice, int64_t most,
+                const ColumnsOf& columns_of) {
   alignas(64) float sums[kLanes * kTileWidth];
   const int32_t* order = w.order + slice * kLanes;
   for (int l = 0; l < kLanes; ++l) {
@@ -101,21 +101,15 @@ void slice_tile(const Slices& w, const Tile& tile, int64_t slice, const Column& 
         Simd::broadcast(order[l] < 0 ? 0.0f : start_of(w.values, tile.bias, order[l]));
     for (int64_t i = 0; i < tile.width; i += kW) Simd::store(sums + l * tile.width + i, start);
   }
-  for (int l = 0; l < kLanes; l += 2) {
-    float* at = sums + l * tile.width;
-    switch (tile.width / kW) {
-      case 1:
-        lanes_of_slice<T, 1>(w, tile.x, slice, l, at, column);
-        break;
-      case 2:
-        lanes_of_slice<T, 2>(w, tile.x, slice, l, at, column);
-        break;
-      case 3:
-        lanes_of_slice<T, 3>(w, tile.x, slice, l, at, column);
-        break;
-      default:
-        lanes_of_slice<T, 4>(w, tile.x, slice, l, at, column);
-    }
+  const int64_t end = w.starts[slice + 1];
+  for (int64_t from = w.starts[slice]; from < end; from += most) {
+    const int64_t steps = least(most, end - from);
+    const auto* const columns = columns_of(from, from + steps);
+    const T* const values = values_of<T>(w.values) + from * kLanes;
+    by_vectors<kVectors>(tile.width / kW, [&]<int V>() {
+      for (int l = 0; l < kLanes; l += 2)
+        two_lanes<V>(values, columns, steps, tile.x, l, sums + l * tile.width);
+    });
   }
   for (int l = 0; l < kLanes; ++l) {
     if (order[l] < 0 || !w.values.scales) continue;
@@ -134,9 +128,8 @@ void slice_tile(const Slices& w, const Tile& tile, int64_t slice, const Column& 
 void sell_tile(const Sell& w, const Tile& tile, int64_t slice) {
   by_types(w.values, w.wide, [&]<class Index, class T>() {
     const Index* columns = static_cast<const Index*>(w.columns);
-    slice_tile<T>(w, tile, slice, [columns](int64_t step, int lane) {
-      return static_cast<int64_t>(columns[step * kLanes + lane]);
-    });
+    slice_tile<T>(w, tile, slice, w.starts[slice + 1] - w.starts[slice],
+                  [columns](int64_t from, int64_t) { return columns + from * kLanes; });
   });
 }
 

@@ -114,19 +114,26 @@ struct Simd {
   static Vec pick(const float* x, const Index* i) {
     return _mm256_insertf128_ps(_mm256_castps128_ps256(pick4(x, i)), pick4(x, i + 4), 1);
   }
-  // x at the places of eight rows in a window.
+  // x at the places of eight rows in a window: a look-up in each eight of its columns, of which two
+  // bits of a place say which one it is.
   class WindowPlaces {
    public:
-    explicit WindowPlaces(const uint8_t* places) : places_(places) {}
+    explicit WindowPlaces(const uint8_t* places) {
+      for (int k = 0; k < 2; ++k)
+        places_[k] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(places) + k);
+    }
     Vec look_up(const float* x, int step, int part) const {
-      alignas(32) int32_t at[kWidth];
-      for (int l = 0; l < kWidth; ++l)
-        at[l] = places_[(part * kWidth + l) * kPlacesOfLane + step] % kWindow;
-      return pick(x, at);
+      static_assert(kWindow == 32 && kPlacesOfLane == 4);
+      const __m256i at = _mm256_srli_epi32(places_[part], 8 * step);
+      const Vec odd = _mm256_castsi256_ps(_mm256_slli_epi32(at, 28));
+      const Vec late = _mm256_castsi256_ps(_mm256_slli_epi32(at, 27));
+      const auto eight = [&](int k) { return _mm256_permutevar8x32_ps(load(x + 8 * k), at); };
+      return _mm256_blendv_ps(_mm256_blendv_ps(eight(0), eight(1), odd),
+                              _mm256_blendv_ps(eight(2), eight(3), odd), late);
     }
 
    private:
-    const uint8_t* places_;
+    __m256i places_[2];
   };
   static __m128 pick4(const float* x, const uint16_t* i) {
     uint64_t four;

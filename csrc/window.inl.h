@@ -2,7 +2,9 @@
 // other that a look-up in registers serves them all, where the CPU has one. A gather, or loads one
 // by one, take about a cycle for each weight.
 #pragma once
+#include <bit>
 #include <cstdint>
+#include <cstring>
 
 #include "sell.inl.h"
 
@@ -86,15 +88,31 @@ void window_dot(const Window& w, const float* x, int64_t batch, const float* bia
   });
 }
 
+// The columns of one step, 16; of padding, the one after the last.
+template <class Index, class T>
+void write_out(const Window& w, int64_t step, int32_t* columns) {
+  constexpr bool kLittle = std::endian::native == std::endian::little;
+  const auto at = static_cast<int>(step % kPlacesOfLane);
+  const int shift = 8 * (kLittle ? at : kPlacesOfLane - 1 - at);
+  uint32_t places[kLanes];  // of each lane, four to a number
+  std::memcpy(places, w.places + (step - at) * kLanes, sizeof places);
+  const T* values = values_of<T>(w.values) + step * kLanes;
+  const auto first = static_cast<int32_t>(static_cast<const Index*>(w.columns)[step]);
+  const auto none = static_cast<int32_t>(w.in);
+  for (int l = 0; l < kLanes; ++l) {
+    const auto place = static_cast<int32_t>(places[l] >> shift) & (kWindow - 1);
+    const int32_t present = -static_cast<int32_t>(Simd::widen(values[l]) != 0.0f);  // no branch
+    columns[l] = none + (present & (first + place - none));
+  }
+}
+
 void window_tile(const Window& w, const Tile& tile, int64_t slice) {
   by_types(w.values, w.wide, [&]<class Index, class T>() {
-    const Index* columns = static_cast<const Index*>(w.columns);
-    const T* values = values_of<T>(w.values);
-    slice_tile<T>(w, tile, slice, [&w, columns, values](int64_t step, int lane) {
-      const int64_t group = step / kPlacesOfLane, of_lane = step % kPlacesOfLane;
-      const int64_t place = w.places[(group * kLanes + lane) * kPlacesOfLane + of_lane] % kWindow;
-      const bool present = Simd::widen(values[step * kLanes + lane]) != 0.0f;
-      return present ? static_cast<int64_t>(columns[step]) + place : w.in;
+    constexpr int64_t kMost = 64;  // steps whose columns are written out at once
+    int32_t columns[kMost * kLanes];
+    slice_tile<T>(w, tile, slice, kMost, [&](int64_t from, int64_t to) {
+      for (int64_t i = from; i < to; ++i) write_out<Index, T>(w, i, columns + (i - from) * kLanes);
+      return columns;
     });
   });
 }

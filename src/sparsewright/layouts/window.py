@@ -59,14 +59,14 @@ class Window:
         reason = not_a_matrix(weight)
         if reason:
             return reason
-        rows = _Rows(weight)
-        sample = np.unique(np.linspace(0, rows.slices - 1, SAMPLE).astype(int))
-        some = rows.order[sample] if rows.slices else rows.order
-        weights, steps = int(rows.counts[some[some >= 0]].sum()), 0
-        for _, taken in rows.steps_of(some):
-            steps += int((taken >= 0).any(axis=1).sum())
-        full = LANES * rows.slices / max(1, weight.shape[0])
-        use = weights * full / (steps * LANES) if steps else 1.0
+        counts = present_in(weight).numpy().sum(axis=1)
+        order = _by_count(counts)
+        sample = np.unique(np.linspace(0, max(len(order) - 1, 0), SAMPLE).astype(int))
+        named = order[sample].flatten() if len(order) else counts[:0]
+        some = _Rows(weight.detach().cpu()[named[named >= 0]], int(counts.sum()))
+        steps = sum(int((taken >= 0).any(axis=1).sum()) for _, taken in some.steps())
+        room = steps * LANES * (len(some.counts) / max(1, some.order.size))  # lanes with rows
+        use = some.columns.size / room if room else 1.0
         if use >= LEAST_USE:
             return None
         return f"{1 - use:.0%} of the places would be padding; at most {1 - LEAST_USE:.0%} may be"
@@ -85,34 +85,23 @@ class Window:
             raise LayoutError(f"layout window: {reason}")
         rows = _Rows(weight)
         out, width = weight.shape
-        most = torch.iinfo(torch.int32).max // (2 * LANES * LANES)
-        if rows.columns.size > most:
-            raise LayoutError(
-                f"layout window: needs at most {most} weights; got {rows.columns.size}"
-            )
-        firsts, taken = [], []
-        for first, some in rows.steps_of(rows.order):
-            firsts.append(first)
-            taken.append(some)
-        shape = (len(firsts), rows.slices)
-        first = np.concatenate(firsts).reshape(shape) if firsts else np.zeros(shape, np.int64)
-        places = np.stack(taken) if taken else np.zeros((*shape, LANES), np.int64)
-        alive = (places >= 0).any(axis=2)  # (step, slice)
-        own = alive.sum(axis=0)
+        steps = list(rows.steps())
+        shape = (len(steps), len(rows.order))
+        first = np.array([column for column, _ in steps], np.int64).reshape(shape)
+        taken = np.array([places for _, places in steps], np.int64).reshape(*shape, LANES)
+        own = (taken >= 0).any(axis=2).sum(axis=0)  # steps of each slice: its first ones
         room = -(-own // OF_LANE) * OF_LANE
         starts = np.concatenate([[0], room.cumsum()])
-        step, which = np.nonzero(alive)
-        to = starts[which] + step
+        if starts[-1] > np.iinfo(np.int32).max:
+            raise LayoutError(f"layout window: needs fewer than 2**31 steps; got {starts[-1]}")
+        step, which, lane = np.nonzero(taken >= 0)
+        source, begin, to = taken[step, which, lane], first[step, which], starts[which] + step
         columns = np.zeros(starts[-1], np.int64)
         inside = np.zeros((starts[-1], LANES), np.uint8)
         values = np.zeros((starts[-1], LANES), np.float32)
-        columns[to] = first[step, which]
-        at = places[step, which]
-        there = at >= 0
-        found = rows.columns[np.where(there, at, 0)] if rows.columns.size else at
-        inside[to] = np.where(there, found - columns[to][:, None], 0)
-        if rows.columns.size:
-            values[to] = np.where(there, rows.values[np.where(there, at, 0)], 0)
+        columns[to] = begin
+        inside[to, lane] = rows.columns[source] - begin
+        values[to, lane] = rows.values[source]
         narrow = np.uint16 if width < NARROW else np.int32
         side_by_side = inside.reshape(-1, OF_LANE, LANES).transpose(0, 2, 1)
         tensors = {
@@ -161,41 +150,41 @@ def by_step(places: Tensor) -> Tensor:
 
 
 class _Rows:
-    """What is present in a weight, row after row, and the rows by descending counts."""
+    """What is present in a weight, row after row, and the rows by descending counts. weights: of
+    the whole, if these are some of its rows."""
 
-    def __init__(self, weight: Tensor) -> None:
-        dense = weight.detach().cpu()
-        self.width = dense.shape[1]
-        present = present_in(dense).numpy()
+    def __init__(self, weight: Tensor, weights: int | None = None) -> None:
+        present = present_in(weight).numpy()
         row, self.columns = present.nonzero()
-        self.values = dense.numpy()[row, self.columns]
+        self.values = weight.detach().cpu().numpy()[row, self.columns]
         self.counts = present.sum(axis=1)
-        self.ends = self.counts.cumsum()
-        self.slices = -(-len(self.counts) // LANES)
-        order = np.full(self.slices * LANES, -1)
-        order[: len(self.counts)] = np.argsort(-self.counts, kind="stable")
-        self.order = order.reshape(-1, LANES)
-        far = self.values.nbytes > NEAR
-        self.grid = 1 if far else ALIGNED
+        self.order = _by_count(self.counts)
+        whole = len(row) if weights is None else weights
+        self.grid = ALIGNED if 4 * whole <= NEAR else 1  # what windows begin at multiples of
+        self.last = max(0, weight.shape[1] - REACH)
 
-    def steps_of(self, order: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def steps(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """For step after step: the first column (slices,), and which of `columns` each lane takes
-        (slices, 16), -1 for none, until no slice of `order` has any left."""
-        has = order >= 0
-        end = np.where(has, self.ends[order], 0) if len(self.ends) else np.zeros_like(order)
-        at = np.where(has, end - self.counts[order], 0) if len(self.ends) else end
-        last = max(0, self.width - REACH)
+        (slices, 16), -1 for none; until no slice has any left."""
+        end = np.append(self.counts.cumsum(), 0)[self.order]  # order has -1 where there is no row
+        at = end - np.append(self.counts, 0)[self.order]
         columns = np.append(self.columns, FAR)  # of a lane with none left
-        nothing = len(self.columns)
         while True:
-            column = columns[np.where(at < end, at, nothing)]
+            column = columns[np.where(at < end, at, -1)]
             lowest = column.min(axis=1)
-            if not (lowest < FAR).any():
+            if (lowest == FAR).all():
                 return
-            first = np.minimum(lowest // self.grid * self.grid, last)
+            first = np.minimum(lowest // self.grid * self.grid, self.last)
             taken = column < (first + REACH)[:, None]
             yield first, np.where(taken, at, -1)
             at = at + taken
+
+
+def _by_count(counts: np.ndarray) -> np.ndarray:
+    """(slices, 16): the rows by descending counts, -1 where there is none."""
+    order = np.full(-(-len(counts) // LANES) * LANES, -1)
+    order[: len(counts)] = np.argsort(-counts, kind="stable")
+    return order.reshape(-1, LANES)
 
 
 def _columns(packed: Packed) -> tuple[Tensor, Tensor]:
