@@ -42,9 +42,9 @@ struct Ready {
   int64_t out, work;  // multiply-adds, padding and ends of rows counted
   // Floats that its sums take: out, or more where they stay in the order of the lanes.
   int64_t room() const;
-  // Of one row of activations, as kGrain counts: a look-up serves a vector at once.
+  // Of one row of activations, as kGrain counts.
   int64_t work_of_row() const {
-    return std::holds_alternative<Window>(weight) ? work / k->width : work;
+    return std::holds_alternative<Window>(weight) ? looking_up(*k, work) : work;
   }
   // Sums of one row of activations: of `parts` equal parts, the one numbered `part`.
   void run(const float* x, float* y, int64_t part, int64_t parts, std::atomic<bool>& fits) const;
@@ -67,7 +67,8 @@ class Stage {
   // Where the sum of each row lies if they stay in the order of the lanes; of csr in their own.
   virtual std::vector<int64_t> places() const = 0;
   // The same product of activations that lie at `places`, with a zero at `end`; null where the
-  // columns' type cannot name them, or where the weight is so large that one region saves nothing.
+  // columns' type cannot name them, or where there are so many that one region saves nothing. One
+  // that takes their own order gets no other.
   virtual std::shared_ptr<const Stage> moved(const std::vector<int64_t>& places,
                                              int64_t end) const = 0;
 

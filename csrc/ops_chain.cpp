@@ -152,7 +152,7 @@ void Ready::run(const float* x, float* y, int64_t part, int64_t parts,
     if (a >= b) return;
     // In the order of the lanes, so that they can be activated by vectors.
     const bool stay = std::exchange(w.in_lanes, true);
-    float* const lanes = stay ? y : scratch<kSums>((b - a) * kLanes) - a * kLanes;
+    float* const lanes = stay ? y : scratch<kSums>(b * kLanes);
     dot(*k, w, x, bias, lanes, a, b);
     k->activate(lanes + a * kLanes, (b - a) * kLanes, activation);
     if (stay) return;

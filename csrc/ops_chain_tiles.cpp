@@ -81,17 +81,18 @@ bool multiply_share(const Kernels& k, const Csr& w, const Tile& tile, int64_t me
   return a >= b || k.csr_tile(w, tile, a, b);
 }
 
-bool multiply_share(const Kernels& k, const Sell& w, const Tile& tile, int64_t member,
-                    int64_t group) {
-  const auto [a, b] = slices_of_part(w, member, group);
-  for (int64_t slice = a; slice < b; ++slice) k.sell_tile(w, tile, slice);
-  return true;
+void one_tile(const Kernels& k, const Sell& w, const Tile& tile, int64_t slice) {
+  k.sell_tile(w, tile, slice);
+}
+void one_tile(const Kernels& k, const Window& w, const Tile& tile, int64_t slice) {
+  k.window_tile(w, tile, slice);
 }
 
-bool multiply_share(const Kernels& k, const Window& w, const Tile& tile, int64_t member,
+template <class Slices>
+bool multiply_share(const Kernels& k, const Slices& w, const Tile& tile, int64_t member,
                     int64_t group) {
   const auto [a, b] = slices_of_part(w, member, group);
-  for (int64_t slice = a; slice < b; ++slice) k.window_tile(w, tile, slice);
+  for (int64_t slice = a; slice < b; ++slice) one_tile(k, w, tile, slice);
   return true;
 }
 

@@ -57,8 +57,7 @@ Tensor window_linear(const Tensor& x, const Tensor& starts, const Tensor& order,
   const int64_t steps = columns.numel(), slots = (steps + w.slices) * kLanes;
   if (l.batch <= k.window_dot_batch && !l.transposed) {
     const float* const rows = windows_of(w, l);
-    // A look-up serves a vector at once.
-    over_slices(k, w, l, slots * l.batch / k.width,
+    over_slices(k, w, l, looking_up(k, slots * l.batch),
                 [&](int64_t a, int64_t b) { k.window_dot(w, rows, l.batch, l.bias, l.y, a, b); });
   } else {
     Stored stored;

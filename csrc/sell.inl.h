@@ -9,6 +9,18 @@
 namespace sparsewright::SPARSEWRIGHT_ISA {
 namespace {
 
+// The sums of one slice's lanes, finished, for row r of the batch.
+template <class Slices>
+void put_lanes(const Slices& w, int64_t slice, const float* lanes, const float* bias, float* y,
+               int64_t r) {
+  for (int l = 0; l < kLanes; ++l) {
+    const int64_t row = w.order[slice * kLanes + l];
+    if (row < 0) continue;
+    const float sum = lanes[l] + start_of(w.values, bias, row);
+    y[w.in_lanes ? slice * kLanes + l : r * w.out + row] = finished(w.values, bias, row, sum);
+  }
+}
+
 // R rows of the batch over slices [begin, end): values and places are read once for all of them.
 template <class Index, class T, int R>
 void sell_rows(const Sell& w, const float* x, const float* bias, float* y, int64_t begin,
@@ -44,12 +56,7 @@ void sell_rows(const Sell& w, const float* x, const float* bias, float* y, int64
     for (int r = 0; r < R; ++r) {
       alignas(64) float lanes[kLanes];
       for (int k = 0; k < kParts; ++k) Simd::store(lanes + k * kW, sums[0][r][k]);
-      for (int l = 0; l < kLanes; ++l) {
-        const int64_t row = w.order[slice * kLanes + l];
-        if (row < 0) continue;
-        const float sum = lanes[l] + start_of(w.values, bias, row);
-        y[w.in_lanes ? slice * kLanes + l : r * w.out + row] = finished(w.values, bias, row, sum);
-      }
+      put_lanes(w, slice, lanes, bias, y, r);
     }
   }
 }

@@ -12,6 +12,13 @@ int64_t slice_at(const Slices& w, int64_t target) {
          w.starts;
 }
 
+// What it costs to look up so many places, as kGrain counts: a vector's at once, which takes as
+// long as four multiply-adds, where the CPU can permute a register.
+inline int64_t looking_up(const Kernels& k, int64_t places) {
+  constexpr int64_t kLookUpCost = 4;
+  return places * kLookUpCost / k.width;
+}
+
 // The slices of one of `parts` parts with about as many steps each: [first, second).
 template <class Slices>
 std::pair<int64_t, int64_t> slices_of_part(const Slices& w, int64_t part, int64_t parts) {

@@ -13,10 +13,15 @@ namespace {
 
 // Whether none of so many numbers is infinite or NaN.
 bool all_finite(const float* x, int64_t count) {
-  Vec sum = Simd::zero();
+  constexpr int kSums = 4;  // one would wait for its own fma
+  Vec sums[kSums];
+  for (Vec& sum : sums) sum = Simd::zero();
   int64_t i = 0;
-  for (; i + kW <= count; i += kW) sum = Simd::fma(Simd::load(x + i), Simd::zero(), sum);
-  float rest = Simd::sum(sum);
+  for (; i + kSums * kW <= count; i += kSums * kW)
+    for (int k = 0; k < kSums; ++k)
+      sums[k] = Simd::fma(Simd::load(x + i + k * kW), Simd::zero(), sums[k]);
+  float rest = 0.0f;
+  for (const Vec& sum : sums) rest += Simd::sum(sum);
   for (; i < count; ++i) rest += x[i] * 0.0f;
   return rest == 0.0f;
 }
@@ -55,12 +60,7 @@ void window_rows(const Window& w, const float* x, const float* bias, float* y, i
       alignas(64) float lanes[kLanes];
       for (int k = 0; k < kParts; ++k)
         Simd::store(lanes + k * kW, Simd::add(sums[0][r][k], sums[1][r][k]));
-      for (int l = 0; l < kLanes; ++l) {
-        const int64_t row = w.order[slice * kLanes + l];
-        if (row < 0) continue;
-        const float sum = lanes[l] + start_of(w.values, bias, row);
-        y[w.in_lanes ? slice * kLanes + l : r * w.out + row] = finished(w.values, bias, row, sum);
-      }
+      put_lanes(w, slice, lanes, bias, y, r);
     }
   }
 }

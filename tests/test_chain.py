@@ -25,9 +25,10 @@ pytestmark = pytest.mark.skipif(not kernel_info().native, reason="needs the comp
 SIZES = [(200, 300), (515, 200), (96, 515), (7, 96)]
 """(out, in) of layers that follow each other; large enough for several threads where dense."""
 IN_ONE_REGION = [
-    k
-    for k in ("sell.portable", "sell.avx2", "csr.avx2", "window.portable", "window.avx512")
-    if KERNELS[k].refuses() is None
+    f"{layout}.{isa}"
+    for layout in ("sell", "csr", "window")
+    for isa in ("portable", "avx2", "avx512")
+    if KERNELS[f"{layout}.{isa}"].refuses() is None
 ]
 
 
@@ -44,10 +45,14 @@ def product(
 
 
 def products(
-    names: Sequence[str], density: float = 0.4, activation: int = 1, values: str = "fp32"
+    names: Sequence[str],
+    density: float = 0.4,
+    activation: int = 1,
+    values: str = "fp32",
+    sizes: Sequence[tuple[int, int]] = SIZES,
 ) -> list[Call]:
     calls = []
-    for name, (out, width) in zip(names, SIZES, strict=False):
+    for name, (out, width) in zip(names, sizes, strict=False):
         weight = torch.randn(out, width) / width**0.5
         weight *= torch.rand(out, width) < density
         calls.append(product(name, weight, torch.randn(out), activation, values)[0])
@@ -78,6 +83,22 @@ def test_a_chain_gives_the_bits_of_its_products(names, activation, count):
             assert torch.equal(joined(x), expected), shape
         strided = torch.randn(300, 2).t()[:1]
         assert torch.equal(joined(strided), one_by_one(calls, strided))
+
+
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+@pytest.mark.parametrize("names", [["window"] * 3, ["sell", "window", "csr"]])
+def test_a_chain_that_several_threads_share(names, isa):
+    if KERNELS[f"window.{isa}"].refuses() is not None:
+        pytest.skip(f"this CPU has no {isa}")
+    torch.manual_seed(0)
+    sizes = [(1003, 1200), (1500, 1003), (800, 1500)]
+    calls = products([f"{n}.{isa}" for n in names], 0.3, activation=2, sizes=sizes)
+    x = torch.randn(1, 1200)
+    expected = one_by_one(calls, x)
+    for count in (1, 2, 3, 4):
+        with threads(count):
+            assert torch.equal(one_by_one(calls, x), expected)
+            assert torch.equal(chain(calls)(x), expected)
 
 
 @settings(max_examples=40, deadline=None)

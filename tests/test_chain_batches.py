@@ -23,7 +23,7 @@ WIDTHS = [300, 70, 515, 33, 7]
 """Of the activations between layers: no multiples of a chunk, a block or a vector."""
 BATCHES = [2, 16, 17, 64, 130]
 KINDS = [k for k in ("portable", "avx2", "avx512") if KERNELS[f"csb.{k}"].refuses() is None]
-LAYOUTS = ["csb", "csr", "sell", "nm"]
+LAYOUTS = ["csb", "csr", "sell", "window", "nm"]
 SIZES = [(31, 16), (255, 128), (64, 70), (7, 3)]
 """Chunks and blocks of layout csb, one after the other."""
 

@@ -70,7 +70,7 @@ def test_every_layout_and_batch(layout, isa, count):
 def test_chains(names, count):
     """In one region, in tiles, and one after the other: only the last writes into that memory."""
     torch.manual_seed(0)
-    widths = [70, 45, 45, 33, 20][: len(names) + 1]
+    widths = [70, 45, 45, 33, 40, 20][: len(names) + 1]
     with threads(count):
         sizes = zip(names, pairwise(widths), strict=True)
         calls = [product(f"{n}.{ISAS[-1]}", i, o) for n, (i, o) in sizes]

@@ -458,6 +458,22 @@ def test_windows_of_a_large_weight_begin_anywhere() -> None:
     assert use[0] < use[1]
 
 
+def test_windows_of_many_weights_and_of_views() -> None:
+    weight = torch.ones(2100, 2100)
+    assert LAYOUTS["window"].refuses(weight) is None
+    assert count_present(pack("window", weight)) == weight.numel()
+    negative = torch._neg_view(random_weight(40, 50, 0.5))
+    assert torch.equal(unpack(pack("window", negative)), negative + 0.0)
+
+
+def test_a_few_long_rows_take_no_memory_for_the_others() -> None:
+    weight = torch.zeros(2000, 700)
+    weight[:, 3], weight[5:9] = 1, 2
+    packed = pack("window", weight)
+    assert torch.equal(unpack(packed), weight)
+    assert packed.tensors["starts"].diff()[1:].max() == 4
+
+
 def test_rows_that_lie_apart_do_not_share_windows() -> None:
     weight = torch.zeros(64, 64 * 64)
     for row in range(64):

@@ -3,9 +3,9 @@ near each other that a look-up in registers finds all their activations at once.
 
 A step has a first column. Of the columns that each of the 16 rows has left, it takes the first, if
 that is among the 32 from there on: else its place is padding. The next step begins at the lowest
-column that any of them has left. So rows run ahead of each other by up to a window, and half of the
-padding is saved that fixed windows would need. Padding has value 0; a kernel looks whether all
-activations are finite, and leaves padding out where they are not.
+column that any of them has left, or a little before it. So rows run ahead of each other by up to a
+window, and about half of the padding is saved that fixed windows would need. Padding has value 0; a
+kernel looks whether all activations are finite, and leaves padding out where they are not.
 """
 
 from __future__ import annotations
@@ -20,17 +20,15 @@ from ..core import Packed
 from ..errors import LayoutError
 from ..present import present_in
 from . import LAYOUTS, STORED, check, check_form, not_a_matrix
-from .sell import LANES, check_order, rows_of
+from .sell import LANES, NARROW, check_order, rows_of
 
 REACH = 32
 """Columns of a window: as many as two vectors of 16 floats hold."""
 OF_LANE = 4
 """Places of a lane that lie side by side: a vector of them serves so many steps."""
-NARROW = 2**16
-"""Columns that 16 bits can name."""
 ALIGNED = 16
 NEAR = 2**20
-"""Bytes of values up to which a window begins at a multiple of ALIGNED columns: loads of
+"""Bytes of float32 values up to which a window begins at a multiple of ALIGNED columns: loads of
 activations across two lines of memory cost more than the padding that they would save. A larger
 weight comes from farther away, and what counts is to read less of it."""
 LEAST_USE = 0.15
@@ -64,7 +62,7 @@ class Window:
         sample = np.unique(np.linspace(0, max(len(order) - 1, 0), SAMPLE).astype(int))
         named = order[sample].flatten() if len(order) else counts[:0]
         some = _Rows(weight.detach().cpu()[named[named >= 0]], int(counts.sum()))
-        steps = sum(int((taken >= 0).any(axis=1).sum()) for _, taken in some.steps())
+        steps = sum(len(which) for which, _, _ in some.steps())
         room = steps * LANES * (len(some.counts) / max(1, some.order.size))  # lanes with rows
         use = some.columns.size / room if room else 1.0
         if use >= LEAST_USE:
@@ -85,23 +83,25 @@ class Window:
             raise LayoutError(f"layout window: {reason}")
         rows = _Rows(weight)
         out, width = weight.shape
-        steps = list(rows.steps())
-        shape = (len(steps), len(rows.order))
-        first = np.array([column for column, _ in steps], np.int64).reshape(shape)
-        taken = np.array([places for _, places in steps], np.int64).reshape(*shape, LANES)
-        own = (taken >= 0).any(axis=2).sum(axis=0)  # steps of each slice: its first ones
+        taken = list(rows.steps())  # of each step those slices alone that have weights left
+        own = np.bincount(
+            np.concatenate([which for which, _, _ in taken] or [rows.order[:0, 0]]),
+            minlength=len(rows.order),
+        )
         room = -(-own // OF_LANE) * OF_LANE
         starts = np.concatenate([[0], room.cumsum()])
         if starts[-1] > np.iinfo(np.int32).max:
             raise LayoutError(f"layout window: needs fewer than 2**31 steps; got {starts[-1]}")
-        step, which, lane = np.nonzero(taken >= 0)
-        source, begin, to = taken[step, which, lane], first[step, which], starts[which] + step
         columns = np.zeros(starts[-1], np.int64)
         inside = np.zeros((starts[-1], LANES), np.uint8)
         values = np.zeros((starts[-1], LANES), np.float32)
-        columns[to] = begin
-        inside[to, lane] = rows.columns[source] - begin
-        values[to, lane] = rows.values[source]
+        for step, (which, first, source) in enumerate(taken):
+            to, lane = (source >= 0).nonzero()
+            at, begin = starts[which] + step, first[to]
+            columns[at] = first
+            found = source[to, lane]
+            inside[at[to], lane] = rows.columns[found] - begin
+            values[at[to], lane] = rows.values[found]
         narrow = np.uint16 if width < NARROW else np.int32
         side_by_side = inside.reshape(-1, OF_LANE, LANES).transpose(0, 2, 1)
         tensors = {
@@ -156,27 +156,31 @@ class _Rows:
     def __init__(self, weight: Tensor, weights: int | None = None) -> None:
         present = present_in(weight).numpy()
         row, self.columns = present.nonzero()
-        self.values = weight.detach().cpu().numpy()[row, self.columns]
+        self.values = weight.detach().cpu().resolve_neg().numpy()[row, self.columns]
         self.counts = present.sum(axis=1)
         self.order = _by_count(self.counts)
         whole = len(row) if weights is None else weights
         self.grid = ALIGNED if 4 * whole <= NEAR else 1  # what windows begin at multiples of
         self.last = max(0, weight.shape[1] - REACH)
 
-    def steps(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """For step after step: the first column (slices,), and which of `columns` each lane takes
-        (slices, 16), -1 for none; until no slice has any left."""
+    def steps(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """For step after step: which slices have weights left (n,), the first column of each (n,),
+        and which of `columns` each lane takes (n, 16), -1 for none."""
+        which = np.arange(len(self.order))
         end = np.append(self.counts.cumsum(), 0)[self.order]  # order has -1 where there is no row
         at = end - np.append(self.counts, 0)[self.order]
         columns = np.append(self.columns, FAR)  # of a lane with none left
         while True:
             column = columns[np.where(at < end, at, -1)]
             lowest = column.min(axis=1)
-            if (lowest == FAR).all():
+            left = lowest < FAR
+            if not left.all():
+                which, at, end, column, lowest = (v[left] for v in (which, at, end, column, lowest))
+            if not len(which):
                 return
             first = np.minimum(lowest // self.grid * self.grid, self.last)
             taken = column < (first + REACH)[:, None]
-            yield first, np.where(taken, at, -1)
+            yield which, first, np.where(taken, at, -1)
             at = at + taken
 
 
