@@ -64,7 +64,7 @@ class Window:
         some = _Rows(weight.detach().cpu()[named[named >= 0]], int(counts.sum()))
         steps = sum(len(which) for which, _, _ in some.steps())
         room = steps * LANES * (len(some.counts) / max(1, some.order.size))  # lanes with rows
-        use = some.columns.size / room if room else 1.0
+        use = some.values.size / room if room else 1.0
         if use >= LEAST_USE:
             return None
         return f"{1 - use:.0%} of the places would be padding; at most {1 - LEAST_USE:.0%} may be"
@@ -83,25 +83,22 @@ class Window:
             raise LayoutError(f"layout window: {reason}")
         rows = _Rows(weight)
         out, width = weight.shape
-        taken = list(rows.steps())  # of each step those slices alone that have weights left
-        own = np.bincount(
-            np.concatenate([which for which, _, _ in taken] or [rows.order[:0, 0]]),
-            minlength=len(rows.order),
-        )
-        room = -(-own // OF_LANE) * OF_LANE
+        steps = list(rows.steps())
+        which = _joined([slices for slices, _, _ in steps], ())
+        first = _joined([columns for _, columns, _ in steps], ())
+        source = _joined([taken for _, _, taken in steps], (LANES,))
+        step = np.repeat(np.arange(len(steps)), [len(slices) for slices, _, _ in steps])
+        room = -(-np.bincount(which, minlength=len(rows.order)) // OF_LANE) * OF_LANE
         starts = np.concatenate([[0], room.cumsum()])
         if starts[-1] > np.iinfo(np.int32).max:
             raise LayoutError(f"layout window: needs fewer than 2**31 steps; got {starts[-1]}")
         columns = np.zeros(starts[-1], np.int64)
         inside = np.zeros((starts[-1], LANES), np.uint8)
         values = np.zeros((starts[-1], LANES), np.float32)
-        for step, (which, first, source) in enumerate(taken):
-            to, lane = (source >= 0).nonzero()
-            at, begin = starts[which] + step, first[to]
-            columns[at] = first
-            found = source[to, lane]
-            inside[at[to], lane] = rows.columns[found] - begin
-            values[at[to], lane] = rows.values[found]
+        to = starts[which] + step
+        columns[to] = first
+        inside[to] = np.where(source < 0, 0, rows.columns[source] - first[:, None])
+        values[to] = np.append(rows.values, np.float32(0))[source]  # the last one of padding
         narrow = np.uint16 if width < NARROW else np.int32
         side_by_side = inside.reshape(-1, OF_LANE, LANES).transpose(0, 2, 1)
         tensors = {
@@ -115,11 +112,11 @@ class Window:
 
     def unpack(self, packed: Packed) -> Tensor:
         self.validate(packed)
-        row, _ = rows_of(packed)
-        columns, present = _columns(packed)
-        weight = torch.zeros(packed.shape)
-        weight[row[present], columns[present]] = packed.tensors["values"][present]
-        return weight
+        columns, _, present = _columns(packed)
+        row = rows_of(packed)[0].numpy()
+        weight = np.zeros(packed.shape, np.float32)
+        weight[row[present], columns[present]] = packed.tensors["values"].numpy()[present]
+        return torch.from_numpy(weight)
 
     def validate(self, packed: Packed) -> None:
         check_form(packed, self.name, DTYPES)
@@ -155,8 +152,9 @@ class _Rows:
 
     def __init__(self, weight: Tensor, weights: int | None = None) -> None:
         present = present_in(weight).numpy()
-        row, self.columns = present.nonzero()
-        self.values = weight.detach().cpu().resolve_neg().numpy()[row, self.columns]
+        row, column = present.nonzero()
+        self.columns = np.append(column, FAR)  # the last one of a lane with none left
+        self.values = weight.detach().cpu().resolve_neg().numpy()[row, column]
         self.counts = present.sum(axis=1)
         self.order = _by_count(self.counts)
         whole = len(row) if weights is None else weights
@@ -169,9 +167,8 @@ class _Rows:
         which = np.arange(len(self.order))
         end = np.append(self.counts.cumsum(), 0)[self.order]  # order has -1 where there is no row
         at = end - np.append(self.counts, 0)[self.order]
-        columns = np.append(self.columns, FAR)  # of a lane with none left
         while True:
-            column = columns[np.where(at < end, at, -1)]
+            column = self.columns[np.where(at < end, at, -1)]
             lowest = column.min(axis=1)
             left = lowest < FAR
             if not left.all():
@@ -184,6 +181,10 @@ class _Rows:
             at = at + taken
 
 
+def _joined(parts: list[np.ndarray], row: tuple[int, ...]) -> np.ndarray:
+    return np.concatenate([np.zeros((0, *row), np.int64), *parts])
+
+
 def _by_count(counts: np.ndarray) -> np.ndarray:
     """(slices, 16): the rows by descending counts, -1 where there is none."""
     order = np.full(-(-len(counts) // LANES) * LANES, -1)
@@ -191,34 +192,28 @@ def _by_count(counts: np.ndarray) -> np.ndarray:
     return order.reshape(-1, LANES)
 
 
-def _columns(packed: Packed) -> tuple[Tensor, Tensor]:
-    """The column of every place (steps, 16), and where a weight is present."""
-    inside = by_step(packed.tensors["places"]).long()
-    first = packed.tensors["columns"].to(torch.int32).long()
-    return first[:, None] + inside, packed.tensors["values"] != 0
+def _columns(packed: Packed) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of every place (steps, 16): its column, where in the window that is, and whether a weight is
+    present."""
+    inside = by_step(packed.tensors["places"]).numpy()
+    first = packed.tensors["columns"].numpy().astype(np.int64)
+    return first[:, None] + inside, inside, (packed.tensors["values"] != 0).numpy()
 
 
 def _check_places(packed: Packed) -> None:
     width = packed.shape[1]
-    first = packed.tensors["columns"].to(torch.int32)
-    last = max(0, width - REACH)
+    columns, inside, present = _columns(packed)
+    first, last = packed.tensors["columns"].numpy(), max(0, width - REACH)
     near = bool(((first >= 0) & (first <= last)).all())
     check(near, packed, f"columns must lie in [0, {last}]")
-    columns, there = _columns(packed)
-    inside = by_step(packed.tensors["places"])
-    known = bool((torch.where(there, inside, 0) < REACH).all()) and not bool(inside[~there].any())
+    known = bool((np.where(present, inside, 0) < REACH).all()) and not inside[~present].any()
     check(known, packed, f"places must lie in [0, {REACH}), and padding at 0")
-    real = bool((columns[there] < width).all())
-    check(real, packed, f"the columns of weights must lie in [0, {width})")
-    row, _ = rows_of(packed)
-    check(not bool((there & (row < 0)).any()), packed, "lanes without a row must be empty")
-    # The columns of a lane ascend within a slice, so none is named twice.
-    starts = packed.tensors["starts"].long()
-    slice_of = torch.repeat_interleave(torch.arange(len(starts) - 1), starts.diff())
-    key = torch.where(there, slice_of[:, None] * (width + REACH) + columns, -1)
-    before = torch.cat([key.new_full((1, LANES), -1), key.cummax(0).values[:-1]])[: len(key)]
-    ascend = bool((key[there] > before[there]).all())
-    check(ascend, packed, "the columns of a row must ascend")
+    found = columns.T[present.T]  # lane after lane
+    check(bool((found < width).all()), packed, f"the columns of weights must lie in [0, {width})")
+    row = rows_of(packed)[0].numpy().T[present.T]
+    check(bool((row >= 0).all()), packed, "lanes without a row must be empty")
+    ascend = (found[1:] > found[:-1]) | (row[1:] != row[:-1])  # so none is named twice
+    check(bool(ascend.all()), packed, "the columns of a row must ascend")
 
 
 LAYOUTS.register("window")(Window())
