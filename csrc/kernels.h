@@ -68,7 +68,8 @@ struct Sell {
 };
 
 // 16 rows side by side, rows sorted by their counts; those that a step multiplies lie among the
-// kWindow columns from the step's first on (layout window). Padding has value 0.
+// kWindow columns from the step's first on (layout window). Padding has value 0 and place 255, of
+// which a look-up takes the low bits: it finds some number in the window.
 struct Window {
   const int32_t* starts;  // (slices + 1) first step of each slice, multiples of kPlacesOfLane
   const int32_t* order;   // (slices, 16) row of each lane, -1 where there is none

@@ -346,10 +346,12 @@ def test_sell_rejects_hostile_tensors(name: str, at: Any, value: float, rule: st
     _reject(packed, name, at, value, rule)
 
 
-def test_sell_s_lanes_without_a_row_hold_nothing() -> None:
-    packed = pack("sell", torch.ones(18, 5))
+@pytest.mark.parametrize(("layout", "place"), [("sell", "columns"), ("window", "places")])
+def test_lanes_without_a_row_hold_nothing(layout: str, place: str) -> None:
+    packed = pack(layout, torch.ones(18, 40))  # the second slice has two rows
     tensors = {k: t.clone() for k, t in packed.tensors.items()}
-    tensors["values"][5, 2], tensors["columns"][5, 2] = 1.0, 0
+    tensors["values"][40, 2] = 1.0
+    tensors[place].view(-1)[40 * 16 + (2 * 4 if layout == "window" else 2)] = 0
     with pytest.raises(LayoutError, match="lanes without a row must be empty"):
         validate(dataclasses.replace(packed, tensors=tensors))
 
@@ -365,8 +367,8 @@ def test_sell_s_lanes_without_a_row_hold_nothing() -> None:
         ("columns", 0, 9, r"columns must lie in \[0, 8\]"),
         ("places", (0, 0, 0), 32, r"places must lie in \[0, 32\)"),
         ("places", (0, 0, 1), 0, "columns of a row must ascend"),
-        ("values", (1, 0), 0.0, "padding at 0"),
-        ("values", (40, 2), 1.0, "lanes without a row must be empty"),
+        ("values", (0, 0), 0.0, "padding at 255"),
+        ("values", (40, 2), 1.0, "padding at 255"),
     ],
 )
 def test_window_rejects_hostile_tensors(name: str, at: Any, value: float, rule: str) -> None:

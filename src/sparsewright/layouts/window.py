@@ -24,6 +24,7 @@ from .sell import LANES, NARROW, check_order, rows_of
 
 REACH = 32
 """Columns of a window: as many as two vectors of 16 floats hold."""
+PADDING = 255
 OF_LANE = 4
 """Places of a lane that lie side by side: a vector of them serves so many steps."""
 ALIGNED = 16
@@ -49,7 +50,7 @@ class Window:
     """starts (slices + 1) int32: first step of a slice, multiples of 4; order (slices, 16) int32:
     the rows of its lanes, -1 for none; columns (steps,) uint16 or int32: the first column of each
     step's window; places (steps / 4, 16, 4) uint8: for four steps, where in their windows each
-    lane's columns lie, 0 for padding; values (steps, 16)."""
+    lane's columns lie, 255 for padding; values (steps, 16)."""
 
     name = "window"
 
@@ -75,8 +76,8 @@ class Window:
         >>> packed.tensors["order"][0, :3]  # the row with more weights first, then no third row
         tensor([ 1,  0, -1], dtype=torch.int32)
         >>> packed.tensors["places"][0, :2]  # columns 0 and 1 of row 1, column 1 of row 0
-        tensor([[0, 1, 0, 0],
-                [1, 0, 0, 0]], dtype=torch.uint8)
+        tensor([[  0,   1, 255, 255],
+                [  1, 255, 255, 255]], dtype=torch.uint8)
         """
         reason = not_a_matrix(weight)
         if reason:
@@ -93,11 +94,11 @@ class Window:
         if starts[-1] > np.iinfo(np.int32).max:
             raise LayoutError(f"layout window: needs fewer than 2**31 steps; got {starts[-1]}")
         columns = np.zeros(starts[-1], np.int64)
-        inside = np.zeros((starts[-1], LANES), np.uint8)
+        inside = np.full((starts[-1], LANES), PADDING, np.uint8)
         values = np.zeros((starts[-1], LANES), np.float32)
         to = starts[which] + step
         columns[to] = first
-        inside[to] = np.where(source < 0, 0, rows.columns[source] - first[:, None])
+        inside[to] = np.where(source < 0, PADDING, rows.columns[source] - first[:, None])
         values[to] = np.append(rows.values, np.float32(0))[source]  # the last one of padding
         narrow = np.uint16 if width < NARROW else np.int32
         side_by_side = inside.reshape(-1, OF_LANE, LANES).transpose(0, 2, 1)
@@ -206,8 +207,8 @@ def _check_places(packed: Packed) -> None:
     first, last = packed.tensors["columns"].numpy(), max(0, width - REACH)
     near = bool(((first >= 0) & (first <= last)).all())
     check(near, packed, f"columns must lie in [0, {last}]")
-    known = bool((np.where(present, inside, 0) < REACH).all()) and not inside[~present].any()
-    check(known, packed, f"places must lie in [0, {REACH}), and padding at 0")
+    known = bool(np.where(present, inside < REACH, inside == PADDING).all())
+    check(known, packed, f"places must lie in [0, {REACH}), and padding at {PADDING}")
     found = columns.T[present.T]  # lane after lane
     check(bool((found < width).all()), packed, f"the columns of weights must lie in [0, {width})")
     row = rows_of(packed)[0].numpy().T[present.T]
