@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..layouts.window import by_step
-from . import reference
 from ._ops import define, register
+from .sell import sell_reference
 
 
 def window_reference(
@@ -27,12 +27,8 @@ def window_reference(
     activation: int = 0,
 ) -> Tensor:
     """x (..., in) -> y (..., out_features) = activation(x W^T + bias), W in layout window."""
-    slice_of = torch.repeat_interleave(torch.arange(len(order)), starts.long().diff())
-    step, lane = torch.nonzero(values, as_tuple=True)
-    rows = order.long()[slice_of[step], lane]
-    at = columns.to(torch.int32).long()[step] + by_step(places).long()[step, lane]
-    present = values[step, lane]
-    return reference.product(x, rows, at, present, bias, out_features, activation, scales)
+    each = columns.to(torch.int32)[:, None] + by_step(places)
+    return sell_reference(x, starts, order, each, values, scales, bias, out_features, activation)
 
 
 def _shape(x: Tensor, *rest: Any) -> tuple[int, ...]:
