@@ -33,10 +33,20 @@ inline const float* with_zero(const float* x, int64_t batch, int64_t in) {
   return copy;
 }
 
+using Weight = std::variant<Sell, Csr, Csb, Nm, Window>;
+
+// What it says of slices, where its rows lie in some; else null.
+template <class AnyWeight>
+auto* slices_in(AnyWeight& weight) {
+  using Found = std::conditional_t<std::is_const_v<AnyWeight>, const Slices, Slices>;
+  if (auto* w = std::get_if<Sell>(&weight)) return static_cast<Found*>(w);
+  return static_cast<Found*>(std::get_if<Window>(&weight));
+}
+
 // A weight as its kernel takes it, with what is done to its sums.
 struct Ready {
   const Kernels* k;
-  std::variant<Sell, Csr, Csb, Nm, Window> weight;
+  Weight weight;
   const float* bias;
   Activation activation;
   int64_t out, work;  // multiply-adds, padding and ends of rows counted

@@ -53,33 +53,30 @@ struct Nm {
   int64_t in, out, chunk, tiles, chunks, slots;
 };
 
-// 16 rows side by side, rows sorted by their counts (layout sell). Padding has value 0 and column
-// `in`, where the activations hold a zero.
-struct Sell {
+// 16 rows side by side, rows sorted by their counts. Padding has value 0.
+struct Slices {
   const int32_t* starts;  // (slices + 1) first step of each slice
   const int32_t* order;   // (slices, 16) row of each lane, -1 where there is none
-  const void* columns;    // (steps, 16) uint16 or int32
+  const void* columns;    // uint16 or int32
   bool wide;              // columns are int32
   Values values;          // (steps, 16)
   int64_t in, out, slices;
-  int64_t x_step;  // from one row of the activations to the next: in + 1
-  // sell_dot alone: sums of one row of the batch stay in the order of the lanes, slices * 16.
+  // In floats, for a few rows of the batch: from one row of the activations to the next, from one
+  // row of the sums to the next, and from one of a row's sums to the next.
+  int64_t x_step, y_step, y_stride = 1;
+  // Sums of one row of the batch stay in the order of the lanes, slices * 16.
   bool in_lanes = false;
 };
 
-// 16 rows side by side, rows sorted by their counts; those that a step multiplies lie among the
-// kWindow columns from the step's first on (layout window). Padding has value 0 and place 255, of
-// which a look-up takes the low bits: it finds some number in the window.
-struct Window {
-  const int32_t* starts;  // (slices + 1) first step of each slice, multiples of kPlacesOfLane
-  const int32_t* order;   // (slices, 16) row of each lane, -1 where there is none
-  const void* columns;    // (steps) uint16 or int32: the first column of each step's window
-  bool wide;              // columns are int32
+// Layout sell: columns (steps, 16), of padding `in`, where the activations hold a zero; from one
+// row of them to the next it is in + 1.
+struct Sell : Slices {};
+
+// Layout window: the columns that a step multiplies lie among the kWindow from the step's first on;
+// columns (steps) holds those. Padding has place 255, of which a look-up takes the low bits: it
+// finds some number in the window. x_step is `in`, or more where that is small.
+struct Window : Slices {
   const uint8_t* places;  // (steps / kPlacesOfLane, 16, kPlacesOfLane) place inside the window
-  Values values;          // (steps, 16)
-  int64_t in, out, slices;
-  int64_t x_step;  // from one row of the activations to the next: in, or more where it is small
-  bool in_lanes = false;  // as of Sell
 };
 
 // Blocks of rows, chunks of columns, pairs of rows (layout csb). Padding has value 0 and place

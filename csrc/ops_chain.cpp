@@ -14,28 +14,25 @@ constexpr int64_t kMostColumns = 65536;  // of one row that is copied for a chai
 // Whether the sums of a stage stay in the order of the lanes, so that no thread writes into lines
 // of another's: the next one's columns are renamed for it, if they can be.
 bool stays_in_lanes(const Ready& ready, const Stage* next) {
-  const bool slices =
-      std::holds_alternative<Sell>(ready.weight) || std::holds_alternative<Window>(ready.weight);
-  return slices && next && !next->takes_order();
+  return slices_in(ready.weight) && next && !next->takes_order();
 }
 
 int64_t room_in_lanes(const Ready& ready) { return ceil_div(ready.out, kLanes) * kLanes; }
 
-// f(weight) where its rows lie in slices.
-template <class Weight, class F>
-void if_slices(Weight& weight, const F& f) {
-  if (auto* w = std::get_if<Sell>(&weight)) f(*w);
-  if (auto* w = std::get_if<Window>(&weight)) f(*w);
-}
-
-void dot(const Kernels& k, const Sell& w, const float* x, const float* bias, float* y, int64_t a,
-         int64_t b) {
-  k.sell_dot(w, x, 1, bias, y, a, b);
-}
-
-void dot(const Kernels& k, const Window& w, const float* x, const float* bias, float* y, int64_t a,
-         int64_t b) {
-  k.window_dot(w, x, 1, bias, y, a, b);
+// Sums of one row of activations, of one of `parts` parts of the slices, by the kernel `dot`.
+template <class Sliced, class Dot>
+void run_slices(const Ready& ready, Sliced w, const Dot& dot, const float* x, float* y,
+                int64_t part, int64_t parts) {
+  const auto [a, b] = slices_of_part(w, part, parts);
+  if (a >= b) return;
+  // In the order of the lanes, so that they can be activated by vectors.
+  const bool stay = std::exchange(w.in_lanes, true);
+  float* const lanes = stay ? y : scratch<kSums>(b * kLanes);
+  dot(w, x, 1, ready.bias, lanes, a, b);
+  ready.k->activate(lanes + a * kLanes, (b - a) * kLanes, ready.activation);
+  if (stay) return;
+  for (int64_t i = a * kLanes; i < b * kLanes; ++i)
+    if (w.order[i] >= 0) y[w.order[i]] = lanes[i];
 }
 
 int64_t lines(int64_t floats) { return ceil_div(floats, kLine) * kLine; }
@@ -49,7 +46,7 @@ class Chain {
     for (size_t i = 0; i < stages_.size(); ++i) {
       Ready ready = stages_[i]->ready();
       const Stage* const next = i + 1 < stages_.size() ? stages_[i + 1].get() : nullptr;
-      if_slices(ready.weight, [&](auto& w) { w.in_lanes = stays_in_lanes(ready, next); });
+      if (Slices* w = slices_in(ready.weight)) w->in_lanes = stays_in_lanes(ready, next);
       work_ = std::max(work_, ready.work_of_row());
       if (next) floats_ += lines(ready.room() + 1);
       ready_.push_back(std::move(ready));
@@ -133,9 +130,8 @@ class Chain {
 }  // namespace
 
 int64_t Ready::room() const {
-  bool in_lanes = false;
-  if_slices(weight, [&](const auto& w) { in_lanes = w.in_lanes; });
-  return in_lanes ? room_in_lanes(*this) : out;
+  const Slices* w = slices_in(weight);
+  return w && w->in_lanes ? room_in_lanes(*this) : out;
 }
 
 void Ready::run(const float* x, float* y, int64_t part, int64_t parts,
@@ -147,18 +143,10 @@ void Ready::run(const float* x, float* y, int64_t part, int64_t parts,
     k->activate(y + a, b - a, activation);
     return;
   }
-  if_slices(weight, [&](auto w) {
-    const auto [a, b] = slices_of_part(w, part, parts);
-    if (a >= b) return;
-    // In the order of the lanes, so that they can be activated by vectors.
-    const bool stay = std::exchange(w.in_lanes, true);
-    float* const lanes = stay ? y : scratch<kSums>(b * kLanes);
-    dot(*k, w, x, bias, lanes, a, b);
-    k->activate(lanes + a * kLanes, (b - a) * kLanes, activation);
-    if (stay) return;
-    for (int64_t i = a * kLanes; i < b * kLanes; ++i)
-      if (w.order[i] >= 0) y[w.order[i]] = lanes[i];
-  });
+  if (const Sell* w = std::get_if<Sell>(&weight))
+    run_slices(*this, *w, k->sell_dot, x, y, part, parts);
+  if (const Window* w = std::get_if<Window>(&weight))
+    run_slices(*this, *w, k->window_dot, x, y, part, parts);
 }
 
 Product product_of(Bound call, std::shared_ptr<const Stage> stage) {

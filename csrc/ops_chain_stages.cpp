@@ -50,7 +50,6 @@ void check_columns(const Tensor& columns, int64_t end, int64_t width) {
 }
 
 // Where the sum of each row of slices lies in the order of the lanes.
-template <class Slices>
 std::vector<int64_t> places_of(const Slices& w) {
   std::vector<int64_t> at(static_cast<size_t>(w.out), -1);
   for (int64_t i = 0; i < w.slices * kLanes; ++i) {

@@ -52,8 +52,7 @@ int64_t other_batch(const Kernels& k, const Ready& ready) {
 // Parts of a weight that several threads can multiply a tile by.
 int64_t items(const Ready& ready) {
   if (const Csb* w = std::get_if<Csb>(&ready.weight)) return w->blocks;
-  if (const Sell* w = std::get_if<Sell>(&ready.weight)) return w->slices;
-  if (const Window* w = std::get_if<Window>(&ready.weight)) return w->slices;
+  if (const Slices* w = slices_in(ready.weight)) return w->slices;
   if (const Nm* w = std::get_if<Nm>(&ready.weight)) return w->tiles;
   return ready.out;
 }
@@ -81,19 +80,22 @@ bool multiply_share(const Kernels& k, const Csr& w, const Tile& tile, int64_t me
   return a >= b || k.csr_tile(w, tile, a, b);
 }
 
-void one_tile(const Kernels& k, const Sell& w, const Tile& tile, int64_t slice) {
-  k.sell_tile(w, tile, slice);
-}
-void one_tile(const Kernels& k, const Window& w, const Tile& tile, int64_t slice) {
-  k.window_tile(w, tile, slice);
+template <class Sliced, class OneTile>
+bool multiply_slices(const Sliced& w, const OneTile& one, const Tile& tile, int64_t member,
+                     int64_t group) {
+  const auto [a, b] = slices_of_part(w, member, group);
+  for (int64_t slice = a; slice < b; ++slice) one(w, tile, slice);
+  return true;
 }
 
-template <class Slices>
-bool multiply_share(const Kernels& k, const Slices& w, const Tile& tile, int64_t member,
+bool multiply_share(const Kernels& k, const Sell& w, const Tile& tile, int64_t member,
                     int64_t group) {
-  const auto [a, b] = slices_of_part(w, member, group);
-  for (int64_t slice = a; slice < b; ++slice) one_tile(k, w, tile, slice);
-  return true;
+  return multiply_slices(w, k.sell_tile, tile, member, group);
+}
+
+bool multiply_share(const Kernels& k, const Window& w, const Tile& tile, int64_t member,
+                    int64_t group) {
+  return multiply_slices(w, k.window_tile, tile, member, group);
 }
 
 // Share `member` of `group` of the zeros that a tile has besides its activations.

@@ -19,27 +19,24 @@ Window window_of(const Tensor& starts, const Tensor& order, const Tensor& column
   SW_CHECK(values.dim() == 2 && values.size(0) == steps && values.size(1) == kLanes,
            "values must have shape (", steps, ", 16)");
   check_slices(starts, order, steps, out);
-  return {static_cast<const int32_t*>(starts.const_data_ptr()),
-          static_cast<const int32_t*>(order.const_data_ptr()),
-          columns.const_data_ptr(),
-          wide,
-          static_cast<const uint8_t*>(places.const_data_ptr()),
-          values_of(values, scales, out),
-          in,
-          out,
-          order.size(0),
-          in};
+  return {{static_cast<const int32_t*>(starts.const_data_ptr()),
+           static_cast<const int32_t*>(order.const_data_ptr()), columns.const_data_ptr(), wide,
+           values_of(values, scales, out), in, out, order.size(0), in, out},
+          static_cast<const uint8_t*>(places.const_data_ptr())};
 }
 
 namespace {
 
-// Rows of x so long that a whole window lies inside each: a copy where they are shorter.
-const float* windows_of(Window& w, const Linear& l) {
-  if (w.in >= kWindow) return l.x;
-  w.x_step = kWindow;
-  float* const copy = scratch(l.batch * kWindow);
-  std::fill_n(copy, l.batch * kWindow, 0.0f);
-  for (int64_t r = 0; r < l.batch; ++r) std::copy_n(l.x + r * w.in, w.in, copy + r * kWindow);
+// Rows of x as a look-up wants them: a copy where they lie across, or are shorter than a window.
+const float* rows_of(Window& w, const Linear& l, const Kernels& k) {
+  if (!l.transposed && w.in >= kWindow) return l.x;
+  w.x_step = std::max<int64_t>(w.in, kWindow);
+  float* const copy = scratch(l.batch * w.x_step);
+  if (w.in < kWindow) std::fill_n(copy, l.batch * kWindow, 0.0f);
+  if (l.transposed)
+    k.transpose(l.x, l.batch, w.in, l.batch, copy, w.x_step);
+  else
+    for (int64_t r = 0; r < l.batch; ++r) std::copy_n(l.x + r * w.in, w.in, copy + r * w.x_step);
   return copy;
 }
 
@@ -55,8 +52,9 @@ Tensor window_linear(const Tensor& x, const Tensor& starts, const Tensor& order,
   Window w = window_of(starts, order, columns, places, values, scales, l.in, out_features);
   if (l.batch == 0 || out_features == 0) return std::move(l.output);
   const int64_t steps = columns.numel(), slots = (steps + w.slices) * kLanes;
-  if (l.batch <= k.window_dot_batch && !l.transposed) {
-    const float* const rows = windows_of(w, l);
+  if (l.batch <= k.window_dot_batch) {
+    const float* const rows = rows_of(w, l, k);
+    if (l.transposed) w.y_step = 1, w.y_stride = l.batch;
     over_slices(k, w, l, looking_up(k, slots * l.batch),
                 [&](int64_t a, int64_t b) { k.window_dot(w, rows, l.batch, l.bias, l.y, a, b); });
   } else {

@@ -10,14 +10,14 @@ namespace sparsewright::SPARSEWRIGHT_ISA {
 namespace {
 
 // The sums of one slice's lanes, finished, for row r of the batch.
-template <class Slices>
 void put_lanes(const Slices& w, int64_t slice, const float* lanes, const float* bias, float* y,
                int64_t r) {
   for (int l = 0; l < kLanes; ++l) {
     const int64_t row = w.order[slice * kLanes + l];
     if (row < 0) continue;
     const float sum = lanes[l] + start_of(w.values, bias, row);
-    y[w.in_lanes ? slice * kLanes + l : r * w.out + row] = finished(w.values, bias, row, sum);
+    y[w.in_lanes ? slice * kLanes + l : r * w.y_step + row * w.y_stride] =
+        finished(w.values, bias, row, sum);
   }
 }
 
@@ -66,8 +66,8 @@ void sell_dot_of(const Sell& w, const float* x, int64_t batch, const float* bias
                  int64_t begin, int64_t end) {
   int64_t r = 0;
   for (; r + 2 <= batch; r += 2)
-    sell_rows<Index, T, 2>(w, x + r * w.x_step, bias, y + r * w.out, begin, end);
-  if (r < batch) sell_rows<Index, T, 1>(w, x + r * w.x_step, bias, y + r * w.out, begin, end);
+    sell_rows<Index, T, 2>(w, x + r * w.x_step, bias, y + r * w.y_step, begin, end);
+  if (r < batch) sell_rows<Index, T, 1>(w, x + r * w.x_step, bias, y + r * w.y_step, begin, end);
 }
 
 void sell_dot(const Sell& w, const float* x, int64_t batch, const float* bias, float* y,
@@ -98,7 +98,7 @@ void two_lanes(const T* values, const Index* columns, int64_t steps, const float
 
 // One slice of a tile, of any layout that has slices, `most` steps at a time. columns_of(from, to):
 // the columns of these steps, 16 each.
-template <class T, class Slices, class ColumnsOf>
+template <class T, class ColumnsOf>
 void slice_tile(const Slices& w, const Tile& tile, int64_t slice, int64_t most,
                 const ColumnsOf& columns_of) {
   alignas(64) float sums[kLanes * kTileWidth];

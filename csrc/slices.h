@@ -5,8 +5,7 @@
 namespace sparsewright {
 
 // First slice at or after which `target` steps lie before.
-template <class Slices>
-int64_t slice_at(const Slices& w, int64_t target) {
+inline int64_t slice_at(const Slices& w, int64_t target) {
   return std::lower_bound(w.starts, w.starts + w.slices, target,
                           [](int32_t a, int64_t b) { return a < b; }) -
          w.starts;
@@ -20,8 +19,7 @@ inline int64_t looking_up(const Kernels& k, int64_t places) {
 }
 
 // The slices of one of `parts` parts with about as many steps each: [first, second).
-template <class Slices>
-std::pair<int64_t, int64_t> slices_of_part(const Slices& w, int64_t part, int64_t parts) {
+inline std::pair<int64_t, int64_t> slices_of_part(const Slices& w, int64_t part, int64_t parts) {
   const int64_t steps = w.starts[w.slices];
   return {part == 0 ? 0 : slice_at(w, steps * part / parts),
           part + 1 == parts ? w.slices : slice_at(w, steps * (part + 1) / parts)};
@@ -29,7 +27,7 @@ std::pair<int64_t, int64_t> slices_of_part(const Slices& w, int64_t part, int64_
 
 // body(a, b): the sums of slices [a, b), for all of them, shared out by their steps and not by
 // their number; then the activation. work counts as kGrain does.
-template <class Slices, class Body>
+template <class Body>
 void over_slices(const Kernels& k, const Slices& w, const Linear& l, int64_t work,
                  const Body& body) {
   const int64_t parts = parts_of(work, torch::stable::get_num_threads());

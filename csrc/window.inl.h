@@ -70,7 +70,7 @@ void window_dot_of(const Window& w, const float* x, int64_t batch, const float* 
                    int64_t begin, int64_t end) {
   int64_t r = 0;
   const auto rows = [&]<int R>() {
-    window_rows<Index, T, R, kFinite>(w, x + r * w.x_step, bias, y + r * w.out, begin, end);
+    window_rows<Index, T, R, kFinite>(w, x + r * w.x_step, bias, y + r * w.y_step, begin, end);
     r += R;
   };
   while (r + 4 <= batch) rows.template operator()<4>();

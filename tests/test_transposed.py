@@ -60,7 +60,7 @@ def test_every_layout_and_batch(layout, isa, count):
     with threads(count):
         for width, out in pairwise(WIDTHS):
             call = product(f"{layout}.{isa}", width, out, activation=1)
-            for batch in [*BATCHES, 1, 3, 64 + 16, 256, 288, 300]:
+            for batch in [*BATCHES, 1, 2, 3, 4, 8, 64 + 16, 256, 288, 300]:
                 check(call, torch.randn(batch, width))
 
 
@@ -72,7 +72,7 @@ def test_values_bias_and_activation(layout, values, activation):
     torch.manual_seed(0)
     for biased in (False, True):
         call = product(f"{layout}.{ISAS[-1]}", 70, 45, values, activation, biased)
-        for batch in (32, 47):
+        for batch in (3, 32, 47):
             check(call, torch.randn(batch, 70))
 
 
