@@ -243,6 +243,7 @@ constexpr int kPlacesOfLane = 4;  // of layout window, side by side in memory
 constexpr int kRowBlock = 64;     // output rows that one work item of the tiled kernels computes
 constexpr uint8_t kPadding = 255;
 constexpr int kPlaces = 256;    // places of a chunk of layout csb
+constexpr int kNarrow = 65536;  // columns that uint16 can name, one of them for padding
 constexpr int kMaxBlock = 128;  // most rows of a block of layout csb
 
 // Layout block: most rows and strips that a work item computes, and the activations that it uses

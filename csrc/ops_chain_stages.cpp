@@ -20,7 +20,7 @@ class Columns {
     if (columns.scalar_type() == ScalarType::Int) {
       made->fill<int32_t>(columns, at);
     } else {
-      if (end >= 65536) return nullptr;
+      if (end >= kNarrow) return nullptr;
       made->fill<uint16_t>(columns, at);
     }
     return made;

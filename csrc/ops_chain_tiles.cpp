@@ -29,7 +29,7 @@ bool fit(Csr& w, int64_t in) {
 
 bool fit(Sell& w, int64_t in) {
   w.in = in, w.x_step = in + 1;
-  return w.wide || in < 65536;
+  return w.wide || in < kNarrow;
 }
 
 bool fit(Window& w, int64_t in) { return w.in == in; }

@@ -13,7 +13,7 @@ Sell sell_of(const Tensor& starts, const Tensor& order, const Tensor& columns, c
                columns.size(1) == kLanes && values.size(0) == columns.size(0),
            "values and columns must have shape (steps, 16)");
   check_slices(starts, order, values.size(0), out_features);
-  SW_CHECK(wide || in < 65536, "16-bit columns serve fewer than 65536 in_features; got ", in);
+  SW_CHECK(wide || in < kNarrow, "16-bit columns serve fewer than 65536 in_features; got ", in);
   return {{static_cast<const int32_t*>(starts.const_data_ptr()),
            static_cast<const int32_t*>(order.const_data_ptr()), columns.const_data_ptr(), wide,
            values_of(values, scales, out_features), in, out_features, order.size(0), in + 1,

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 import sparsewright as sw
+from sparsewright import library
 from sparsewright.errors import ConfigError, UnknownNameError
-from sparsewright.kernels import library
 from sparsewright.lab import bench_cell, bench_layer
 from sparsewright.lab.bench_cell import Candidate, measure_cell, peers, work
 from sparsewright.lab.bench_layer import LayerCell, Shape, layer_cells

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import sparsewright as sw
+from sparsewright import library
 from sparsewright.beside import beside
 from sparsewright.errors import ArtifactError, KernelError
 from sparsewright.image_units import IMAGES, images_for, is_full
-from sparsewright.kernels import library
 from sparsewright.kernels.bound import bind_beside, bind_pool_beside
 from sparsewright.layouts import store, unpack
 from sparsewright.layouts.csb import Csb

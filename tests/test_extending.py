@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from test_docs import ROOT, Block, blocks
 
-from sparsewright.kernels.library import LIBRARY
+from sparsewright.library import LIBRARY
 
 PAGE = ROOT / "CONTRIBUTING.md"
 FILES = [block for block in blocks(PAGE, "python") if block.mark == "file"]

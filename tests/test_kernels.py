@@ -25,9 +25,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sparsewright import library
 from sparsewright.core import Packed
 from sparsewright.errors import KernelError
-from sparsewright.kernels import KERNELS, Kernel, kernel_info, library, reference
+from sparsewright.kernels import KERNELS, Kernel, kernel_info, reference
 from sparsewright.layouts import LAYOUTS, VALUES, pack, rounded, store, values_name
 from sparsewright.layouts.block import ROWS, Block
 from sparsewright.layouts.csb import Csb
@@ -549,7 +550,8 @@ def test_environment_s_wrong_instruction_set_is_an_error(value: str) -> None:
         pytest.skip("this CPU has AVX-512: asking for it is no error")
     code = """
 import torch
-from sparsewright.kernels import kernel_info, library
+from sparsewright import library
+from sparsewright.kernels import kernel_info
 from sparsewright.errors import KernelError
 from sparsewright.layouts import LAYOUTS, VALUES, pack, rounded, store, values_name
 for call in (kernel_info, lambda: torch.ops.sparsewright.csr_linear(

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from sparsewright.kernels import library, masking
+from sparsewright import library
+from sparsewright.kernels import masking
 
 ISAS = ["portable", "avx2", "avx512"]
 

@@ -9,9 +9,10 @@ import torch
 from test_storages import mlp, step
 
 import sparsewright as sw
+from sparsewright import library
 from sparsewright.exchange import exchange_of
 from sparsewright.keeping import keep_best
-from sparsewright.kernels import best, library, moving
+from sparsewright.kernels import best, moving
 from sparsewright.kernels.packed import is_there
 from sparsewright.topology import Topology
 

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from sparsewright import library
 from sparsewright.errors import KernelError
-from sparsewright.kernels import library, packed, packed_forms
+from sparsewright.kernels import packed, packed_forms
 from sparsewright.kernels import packed_reference as plain
 from sparsewright.kernels.operation import Conv2d
 from sparsewright.topology import Topology

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import sparsewright as sw
-from sparsewright.kernels import library
+from sparsewright import library
 from sparsewright.pooling import by_rows, by_slices, max_pool2d
 
 ISAS = [isa for isa in library.ISAS if library.why_no_isa(isa, "max_pool2d") is None]

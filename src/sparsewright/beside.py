@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from . import library
 from .image_nodes import (
     geometry_of,
     given,
@@ -24,11 +25,10 @@ from .image_nodes import (
     residual_of,
 )
 from .image_units import IMAGES, Unit, Units
-from .kernels import library
 from .kernels.bound import Bound, bind_beside, bind_pool_beside
 from .kernels.csb_conv import TENSORS, csb_conv2d
-from .kernels.library import BEST
 from .layouts import LAYOUTS
+from .library import BEST
 
 aten = torch.ops.aten
 

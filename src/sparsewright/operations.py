@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from .errors import KernelError
-from .kernels.library import refuse_gradient
 from .layouts import LAYOUTS
+from .library import refuse_gradient
 
 Operation = Callable[..., Any]
 

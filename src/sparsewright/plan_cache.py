@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import disk_cache
+from . import disk_cache, library
 from .disk_cache import PLANS
-from .kernels import Choice, Timing, library
+from .kernels import Choice, Timing
 from .kernels.choose import kernels_of
 from .measure.environment import cpu_name
 from .nn import Task

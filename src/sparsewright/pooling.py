@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .kernels._ops import define
-from .kernels.library import BEST
+from .library import BEST
 
 Pair = tuple[int, int]
 plain = torch.ops.aten.max_pool2d.default

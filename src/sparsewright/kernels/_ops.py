@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import library
 from ..core import Packed, Shape
 from ..layouts import VALUES
-from . import library
 from .operation import Conv2d, Linear
 from .table import KERNELS, Kernel, Prepared, as_packed, never
 

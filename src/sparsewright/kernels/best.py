@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..keeping import any_nan, keep_best
 from ..kept import Offers
+from ..library import why_not_compiled
 from ..topology import Topology
-from .library import why_not_compiled
 from .moving import serves
 
 FINITE = torch.finfo(torch.float32).max

@@ -15,9 +15,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from .. import library
 from ..arguments import told
 from ..errors import KernelError
-from . import library
 
 Call = Callable[..., Tensor]
 Unbind = Callable[[int], None]

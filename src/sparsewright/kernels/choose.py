@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .. import library
 from ..core import Packed
 from ..errors import KernelError
 from ..keeping import all_finite
 from ..layouts import FP32, LAYOUTS, pack, rounded
-from . import library
 from .bound import call_on
 from .operation import Linear, Operation
 from .table import KERNELS

@@ -10,9 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
+from .. import library
 from ..core import Packed, Shape
 from ..layouts import VALUES
-from . import library, reference
+from . import reference
 from ._ops import NO_ACTIVATION, NO_RESIDUAL, RESERVE, define, held
 from .csr import TENSORS
 from .operation import Conv2d

@@ -12,8 +12,9 @@ import functools
 from torch import Tensor
 from torch.nn import functional as F
 
+from .. import library
 from ..core import Packed, Shape
-from . import library, reference
+from . import reference
 from ._ops import NO_ACTIVATION, NO_RESIDUAL, define, isa_number
 from .operation import Conv2d
 from .table import KERNELS, Kernel, Prepared, as_dense

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import library
-from .library import BEST
+from .. import library
+from ..library import BEST
 
 
 def zero_(values: Tensor, where: Tensor) -> None:

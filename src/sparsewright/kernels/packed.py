@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
+from .. import library
 from ..errors import KernelError
 from ..topology import Topology
-from . import library, packed_reference
+from . import packed_reference
 from .operation import Conv2d
 from .packed_conv_forms import InputGradient, cells, convolve, outer
 from .packed_forms import ByRows, backward, forward

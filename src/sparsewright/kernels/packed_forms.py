@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..layouts.csb import WASTE, Pairs, sizes
+from ..library import BEST
 from ..topology import Topology
-from .library import BEST
 
 ISA = BEST
 """The instruction set that all forms ask for; tests set others."""

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from ..core import Packed
 from ..errors import LayoutError
-from ..present import present_in
+from ..present import count_true, present_in
 from . import LAYOUTS, STORED, check, check_form, not_a_matrix
+from ._packing import compiled, holds
 from .sell import LANES, NARROW, check_order, rows_of
 
 REACH = 32
@@ -62,10 +63,12 @@ class Window:
         order = _by_count(counts)
         sample = np.unique(np.linspace(0, max(len(order) - 1, 0), SAMPLE).astype(int))
         named = order[sample].flatten() if len(order) else counts[:0]
-        some = _Rows(weight.detach().cpu()[named[named >= 0]], int(counts.sum()))
-        steps = sum(len(which) for which, _, _ in some.steps())
-        room = steps * LANES * (len(some.counts) / max(1, some.order.size))  # lanes with rows
-        use = some.values.size / room if room else 1.0
+        named = named[named >= 0]
+        some, grid = weight.detach().cpu()[named], _grid(int(counts.sum()))
+        counted = compiled("window_steps", some)
+        steps = counted(grid) if counted else _steps(some, grid)
+        room = steps * LANES * (len(named) / max(1, sample.size * LANES))  # lanes with rows
+        use = counts[named].sum() / room if room else 1.0
         if use >= LEAST_USE:
             return None
         return f"{1 - use:.0%} of the places would be padding; at most {1 - LEAST_USE:.0%} may be"
@@ -82,34 +85,12 @@ class Window:
         reason = not_a_matrix(weight)
         if reason:
             raise LayoutError(f"layout window: {reason}")
-        rows = _Rows(weight)
-        out, width = weight.shape
-        steps = list(rows.steps())
-        which = _joined([slices for slices, _, _ in steps], ())
-        first = _joined([columns for _, columns, _ in steps], ())
-        source = _joined([taken for _, _, taken in steps], (LANES,))
-        step = np.repeat(np.arange(len(steps)), [len(slices) for slices, _, _ in steps])
-        room = -(-np.bincount(which, minlength=len(rows.order)) // OF_LANE) * OF_LANE
-        starts = np.concatenate([[0], room.cumsum()])
-        if starts[-1] > np.iinfo(np.int32).max:
-            raise LayoutError(f"layout window: needs fewer than 2**31 steps; got {starts[-1]}")
-        columns = np.zeros(starts[-1], np.int64)
-        inside = np.full((starts[-1], LANES), PADDING, np.uint8)
-        values = np.zeros((starts[-1], LANES), np.float32)
-        to = starts[which] + step
-        columns[to] = first
-        inside[to] = np.where(source < 0, PADDING, rows.columns[source] - first[:, None])
-        values[to] = np.append(rows.values, np.float32(0))[source]  # the last one of padding
-        narrow = np.uint16 if width < NARROW else np.int32
-        side_by_side = inside.reshape(-1, OF_LANE, LANES).transpose(0, 2, 1)
-        tensors = {
-            "starts": torch.from_numpy(starts.astype(np.int32)),
-            "order": torch.from_numpy(rows.order.astype(np.int32)),
-            "columns": torch.from_numpy(columns.astype(narrow)),
-            "places": torch.from_numpy(np.ascontiguousarray(side_by_side)),
-            "values": torch.from_numpy(values),
-        }
-        return Packed(self.name, (out, width), tensors)
+        grid = _grid(count_true(present_in(weight)))
+        packed = compiled("window_pack", weight)
+        if packed is None:
+            return _fill(weight, grid)
+        tensors = dict(zip(DTYPES, packed(grid), strict=True))
+        return Packed(self.name, (weight.shape[0], weight.shape[1]), tensors)
 
     def unpack(self, packed: Packed) -> Tensor:
         self.validate(packed)
@@ -135,7 +116,8 @@ class Window:
         check(whole, packed, f"starts must be multiples of {OF_LANE}")
         width = packed.shape[1]
         check(columns.dtype != torch.uint16 or width < NARROW, packed, "needs int32 columns")
-        _check_places(packed)
+        if not holds("window_holds", packed, DTYPES):
+            _check_places(packed)
 
 
 def by_step(places: Tensor) -> Tensor:
@@ -147,19 +129,60 @@ def by_step(places: Tensor) -> Tensor:
     return places.transpose(1, 2).reshape(-1, LANES)
 
 
-class _Rows:
-    """What is present in a weight, row after row, and the rows by descending counts. weights: of
-    the whole, if these are some of its rows."""
+def _grid(weights: int) -> int:
+    """What the windows of a weight begin at multiples of that has so many weights."""
+    return ALIGNED if 4 * weights <= NEAR else 1
 
-    def __init__(self, weight: Tensor, weights: int | None = None) -> None:
+
+def _steps(weight: Tensor, grid: int) -> int:
+    """How many there would be, before those of each slice are made whole groups."""
+    return sum(len(which) for which, _, _ in _Rows(weight, grid).steps())
+
+
+def _fill(weight: Tensor, grid: int) -> Packed:
+    """`Window.pack` in plain numpy, which the compiled way does again, faster."""
+    rows = _Rows(weight, grid)
+    out, width = weight.shape
+    steps = list(rows.steps())
+    which = _joined([slices for slices, _, _ in steps], ())
+    first = _joined([columns for _, columns, _ in steps], ())
+    source = _joined([taken for _, _, taken in steps], (LANES,))
+    step = np.repeat(np.arange(len(steps)), [len(slices) for slices, _, _ in steps])
+    room = -(-np.bincount(which, minlength=len(rows.order)) // OF_LANE) * OF_LANE
+    starts = np.concatenate([[0], room.cumsum()])
+    if starts[-1] > np.iinfo(np.int32).max:
+        raise LayoutError(f"layout window: needs fewer than 2**31 steps; got {starts[-1]}")
+    columns = np.zeros(starts[-1], np.int64)
+    inside = np.full((starts[-1], LANES), PADDING, np.uint8)
+    values = np.zeros((starts[-1], LANES), np.float32)
+    to = starts[which] + step
+    columns[to] = first
+    inside[to] = np.where(source < 0, PADDING, rows.columns[source] - first[:, None])
+    values[to] = np.append(rows.values, np.float32(0))[source]  # the last one of padding
+    narrow = np.uint16 if width < NARROW else np.int32
+    side_by_side = inside.reshape(-1, OF_LANE, LANES).transpose(0, 2, 1)
+    tensors = {
+        "starts": torch.from_numpy(starts.astype(np.int32)),
+        "order": torch.from_numpy(rows.order.astype(np.int32)),
+        "columns": torch.from_numpy(columns.astype(narrow)),
+        "places": torch.from_numpy(np.ascontiguousarray(side_by_side)),
+        "values": torch.from_numpy(values),
+    }
+    return Packed(Window.name, (out, width), tensors)
+
+
+class _Rows:
+    """What is present in a weight, row after row, and the rows by descending counts. grid: what
+    windows begin at multiples of."""
+
+    def __init__(self, weight: Tensor, grid: int) -> None:
         present = present_in(weight).numpy()
         row, column = present.nonzero()
         self.columns = np.append(column, FAR)  # the last one of a lane with none left
         self.values = weight.detach().cpu().resolve_neg().numpy()[row, column]
         self.counts = present.sum(axis=1)
         self.order = _by_count(self.counts)
-        whole = len(row) if weights is None else weights
-        self.grid = ALIGNED if 4 * whole <= NEAR else 1  # what windows begin at multiples of
+        self.grid = grid
         self.last = max(0, weight.shape[1] - REACH)
 
     def steps(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:

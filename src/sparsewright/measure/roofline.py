@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..kernels import library
+from .. import library
 
 SIZES = tuple(2**power for power in range(15, 28, 2))  # 32 KiB to 128 MiB
 SAMPLE = 2e-3  # seconds that one sample lasts at least, so that waking threads costs nothing

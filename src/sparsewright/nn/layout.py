@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import library
 from ..core import Packed
 from ..errors import KernelError
-from ..kernels import KERNELS, Operation, library
+from ..kernels import KERNELS, Operation
 from ..kernels.table import Kernel
 from ..layouts import count_present, unpack, validate, values_name
 

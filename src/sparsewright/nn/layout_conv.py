@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from .. import library
 from ..core import Packed
 from ..errors import KernelError
-from ..kernels import Conv2d, library
+from ..kernels import Conv2d
 from .layout import LayoutLayer
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from .. import library
 from ..core import Packed
 from ..errors import KernelError
-from ..kernels import Linear, library
+from ..kernels import Linear
 from .layout import LayoutLayer
 
 

@@ -16,9 +16,9 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from .. import library
 from ..core import Pattern, Shape
 from ..errors import LayoutError, StateError
-from ..kernels import library
 from ..topology import Topology
 from ..watch import Watch
 from ._places import draw_places

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import KernelError, SparsityWarning
+from .errors import KernelError, SparsityWarning
 
 NAME = "sparsewright_kernels.so"
 ISAS = {"portable": 1, "avx2": 2, "avx512": 3}
@@ -38,7 +38,7 @@ class Library:
 
 
 def _find() -> Library:
-    folders = [Path(p) for p in sys.modules[__package__.rpartition(".")[0]].__path__]
+    folders = [Path(p) for p in sys.modules[__package__].__path__]
     notes = [f / "native.json" for f in folders if (f / "native.json").is_file()]
     note = json.loads(notes[0].read_text(encoding="utf-8")) if notes else {}
     compiler = str(note.get("compiler", ""))
@@ -93,7 +93,7 @@ def why_not_compiled(op: str) -> str | None:
     """
     if LIBRARY.path is None:
         return f"no compiled kernels: {LIBRARY.why_not}"
-    if op in MISSING:
+    if op in MISSING or not hasattr(torch.ops.sparsewright, op):
         return f"the compiled library has no {op}: it is older than this package; build it anew"
     return None
 

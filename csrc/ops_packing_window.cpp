@@ -1,0 +1,207 @@
+// Weights packed in layout window: as layouts/window.py packs them, slice after slice.
+#include <limits>
+#include <numeric>
+#include <vector>
+
+#include "chain.h"
+#include "packing.h"
+
+namespace sparsewright {
+namespace {
+
+// Rows by descending counts, 16 to a slice, -1 where there is none.
+struct Sorted {
+  Matrix w;
+  std::vector<int32_t> counts, order;
+  int64_t slices() const { return static_cast<int64_t>(order.size()) / kLanes; }
+
+  explicit Sorted(const Matrix& weight) : w(weight) {
+    counts.resize(static_cast<size_t>(w.out));
+    over(w.out, w.in,
+         [&](int64_t r) { counts[static_cast<size_t>(r)] = count_of(w.row(r), w.in); });
+    order.resize(static_cast<size_t>(ceil_div(w.out, kLanes) * kLanes), -1);
+    std::iota(order.begin(), order.begin() + w.out, 0);
+    std::stable_sort(order.begin(), order.begin() + w.out, [&](int32_t a, int32_t b) {
+      return counts[static_cast<size_t>(a)] > counts[static_cast<size_t>(b)];
+    });
+  }
+};
+
+constexpr int32_t kFar = std::numeric_limits<int32_t>::max();
+
+// What each lane of one slice has left, step after step.
+class Lanes {
+ public:
+  Lanes(const Sorted& rows, int64_t slice, int64_t grid)
+      : grid_(static_cast<int32_t>(grid)),
+        last_(static_cast<int32_t>(std::max<int64_t>(rows.w.in - kWindow, 0))) {
+    int64_t room = 0;
+    const int32_t* const order = rows.order.data() + slice * kLanes;
+    for (int l = 0; l < kLanes; ++l)
+      room += 1 + (order[l] < 0 ? 0 : rows.counts[static_cast<size_t>(order[l])]);
+    columns_.resize(static_cast<size_t>(room));
+    int32_t* to = columns_.data();
+    for (int l = 0; l < kLanes; ++l) {
+      at_[l] = to;
+      values_[l] = order[l] < 0 ? nullptr : rows.w.row(order[l]);
+      const int32_t count = order[l] < 0 ? 0 : rows.counts[static_cast<size_t>(order[l])];
+      int32_t* const end = to + count;
+      for (int32_t c = 0; to < end; ++c) {
+        *to = c;
+        to += values_[l][c] != 0.0f;
+      }
+      *to++ = kFar;
+    }
+  }
+  // The first column of the next step, or kFar after the last one. taken: of each lane the place of
+  // its column in the window, or padding.
+  int32_t next(uint8_t* taken) {
+    int32_t lowest = kFar;
+    for (const int32_t* at : at_) lowest = std::min(lowest, *at);
+    if (lowest == kFar) return kFar;
+    const int32_t first = std::min(lowest / grid_ * grid_, last_);
+    for (int l = 0; l < kLanes; ++l) {
+      const int32_t place = *at_[l] - first;
+      const bool takes = place < kWindow;
+      taken[l] = takes ? static_cast<uint8_t>(place) : kPadding;
+      at_[l] += takes;
+    }
+    return first;
+  }
+  float value(int lane, int32_t column) const { return values_[lane][column]; }
+
+  static constexpr uint8_t kPadding = 255;
+
+ private:
+  int32_t grid_, last_;
+  std::vector<int32_t> columns_;  // lane after lane, kFar after each
+  const int32_t* at_[kLanes];
+  const float* values_[kLanes];
+};
+
+int32_t steps_of(const Sorted& rows, int64_t slice, int64_t grid) {
+  Lanes lanes(rows, slice, grid);
+  uint8_t taken[kLanes];
+  int32_t steps = 0;
+  while (lanes.next(taken) != kFar) ++steps;
+  return steps;
+}
+
+void check_grid(int64_t grid) {
+  SW_CHECK(1 <= grid && grid <= kWindow, "grid must be in [1, ", kWindow, "]; got ", grid);
+}
+
+template <class Index>
+void fill_slice(const Sorted& rows, int64_t slice, int64_t grid, const int32_t* starts,
+                Index* columns, uint8_t* places, float* values) {
+  Lanes lanes(rows, slice, grid);
+  uint8_t taken[kLanes];
+  for (int64_t step = starts[slice]; step < starts[slice + 1]; ++step) {
+    const int32_t first = lanes.next(taken);
+    const bool past = first == kFar;  // padding up to whole groups of steps
+    columns[step] = past ? Index{0} : static_cast<Index>(first);
+    uint8_t* const place = places + step / kPlacesOfLane * kLanes * kPlacesOfLane;
+    for (int l = 0; l < kLanes; ++l) {
+      const uint8_t at = past ? Lanes::kPadding : taken[l];
+      place[l * kPlacesOfLane + step % kPlacesOfLane] = at;
+      values[step * kLanes + l] = at == Lanes::kPadding ? 0.0f : lanes.value(l, first + at);
+    }
+  }
+}
+
+template <class Index, class IsPresent>
+bool slice_holds(const Window& w, int64_t slice, const IsPresent& is_present) {
+  const auto* const columns = static_cast<const Index*>(w.columns);
+  const int64_t last = std::max<int64_t>(w.in - kWindow, 0);
+  int64_t before[kLanes];
+  std::fill_n(before, kLanes, -1);
+  for (int64_t step = w.starts[slice]; step < w.starts[slice + 1]; ++step) {
+    const int64_t first = columns[step];
+    if (first < 0 || first > last) return false;
+    const uint8_t* const places = w.places + step / kPlacesOfLane * kLanes * kPlacesOfLane;
+    for (int l = 0; l < kLanes; ++l) {
+      const int64_t place = places[l * kPlacesOfLane + step % kPlacesOfLane];
+      if (!is_present(step * kLanes + l)) {
+        if (place != Lanes::kPadding) return false;
+        continue;
+      }
+      const int64_t column = first + place;
+      const bool right = place < kWindow && column < w.in && column > before[l];
+      if (!right || w.order[slice * kLanes + l] < 0) return false;
+      before[l] = column;
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
+// Whether starts, columns, places and values of these sizes keep the rules of layout window; order
+// names every row once.
+bool window_holds(const Tensor& starts, const Tensor& order, const Tensor& columns,
+                  const Tensor& places, const Tensor& values, int64_t in, int64_t out) {
+  std::optional<Tensor> scales;
+  if (values.scalar_type() == ScalarType::Char) scales = made({out}, aoti_torch_dtype_float32());
+  const Window w = window_of(starts, order, columns, places, values, scales, in, out);
+  if (!ascend(w.starts, w.slices + 1, 1)) return false;
+  return by_values(values, [&](const auto& is_present) {
+    return holds_of(w.slices, in * kLanes, [&](int64_t slice) {
+      return w.wide ? slice_holds<int32_t>(w, slice, is_present)
+                    : slice_holds<uint16_t>(w, slice, is_present);
+    });
+  });
+}
+
+// Steps that layout window needs for all slices, before they are made whole groups.
+int64_t window_steps(const Tensor& weight, int64_t grid) {
+  check_grid(grid);
+  const Sorted rows(matrix_of(weight));
+  std::atomic<int64_t> steps = 0;
+  over(rows.slices(), rows.w.in * kLanes, [&](int64_t s) { steps += steps_of(rows, s, grid); });
+  return steps;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> window_pack(const Tensor& weight, int64_t grid) {
+  check_grid(grid);
+  const Sorted rows(matrix_of(weight));
+  const int64_t slices = rows.slices();
+  Tensor starts = made({slices + 1}, aoti_torch_dtype_int32());
+  int32_t* const to = data<int32_t>(starts);
+  to[0] = 0;
+  over(slices, rows.w.in * kLanes, [&](int64_t s) {
+    to[s + 1] =
+        static_cast<int32_t>(ceil_div(steps_of(rows, s, grid), kPlacesOfLane) * kPlacesOfLane);
+  });
+  std::partial_sum(to, to + slices + 1, to);
+  const int64_t steps = to[slices];
+  Tensor order = made({slices, kLanes}, aoti_torch_dtype_int32());
+  std::copy(rows.order.begin(), rows.order.end(), data<int32_t>(order));
+  const bool wide = rows.w.in >= kNarrow;
+  Tensor columns = made({steps}, wide ? aoti_torch_dtype_int32() : aoti_torch_dtype_uint16());
+  Tensor places = made({steps / kPlacesOfLane, kLanes, kPlacesOfLane}, aoti_torch_dtype_uint8());
+  Tensor values = made({steps, kLanes}, aoti_torch_dtype_float32());
+  over(slices, rows.w.in * kLanes, [&](int64_t s) {
+    if (wide)
+      fill_slice(rows, s, grid, to, data<int32_t>(columns), data<uint8_t>(places),
+                 data<float>(values));
+    else
+      fill_slice(rows, s, grid, to, data<uint16_t>(columns), data<uint8_t>(places),
+                 data<float>(values));
+  });
+  return {starts, order, columns, places, values};
+}
+
+}  // namespace sparsewright
+
+STABLE_TORCH_LIBRARY_FRAGMENT(sparsewright, m) {
+  m.def(
+      "window_holds(Tensor starts, Tensor order, Tensor columns, Tensor places, Tensor values, int "
+      "in_features, int out_features) -> bool");
+  m.def("window_steps(Tensor weight, int grid) -> int");
+  m.def("window_pack(Tensor weight, int grid) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+}
+STABLE_TORCH_LIBRARY_IMPL(sparsewright, CPU, m) {
+  m.impl("window_holds", TORCH_BOX(&sparsewright::window_holds));
+  m.impl("window_steps", TORCH_BOX(&sparsewright::window_steps));
+  m.impl("window_pack", TORCH_BOX(&sparsewright::window_pack));
+}
