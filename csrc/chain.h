@@ -17,8 +17,8 @@ Sell sell_of(const Tensor& starts, const Tensor& order, const Tensor& columns, c
 Csr csr_of(const Tensor& rows, const Tensor& columns, const Tensor& values,
            const std::optional<Tensor>& scales, int64_t in);
 Window window_of(const Tensor& starts, const Tensor& order, const Tensor& columns,
-                 const Tensor& places, const Tensor& values, const std::optional<Tensor>& scales,
-                 int64_t in, int64_t out);
+                 const Tensor& places, const Tensor& firsts, const Tensor& values,
+                 const std::optional<Tensor>& scales, int64_t in, int64_t out);
 Nm nm_of(const Tensor& values, const Tensor& columns, const std::optional<Tensor>& scales,
          int64_t in, int64_t out_features, int64_t chunk);
 
@@ -99,7 +99,8 @@ std::shared_ptr<const Stage> sell_stage(const Tensor& starts, const Tensor& orde
                                         int64_t activation, int64_t isa);
 std::shared_ptr<const Stage> window_stage(const Tensor& starts, const Tensor& order,
                                           const Tensor& columns, const Tensor& places,
-                                          const Tensor& values, const std::optional<Tensor>& scales,
+                                          const Tensor& firsts, const Tensor& values,
+                                          const std::optional<Tensor>& scales,
                                           const std::optional<Tensor>& bias, int64_t in_features,
                                           int64_t out_features, int64_t activation, int64_t isa);
 std::shared_ptr<const Stage> csr_stage(const Tensor& rows, const Tensor& columns,

@@ -59,7 +59,7 @@ struct Slices {
   const int32_t* order;   // (slices, 16) row of each lane, -1 where there is none
   const void* columns;    // uint16 or int32
   bool wide;              // columns are int32
-  Values values;          // (steps, 16)
+  Values values;          // (steps, 16), but for Window's
   int64_t in, out, slices;
   // In floats, for a few rows of the batch: from one row of the activations to the next, from one
   // row of the sums to the next, and from one of a row's sums to the next.
@@ -75,8 +75,13 @@ struct Sell : Slices {};
 // Layout window: the columns that a step multiplies lie among the kWindow from the step's first on;
 // columns (steps) holds those. Padding has place 255, of which a look-up takes the low bits: it
 // finds some number in the window. x_step is `in`, or more where that is small.
+// In place of values (steps, 16): those of one slice after the other, in each step by step and in
+// each lane by lane; without those of padding where they are `squeezed`.
 struct Window : Slices {
   const uint8_t* places;  // (steps / kPlacesOfLane, 16, kPlacesOfLane) place inside the window
+  const int32_t* firsts;  // (slices + 1) first value of each slice
+  int64_t count;          // of values
+  bool squeezed;
 };
 
 // Blocks of rows, chunks of columns, pairs of rows (layout csb). Padding has value 0 and place

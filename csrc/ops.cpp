@@ -13,9 +13,10 @@ Tensor nm_linear(const Tensor& x, const Tensor& values, const Tensor& columns,
                  int64_t out_features, int64_t chunk, int64_t activation, int64_t isa);
 
 Tensor window_linear(const Tensor& x, const Tensor& starts, const Tensor& order,
-                     const Tensor& columns, const Tensor& places, const Tensor& values,
-                     const std::optional<Tensor>& scales, const std::optional<Tensor>& bias,
-                     int64_t in_features, int64_t out_features, int64_t activation, int64_t isa);
+                     const Tensor& columns, const Tensor& places, const Tensor& firsts,
+                     const Tensor& values, const std::optional<Tensor>& scales,
+                     const std::optional<Tensor>& bias, int64_t in_features, int64_t out_features,
+                     int64_t activation, int64_t isa);
 Tensor sell_linear(const Tensor& x, const Tensor& starts, const Tensor& order,
                    const Tensor& columns, const Tensor& values, const std::optional<Tensor>& scales,
                    const std::optional<Tensor>& bias, int64_t out_features, int64_t activation,
@@ -91,8 +92,9 @@ STABLE_TORCH_LIBRARY(sparsewright, m) {
              "Tensor starts, Tensor order, Tensor columns, Tensor values, Tensor? scales, Tensor? "
              "bias, int out_features, int activation, int isa");
   SW_PRODUCT("window_linear",
-             "Tensor starts, Tensor order, Tensor columns, Tensor places, Tensor values, Tensor? "
-             "scales, Tensor? bias, int in_features, int out_features, int activation, int isa");
+             "Tensor starts, Tensor order, Tensor columns, Tensor places, Tensor firsts, Tensor "
+             "values, Tensor? scales, Tensor? bias, int in_features, int out_features, int "
+             "activation, int isa");
   SW_PRODUCT("csb_linear",
              "Tensor starts, Tensor pairs, Tensor columns, Tensor values, Tensor? scales, Tensor? "
              "bias, int out_features, int chunk, int block, int activation, int isa");

@@ -100,14 +100,14 @@ class SellStage final : public Stage {
 class WindowStage final : public Stage {
  public:
   WindowStage(const Tensor& starts, const Tensor& order, const Tensor& columns,
-              const Tensor& places, const Tensor& values, const std::optional<Tensor>& scales,
-              const std::optional<Tensor>& bias, int64_t in, int64_t out, int64_t activation,
-              int64_t isa)
+              const Tensor& places, const Tensor& firsts, const Tensor& values,
+              const std::optional<Tensor>& scales, const std::optional<Tensor>& bias, int64_t in,
+              int64_t out, int64_t activation, int64_t isa)
       : columns_(columns) {
-    for (const Tensor* t : {&starts, &order, &columns, &places, &values}) hold(*t);
+    for (const Tensor* t : {&starts, &order, &columns, &places, &firsts, &values}) hold(*t);
     if (scales) hold(*scales);
     if (bias) hold(*bias);
-    const Window w = window_of(starts, order, columns, places, values, scales, in, out);
+    const Window w = window_of(starts, order, columns, places, firsts, values, scales, in, out);
     ready_ = {&kernels_for(isa),         w,   bias_of(bias, out),
               activation_of(activation), out, (w.starts[w.slices] + w.slices) * kLanes};
   }
@@ -243,10 +243,11 @@ std::shared_ptr<const Stage> sell_stage(const Tensor& starts, const Tensor& orde
 
 std::shared_ptr<const Stage> window_stage(const Tensor& starts, const Tensor& order,
                                           const Tensor& columns, const Tensor& places,
-                                          const Tensor& values, const std::optional<Tensor>& scales,
+                                          const Tensor& firsts, const Tensor& values,
+                                          const std::optional<Tensor>& scales,
                                           const std::optional<Tensor>& bias, int64_t in_features,
                                           int64_t out_features, int64_t activation, int64_t isa) {
-  return std::make_shared<WindowStage>(starts, order, columns, places, values, scales, bias,
+  return std::make_shared<WindowStage>(starts, order, columns, places, firsts, values, scales, bias,
                                        in_features, out_features, activation, isa);
 }
 

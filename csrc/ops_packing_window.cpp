@@ -15,6 +15,15 @@ struct Sorted {
   std::vector<int32_t> counts, order;
   int64_t slices() const { return static_cast<int64_t>(order.size()) / kLanes; }
 
+  // Weights of a slice.
+  int32_t count(int64_t slice) const {
+    int32_t all = 0;
+    for (int64_t l = slice * kLanes; l < (slice + 1) * kLanes; ++l)
+      if (const int32_t row = order[static_cast<size_t>(l)]; row >= 0)
+        all += counts[static_cast<size_t>(row)];
+    return all;
+  }
+
   explicit Sorted(const Matrix& weight) : w(weight) {
     counts.resize(static_cast<size_t>(w.out));
     over(w.out, w.in,
@@ -93,7 +102,7 @@ void check_grid(int64_t grid) {
 
 template <class Index>
 void fill_slice(const Sorted& rows, int64_t slice, int64_t grid, const int32_t* starts,
-                Index* columns, uint8_t* places, float* values) {
+                Index* columns, uint8_t* places, float* values, bool squeezed) {
   Lanes lanes(rows, slice, grid);
   uint8_t taken[kLanes];
   for (int64_t step = starts[slice]; step < starts[slice + 1]; ++step) {
@@ -104,46 +113,53 @@ void fill_slice(const Sorted& rows, int64_t slice, int64_t grid, const int32_t* 
     for (int l = 0; l < kLanes; ++l) {
       const uint8_t at = past ? Lanes::kPadding : taken[l];
       place[l * kPlacesOfLane + step % kPlacesOfLane] = at;
-      values[step * kLanes + l] = at == Lanes::kPadding ? 0.0f : lanes.value(l, first + at);
+      if (at != Lanes::kPadding)
+        *values++ = lanes.value(l, first + at);
+      else if (!squeezed)
+        *values++ = 0.0f;
     }
   }
 }
 
+// Values hold those of padding too, or they do not (w.squeezed).
 template <class Index, class IsPresent>
 bool slice_holds(const Window& w, int64_t slice, const IsPresent& is_present) {
   const auto* const columns = static_cast<const Index*>(w.columns);
   const int64_t last = std::max<int64_t>(w.in - kWindow, 0);
   int64_t before[kLanes];
   std::fill_n(before, kLanes, -1);
+  int64_t value = w.firsts[slice];
+  const int64_t end = w.firsts[slice + 1];
   for (int64_t step = w.starts[slice]; step < w.starts[slice + 1]; ++step) {
     const int64_t first = columns[step];
     if (first < 0 || first > last) return false;
     const uint8_t* const places = w.places + step / kPlacesOfLane * kLanes * kPlacesOfLane;
     for (int l = 0; l < kLanes; ++l) {
       const int64_t place = places[l * kPlacesOfLane + step % kPlacesOfLane];
-      if (!is_present(step * kLanes + l)) {
-        if (place != Lanes::kPadding) return false;
-        continue;
-      }
+      const bool padding = place == Lanes::kPadding;
+      if (padding && w.squeezed) continue;
+      if (value == end || is_present(value++) == padding) return false;
+      if (padding) continue;
       const int64_t column = first + place;
       const bool right = place < kWindow && column < w.in && column > before[l];
       if (!right || w.order[slice * kLanes + l] < 0) return false;
       before[l] = column;
     }
   }
-  return true;
+  return value == end;
 }
 
 }  // namespace
 
-// Whether starts, columns, places and values of these sizes keep the rules of layout window; order
-// names every row once.
+// Whether starts, columns, places, firsts and values of these sizes keep the rules of layout
+// window; order names every row once.
 bool window_holds(const Tensor& starts, const Tensor& order, const Tensor& columns,
-                  const Tensor& places, const Tensor& values, int64_t in, int64_t out) {
+                  const Tensor& places, const Tensor& firsts, const Tensor& values, int64_t in,
+                  int64_t out) {
   std::optional<Tensor> scales;
   if (values.scalar_type() == ScalarType::Char) scales = made({out}, aoti_torch_dtype_float32());
-  const Window w = window_of(starts, order, columns, places, values, scales, in, out);
-  if (!ascend(w.starts, w.slices + 1, 1)) return false;
+  const Window w = window_of(starts, order, columns, places, firsts, values, scales, in, out);
+  if (!ascend(w.starts, w.slices + 1, 1) || !ascend(w.firsts, w.slices + 1, 1)) return false;
   return by_values(values, [&](const auto& is_present) {
     return holds_of(w.slices, in * kLanes, [&](int64_t slice) {
       return w.wide ? slice_holds<int32_t>(w, slice, is_present)
@@ -161,7 +177,9 @@ int64_t window_steps(const Tensor& weight, int64_t grid) {
   return steps;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> window_pack(const Tensor& weight, int64_t grid) {
+// most: places up to which values are stored for all of them, 0 for padding.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> window_pack(const Tensor& weight,
+                                                                       int64_t grid, int64_t most) {
   check_grid(grid);
   const Sorted rows(matrix_of(weight));
   const int64_t slices = rows.slices();
@@ -174,31 +192,39 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> window_pack(const Tensor& wei
   });
   std::partial_sum(to, to + slices + 1, to);
   const int64_t steps = to[slices];
+  const bool squeezed = steps * kLanes > std::min<int64_t>(most, kFar);
+  Tensor firsts = made({slices + 1}, aoti_torch_dtype_int32());
+  int32_t* const first = data<int32_t>(firsts);
+  first[0] = 0;
+  for (int64_t s = 0; s < slices; ++s)
+    first[s + 1] = squeezed ? first[s] + rows.count(s) : to[s + 1] * kLanes;
   Tensor order = made({slices, kLanes}, aoti_torch_dtype_int32());
   std::copy(rows.order.begin(), rows.order.end(), data<int32_t>(order));
   const bool wide = rows.w.in >= kNarrow;
   Tensor columns = made({steps}, wide ? aoti_torch_dtype_int32() : aoti_torch_dtype_uint16());
   Tensor places = made({steps / kPlacesOfLane, kLanes, kPlacesOfLane}, aoti_torch_dtype_uint8());
-  Tensor values = made({steps, kLanes}, aoti_torch_dtype_float32());
+  Tensor values = made({first[slices]}, aoti_torch_dtype_float32());
   over(slices, rows.w.in * kLanes, [&](int64_t s) {
+    float* const own = data<float>(values) + first[s];
     if (wide)
-      fill_slice(rows, s, grid, to, data<int32_t>(columns), data<uint8_t>(places),
-                 data<float>(values));
+      fill_slice(rows, s, grid, to, data<int32_t>(columns), data<uint8_t>(places), own, squeezed);
     else
-      fill_slice(rows, s, grid, to, data<uint16_t>(columns), data<uint8_t>(places),
-                 data<float>(values));
+      fill_slice(rows, s, grid, to, data<uint16_t>(columns), data<uint8_t>(places), own, squeezed);
   });
-  return {starts, order, columns, places, values};
+  return {starts, order, columns, places, firsts, values};
 }
 
 }  // namespace sparsewright
 
 STABLE_TORCH_LIBRARY_FRAGMENT(sparsewright, m) {
   m.def(
-      "window_holds(Tensor starts, Tensor order, Tensor columns, Tensor places, Tensor values, int "
-      "in_features, int out_features) -> bool");
+      "window_holds(Tensor starts, Tensor order, Tensor columns, Tensor places, Tensor firsts, "
+      "Tensor "
+      "values, int in_features, int out_features) -> bool");
   m.def("window_steps(Tensor weight, int grid) -> int");
-  m.def("window_pack(Tensor weight, int grid) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "window_pack(Tensor weight, int grid, int most) -> (Tensor, Tensor, Tensor, Tensor, Tensor, "
+      "Tensor)");
 }
 STABLE_TORCH_LIBRARY_IMPL(sparsewright, CPU, m) {
   m.impl("window_holds", TORCH_BOX(&sparsewright::window_holds));

@@ -5,8 +5,8 @@
 namespace sparsewright {
 
 Window window_of(const Tensor& starts, const Tensor& order, const Tensor& columns,
-                 const Tensor& places, const Tensor& values, const std::optional<Tensor>& scales,
-                 int64_t in, int64_t out) {
+                 const Tensor& places, const Tensor& firsts, const Tensor& values,
+                 const std::optional<Tensor>& scales, int64_t in, int64_t out) {
   const bool wide = columns.scalar_type() == ScalarType::Int;
   check_tensor(columns, "columns", wide ? ScalarType::Int : ScalarType::UInt16, "uint16 or int32");
   check_tensor(places, "places", ScalarType::Byte, "uint8");
@@ -16,13 +16,21 @@ Window window_of(const Tensor& starts, const Tensor& order, const Tensor& column
   const int64_t steps = shape[0] * kPlacesOfLane;
   SW_CHECK(columns.dim() == 1 && columns.size(0) == steps, "columns must have shape (", steps,
            ",); got ", columns.numel(), " entries");
-  SW_CHECK(values.dim() == 2 && values.size(0) == steps && values.size(1) == kLanes,
-           "values must have shape (", steps, ", 16)");
   check_slices(starts, order, steps, out);
+  check_tensor(firsts, "firsts", ScalarType::Int, "int32");
+  const int64_t slices = order.size(0), count = values.numel();
+  SW_CHECK(firsts.dim() == 1 && firsts.size(0) == slices + 1,
+           "firsts must have shape (slices + 1,)");
+  const int32_t* first = static_cast<const int32_t*>(firsts.const_data_ptr());
+  SW_CHECK(values.dim() == 1 && first[0] == 0 && first[slices] == count && count <= steps * kLanes,
+           "values must have shape (n,), n the last of firsts and at most ", steps * kLanes);
   return {{static_cast<const int32_t*>(starts.const_data_ptr()),
            static_cast<const int32_t*>(order.const_data_ptr()), columns.const_data_ptr(), wide,
            values_of(values, scales, out), in, out, order.size(0), in, out},
-          static_cast<const uint8_t*>(places.const_data_ptr())};
+          static_cast<const uint8_t*>(places.const_data_ptr()),
+          first,
+          count,
+          count < steps * kLanes};
 }
 
 namespace {
@@ -43,13 +51,14 @@ const float* rows_of(Window& w, const Linear& l, const Kernels& k) {
 }  // namespace
 
 Tensor window_linear(const Tensor& x, const Tensor& starts, const Tensor& order,
-                     const Tensor& columns, const Tensor& places, const Tensor& values,
-                     const std::optional<Tensor>& scales, const std::optional<Tensor>& bias,
-                     int64_t in_features, int64_t out_features, int64_t activation, int64_t isa) {
+                     const Tensor& columns, const Tensor& places, const Tensor& firsts,
+                     const Tensor& values, const std::optional<Tensor>& scales,
+                     const std::optional<Tensor>& bias, int64_t in_features, int64_t out_features,
+                     int64_t activation, int64_t isa) {
   const Kernels& k = kernels_for(isa);
   Linear l = begin(x, bias, out_features, activation);
   SW_CHECK(l.in == in_features, "x must have ", in_features, " in_features; got ", l.in);
-  Window w = window_of(starts, order, columns, places, values, scales, l.in, out_features);
+  Window w = window_of(starts, order, columns, places, firsts, values, scales, l.in, out_features);
   if (l.batch == 0 || out_features == 0) return std::move(l.output);
   const int64_t steps = columns.numel(), slots = (steps + w.slices) * kLanes;
   if (l.batch <= k.window_dot_batch) {

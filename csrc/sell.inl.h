@@ -96,11 +96,18 @@ void two_lanes(const T* values, const Index* columns, int64_t steps, const float
   }
 }
 
-// One slice of a tile, of any layout that has slices, `most` steps at a time. columns_of(from, to):
-// the columns of these steps, 16 each.
-template <class T, class ColumnsOf>
+// Some steps of a slice, 16 columns and values to each.
+template <class Index, class T>
+struct Steps {
+  const Index* columns;
+  const T* values;
+};
+
+// One slice of a tile, of any layout that has slices, `most` steps at a time. steps_of(from, to):
+// columns and values of these steps, 16 each.
+template <class T, class StepsOf>
 void slice_tile(const Slices& w, const Tile& tile, int64_t slice, int64_t most,
-                const ColumnsOf& columns_of) {
+                const StepsOf& steps_of) {
   alignas(64) float sums[kLanes * kTileWidth];
   const int32_t* order = w.order + slice * kLanes;
   for (int l = 0; l < kLanes; ++l) {
@@ -111,11 +118,10 @@ void slice_tile(const Slices& w, const Tile& tile, int64_t slice, int64_t most,
   const int64_t end = w.starts[slice + 1];
   for (int64_t from = w.starts[slice]; from < end; from += most) {
     const int64_t steps = least(most, end - from);
-    const auto* const columns = columns_of(from, from + steps);
-    const T* const values = values_of<T>(w.values) + from * kLanes;
+    const auto at = steps_of(from, from + steps);
     by_vectors<kVectors>(tile.width / kW, [&]<int V>() {
       for (int l = 0; l < kLanes; l += 2)
-        two_lanes<V>(values, columns, steps, tile.x, l, sums + l * tile.width);
+        two_lanes<V>(at.values, at.columns, steps, tile.x, l, sums + l * tile.width);
     });
   }
   for (int l = 0; l < kLanes; ++l) {
@@ -135,8 +141,10 @@ void slice_tile(const Slices& w, const Tile& tile, int64_t slice, int64_t most,
 void sell_tile(const Sell& w, const Tile& tile, int64_t slice) {
   by_types(w.values, w.wide, [&]<class Index, class T>() {
     const Index* columns = static_cast<const Index*>(w.columns);
-    slice_tile<T>(w, tile, slice, w.starts[slice + 1] - w.starts[slice],
-                  [columns](int64_t from, int64_t) { return columns + from * kLanes; });
+    slice_tile<T>(
+        w, tile, slice, w.starts[slice + 1] - w.starts[slice], [&](int64_t from, int64_t) {
+          return Steps<Index, T>{columns + from * kLanes, values_of<T>(w.values) + from * kLanes};
+        });
   });
 }
 

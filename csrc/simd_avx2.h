@@ -13,6 +13,17 @@
 
 namespace sparsewright::avx2 {
 
+// For each mask of eight lanes: which of the numbers that follow each other it gets, counted from
+// 0, or 0x80.
+struct Expansions {
+  uint8_t from[256][8] = {};
+  constexpr Expansions() {
+    for (int mask = 0; mask < 256; ++mask)
+      for (uint8_t l = 0, next = 0; l < 8; ++l) from[mask][l] = mask >> l & 1 ? next++ : 0x80;
+  }
+};
+inline constexpr Expansions kExpansions;
+
 struct Simd {
   static constexpr const char* kName = "avx2";
   static constexpr int kWidth = 8;
@@ -132,9 +143,26 @@ struct Simd {
                               _mm256_blendv_ps(eight(2), eight(3), odd), late);
     }
 
+    // Which of the rows have a weight in a step: a bit for each.
+    unsigned present(int step, int part) const {
+      const __m256i at = _mm256_slli_epi32(places_[part], 24 - 8 * step);
+      return ~static_cast<unsigned>(_mm256_movemask_ps(_mm256_castsi256_ps(at))) & 0xff;
+    }
+
    private:
     __m256i places_[2];
   };
+  // The numbers from p on, one after the other, in the lanes of a mask; 0 in the others.
+  // kExpandsWithin: it reads no others; else it may read as many as there are lanes.
+  template <class T>
+  static constexpr bool kExpandsWithin = false;
+  template <class T>
+  static Vec expand(unsigned lanes, const T* p) {
+    const auto* const from = reinterpret_cast<const __m128i*>(kExpansions.from[lanes]);
+    const __m256i at = _mm256_cvtepi8_epi32(_mm_loadl_epi64(from));
+    const Vec found = _mm256_permutevar8x32_ps(load(p), at);
+    return _mm256_blendv_ps(found, zero(), _mm256_castsi256_ps(at));
+  }
   static __m128 pick4(const float* x, const uint16_t* i) {
     uint64_t four;
     std::memcpy(&four, i, sizeof four);

@@ -190,9 +190,43 @@ struct Simd {
                                     _mm512_loadu_ps(x + 16));
     }
 
+    // Which of the rows have a weight in a step: a bit for each.
+    unsigned present(int step, int) const {
+#ifdef SPARSEWRIGHT_EMULATE_AVX512  // SIMDe 0.7.4 has no 512-bit vptestnmd
+      uint8_t places[64];
+      std::memcpy(places, &places_, sizeof places);
+      unsigned bits = 0;
+      for (int l = 0; l < kWidth; ++l) bits |= (places[4 * l + step] < 0x80u) << l;
+      return bits;
+#else
+      return _mm512_testn_epi32_mask(_mm512_srli_epi32(places_, 8 * step), _mm512_set1_epi32(0x80));
+#endif
+    }
+
    private:
-    __m512i places_;
+    I16 places_;
   };
+  // The numbers from p on, one after the other, in the lanes of a mask; 0 in the others.
+  // kExpandsWithin: it reads no others; else it may read as many as there are lanes.
+  template <class T>
+  static constexpr bool kExpandsWithin = sizeof(T) == sizeof(float);
+#ifdef SPARSEWRIGHT_EMULATE_AVX512
+  template <class T>
+  static Vec expand(unsigned lanes, const T* p) {
+    float out[kWidth] = {};
+    for (int l = 0; l < kWidth; ++l)
+      if (lanes >> l & 1) out[l] = widen(*p++);
+    return _mm512_loadu_ps(out);
+  }
+#else
+  static Vec expand(unsigned lanes, const float* p) {
+    return _mm512_maskz_expandloadu_ps(static_cast<__mmask16>(lanes), p);
+  }
+  template <class T>
+  static Vec expand(unsigned lanes, const T* p) {
+    return _mm512_maskz_expand_ps(static_cast<__mmask16>(lanes), load(p));
+  }
+#endif
 
   // x at the columns of strips of R rows: that of the first in R lanes, then of the second, ...
   template <int R, class Index>

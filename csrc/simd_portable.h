@@ -108,9 +108,28 @@ struct Simd {
       return pick(x, at);
     }
 
+    // Which of the rows have a weight in a step: a bit for each.
+    unsigned present(int step, int part) const {
+      unsigned bits = 0;
+      for (int l = 0; l < kWidth; ++l)
+        bits |= (places_[(part * kWidth + l) * kPlacesOfLane + step] < 0x80u) << l;
+      return bits;
+    }
+
    private:
     const uint8_t* places_;
   };
+  // The numbers from p on, one after the other, in the lanes of a mask; 0 in the others.
+  // kExpandsWithin: it reads no others; else it may read as many as there are lanes.
+  template <class T>
+  static constexpr bool kExpandsWithin = true;
+  template <class T>
+  static Vec expand(unsigned lanes, const T* p) {
+    Vec out = zero();
+    for (int l = 0; l < kWidth; ++l)
+      if (lanes >> l & 1) out[l] = widen(*p++);
+    return out;
+  }
 
   // x at the column of a strip of R rows, which are at least as many as the lanes.
   template <int R, class Index>

@@ -26,27 +26,47 @@ bool all_finite(const float* x, int64_t count) {
   return rest == 0.0f;
 }
 
+constexpr int64_t kOfGroup = kPlacesOfLane * kLanes;  // values of as many steps as share places
+
 // R rows of the batch over slices [begin, end): values and places are read once for all of them.
 // kFinite: x is, so that padding may be multiplied.
-template <class Index, class T, int R, bool kFinite>
+template <class Index, class T, int R, bool kFinite, bool kSqueezed>
 void window_rows(const Window& w, const float* x, const float* bias, float* y, int64_t begin,
                  int64_t end) {
   constexpr int kParts = kLanes / kW;
   constexpr int kSets = 2;  // every second step has sums of its own: one would wait for its own fma
   const Index* columns = static_cast<const Index*>(w.columns);
-  const T* values = values_of<T>(w.values);
+  const T* const values = values_of<T>(w.values);
+  const T* const values_end = values + w.count;
+  constexpr bool kBeyond = kSqueezed && !Simd::kExpandsWithin<T>;
+  T rest[kBeyond ? kOfGroup : 1];  // the last values, from which a vector would reach beyond them
   for (int64_t slice = begin; slice < end; ++slice) {
+    const T* next = values + w.firsts[slice];
     Vec sums[kSets][R][kParts];
     for (int s = 0; s < kSets; ++s)
       for (int r = 0; r < R; ++r)
         for (int k = 0; k < kParts; ++k) sums[s][r][k] = Simd::zero();
     for (int64_t i = w.starts[slice]; i < w.starts[slice + 1]; i += kPlacesOfLane) {
       const Simd::WindowPlaces places(w.places + i * kLanes);
+      const T *group = next, *at_value = next;
+      if (kBeyond && values_end - next < kOfGroup) {
+        const int64_t left = values_end - next;
+        for (int64_t v = 0; v < kOfGroup; ++v) rest[v] = v < left ? next[v] : T{};
+        group = at_value = rest;
+      }
 #pragma GCC unroll 4
       for (int step = 0; step < kPlacesOfLane; ++step) {
         const float* at = x + static_cast<int64_t>(columns[i + step]);
         for (int k = 0; k < kParts; ++k) {
-          const Vec value = Simd::load(values + (i + step) * kLanes + k * kW);
+          Vec value;
+          if constexpr (kSqueezed) {
+            const unsigned lanes = places.present(step, k);
+            value = Simd::expand(lanes, at_value);
+            at_value += __builtin_popcount(lanes);
+          } else {
+            value = Simd::load(at_value);
+            at_value += kW;
+          }
           for (int r = 0; r < R; ++r) {
             Vec found = places.look_up(at + r * w.x_step, step, k);
             if (!kFinite) found = Simd::where_present(value, found);
@@ -55,6 +75,7 @@ void window_rows(const Window& w, const float* x, const float* bias, float* y, i
           }
         }
       }
+      next += at_value - group;
     }
     for (int r = 0; r < R; ++r) {
       alignas(64) float lanes[kLanes];
@@ -65,12 +86,13 @@ void window_rows(const Window& w, const float* x, const float* bias, float* y, i
   }
 }
 
-template <class Index, class T, bool kFinite>
+template <class Index, class T, bool kFinite, bool kSqueezed>
 void window_dot_of(const Window& w, const float* x, int64_t batch, const float* bias, float* y,
                    int64_t begin, int64_t end) {
   int64_t r = 0;
   const auto rows = [&]<int R>() {
-    window_rows<Index, T, R, kFinite>(w, x + r * w.x_step, bias, y + r * w.y_step, begin, end);
+    window_rows<Index, T, R, kFinite, kSqueezed>(w, x + r * w.x_step, bias, y + r * w.y_step, begin,
+                                                 end);
     r += R;
   };
   while (r + 4 <= batch) rows.template operator()<4>();
@@ -81,38 +103,69 @@ void window_dot_of(const Window& w, const float* x, int64_t batch, const float* 
 void window_dot(const Window& w, const float* x, int64_t batch, const float* bias, float* y,
                 int64_t begin, int64_t end) {
   by_types(w.values, w.wide, [&]<class Index, class T>() {
-    if (all_finite(x, batch * w.x_step))
-      window_dot_of<Index, T, true>(w, x, batch, bias, y, begin, end);
+    const auto dot = [&]<bool kFinite, bool kSqueezed>() {
+      window_dot_of<Index, T, kFinite, kSqueezed>(w, x, batch, bias, y, begin, end);
+    };
+    const bool finite = all_finite(x, batch * w.x_step);
+    if (w.squeezed)
+      finite ? dot.template operator()<true, true>() : dot.template operator()<false, true>();
     else
-      window_dot_of<Index, T, false>(w, x, batch, bias, y, begin, end);
+      finite ? dot.template operator()<true, false>() : dot.template operator()<false, false>();
   });
 }
 
 // The columns of one step, 16; of padding, the one after the last.
-template <class Index, class T>
-void write_out(const Window& w, int64_t step, int32_t* columns) {
+template <class Index>
+void write_columns(const Window& w, int64_t step, int32_t* columns) {
   constexpr bool kLittle = std::endian::native == std::endian::little;
   const auto at = static_cast<int>(step % kPlacesOfLane);
   const int shift = 8 * (kLittle ? at : kPlacesOfLane - 1 - at);
   uint32_t places[kLanes];  // of each lane, four to a number
   std::memcpy(places, w.places + (step - at) * kLanes, sizeof places);
-  const T* values = values_of<T>(w.values) + step * kLanes;
   const auto first = static_cast<int32_t>(static_cast<const Index*>(w.columns)[step]);
   const auto none = static_cast<int32_t>(w.in);
   for (int l = 0; l < kLanes; ++l) {
-    const auto place = static_cast<int32_t>(places[l] >> shift) & (kWindow - 1);
-    const int32_t present = -static_cast<int32_t>(Simd::widen(values[l]) != 0.0f);  // no branch
-    columns[l] = none + (present & (first + place - none));
+    const auto place = static_cast<int32_t>(places[l] >> shift);
+    const int32_t present = ((place & 0x80) >> 7) - 1;  // no branch: 0 or all bits
+    columns[l] = none + (present & (first + (place & (kWindow - 1)) - none));
   }
+}
+
+// Some steps of one slice as layout sell has them.
+template <class T>
+struct WrittenOut {
+  static constexpr int64_t kMost = 64;
+  int32_t columns[kMost * kLanes];
+  T values[kMost * kLanes];
+};
+
+// Values of one group of steps, 0 for padding, from those that were squeezed; how many those are.
+template <class T>
+int64_t write_values(const uint8_t* places, const T* from, const T* end, T* to) {
+  const T* const first = from;
+  for (int step = 0; step < kPlacesOfLane; ++step)
+    for (int l = 0; l < kLanes; ++l)
+      *to++ = places[l * kPlacesOfLane + step] < kWindow && from < end ? *from++ : T{};
+  return from - first;
 }
 
 void window_tile(const Window& w, const Tile& tile, int64_t slice) {
   by_types(w.values, w.wide, [&]<class Index, class T>() {
-    constexpr int64_t kMost = 64;  // steps whose columns are written out at once
-    int32_t columns[kMost * kLanes];
-    slice_tile<T>(w, tile, slice, kMost, [&](int64_t from, int64_t to) {
-      for (int64_t i = from; i < to; ++i) write_out<Index, T>(w, i, columns + (i - from) * kLanes);
-      return columns;
+    WrittenOut<T> out;
+    const T *next = values_of<T>(w.values) + w.firsts[slice],
+            *end = values_of<T>(w.values) + w.count;
+    slice_tile<T>(w, tile, slice, out.kMost, [&](int64_t from, int64_t to) {
+      for (int64_t i = from; i < to; ++i)
+        write_columns<Index>(w, i, out.columns + (i - from) * kLanes);
+      const T* values = next;
+      if (w.squeezed) {
+        for (int64_t i = from; i < to; i += kPlacesOfLane)
+          next += write_values(w.places + i * kLanes, next, end, out.values + (i - from) * kLanes);
+        values = out.values;
+      } else {
+        next += (to - from) * kLanes;
+      }
+      return Steps<int32_t, T>{out.columns, values};
     });
   });
 }

@@ -14,7 +14,16 @@ from torch import Tensor
 
 from sparsewright.core import Packed
 from sparsewright.errors import LayoutError, UnknownNameError
-from sparsewright.layouts import LAYOUTS, MAX_SIDE, count_present, pack, unpack, validate
+from sparsewright.layouts import (
+    LAYOUTS,
+    MAX_SIDE,
+    count_present,
+    pack,
+    rounded,
+    unpack,
+    validate,
+    window,
+)
 from sparsewright.layouts.csb import Csb
 from sparsewright.layouts.nm import NMLanes
 
@@ -350,7 +359,7 @@ def test_sell_rejects_hostile_tensors(name: str, at: Any, value: float, rule: st
 def test_lanes_without_a_row_hold_nothing(layout: str, place: str) -> None:
     packed = pack(layout, torch.ones(18, 40))  # the second slice has two rows
     tensors = {k: t.clone() for k, t in packed.tensors.items()}
-    tensors["values"][40, 2] = 1.0
+    tensors["values"].view(-1)[40 * 16 + 2] = 1.0
     tensors[place].view(-1)[40 * 16 + (2 * 4 if layout == "window" else 2)] = 0
     with pytest.raises(LayoutError, match="lanes without a row must be empty"):
         validate(dataclasses.replace(packed, tensors=tensors))
@@ -367,13 +376,16 @@ def test_lanes_without_a_row_hold_nothing(layout: str, place: str) -> None:
         ("columns", 0, 9, r"columns must lie in \[0, 8\]"),
         ("places", (0, 0, 0), 32, r"places must lie in \[0, 32\)"),
         ("places", (0, 0, 1), 0, "columns of a row must ascend"),
-        ("values", (0, 0), 0.0, "padding at 255"),
-        ("values", (40, 2), 1.0, "padding at 255"),
+        ("firsts", 0, 1, "firsts must run from 0 to 1280"),
+        ("firsts", 1, 1281, "firsts must not descend"),
+        ("firsts", 1, 624, "firsts must count the values before each slice"),
+        ("values", 0, 0.0, "padding at 255"),
+        ("values", 40 * 16 + 2, 1.0, "padding at 255"),
     ],
 )
 def test_window_rejects_hostile_tensors(name: str, at: Any, value: float, rule: str) -> None:
     packed = pack("window", torch.ones(18, 40))  # the second slice has two rows
-    assert packed.tensors["values"].shape == (80, 16)
+    assert packed.tensors["values"].shape == (80 * 16,)
     _reject(packed, name, at, value, rule)
 
 
@@ -382,8 +394,11 @@ def test_window_rejects_hostile_sizes() -> None:
     _reject(packed, "places", (0, 0, 0), 25, r"columns of weights must lie in \[0, 20\)")
     for name, shape, rule in (
         ("values", (20, 8), "values must be"),
-        ("values", (19, 16), "columns must have 19 entries"),
-        ("columns", (21,), "columns must have 20 entries"),
+        ("values", (321,), "values must be"),
+        ("values", (319,), "firsts must run from 0 to 319"),
+        ("firsts", (3,), "firsts must have 2 entries"),
+        ("columns", (24,), "places must be"),
+        ("columns", (20, 1), "columns must have one dimension"),
         ("places", (5, 4, 16), "places must be"),
     ):
         tensors = dict(packed.tensors)
@@ -458,6 +473,41 @@ def test_windows_of_a_large_weight_begin_anywhere() -> None:
     assert whole[1].mean() < 0.2
     use = [count_present(packed) / packed.tensors["values"].numel() for packed in (small, large)]
     assert use[0] < use[1]
+
+
+def squeezed(weight: Tensor, monkeypatch: pytest.MonkeyPatch, values: str = "fp32") -> Packed:
+    with monkeypatch.context() as patch:
+        patch.setattr(window, "NEAR", -1)  # as if it were large
+        patch.setattr(window, "DENSE_USE", 1.0)
+        return pack("window", weight, values)
+
+
+@pytest.mark.parametrize("values", ["fp32", "bf16", "int8"])
+def test_padding_of_a_large_weight_has_no_values(values, monkeypatch) -> None:
+    weight = random_weight(70, 300, 0.1)
+    weight[5] = 0
+    weight[40, 20:90] = 2
+    packed = squeezed(weight, monkeypatch, values)
+    assert packed.tensors["values"].numel() == count_present(packed) == int((weight != 0).sum())
+    assert torch.equal(unpack(packed), rounded(weight, values))
+    place = packed.tensors["places"]
+    hole = int((place.transpose(1, 2).reshape(-1) == 255).nonzero()[0])
+    at = (hole // 64, hole % 16, hole // 16 % 4)
+    for name, where, value, rule in (
+        ("firsts", 2, int(packed.tensors["firsts"][2]) - 1, "firsts must count the values"),
+        ("places", at, 31, "firsts must count the values"),
+        ("values", 3, 0, "padding at 255"),
+    ):
+        _reject(packed, name, where, value, rule)
+
+
+def test_windows_of_much_padding_are_squeezed_where_the_weight_is_large() -> None:
+    dense, thin = random_weight(800, 2000, 0.5), random_weight(2000, 2000, 0.1)
+    for weight, whole in ((dense, True), (thin[:160], True), (thin, False)):
+        packed = pack("window", weight)
+        places = 16 * packed.tensors["columns"].numel()
+        assert packed.tensors["values"].numel() == (places if whole else count_present(packed))
+        assert torch.equal(unpack(packed), weight)
 
 
 def test_windows_of_many_weights_and_of_views() -> None:

@@ -49,8 +49,9 @@ def check_window(weight: Tensor, grid: int) -> None:
     packed, counted = compiled("window_pack", weight), compiled("window_steps", weight)
     assert packed is not None
     assert counted is not None
-    expected = window._fill(weight, grid)
-    same(dict(zip(window.DTYPES, packed(grid), strict=True)), expected.tensors)
+    for most in (0, window.MOST):
+        expected = window._fill(weight, grid, most)
+        same(dict(zip(window.DTYPES, packed(grid, most), strict=True)), expected.tensors)
     assert counted(grid) == window._steps(weight, grid)
 
 
@@ -117,9 +118,9 @@ def test_arguments_that_do_not_fit():
     with pytest.raises(RuntimeError, match="block must be in"):
         ops.csb_steps(torch.ones(2, 2), 1, 129)
     with pytest.raises(RuntimeError, match="grid must be in"):
-        ops.window_pack(torch.ones(2, 2), 0)
+        ops.window_pack(torch.ones(2, 2), 0, 9)
     with pytest.raises(RuntimeError, match="weight must be float32"):
-        ops.window_pack(torch.ones(2, 2).double(), 1)
+        ops.window_pack(torch.ones(2, 2).double(), 1, 9)
     with pytest.raises(RuntimeError, match="shape"):
         ops.window_steps(torch.ones(2), 1)
 
@@ -152,7 +153,7 @@ def verdict(packed: Packed) -> str | None:
 
 
 @pytest.mark.parametrize("values", ["fp32", "bf16", "int8"])
-@pytest.mark.parametrize("layout", ["csb", "window"])
+@pytest.mark.parametrize("layout", ["csb", "window", "window squeezed"])
 @given(data=st.data())
 @settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -160,7 +161,11 @@ def verdict(packed: Packed) -> str | None:
 def test_damage_is_seen_as_without_the_library(layout, values, monkeypatch, data):
     out, width = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 80))
     torch.manual_seed(data.draw(st.integers(0, 9)))
-    whole = pack(layout, torch.randn(out, width) * (torch.rand(out, width) < 0.4), values)
+    layout, _, squeezed = layout.partition(" ")
+    with monkeypatch.context() as patch:
+        if squeezed:
+            patch.setattr(window, "_most", lambda weights: 0)
+        whole = pack(layout, torch.randn(out, width) * (torch.rand(out, width) < 0.4), values)
     packed = damaged(whole, data)
     asked = []
     module = {"csb": csb, "window": window}[layout]

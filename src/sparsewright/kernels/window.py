@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..layouts.window import by_step
+from ..layouts.window import by_step, padded
 from ._ops import define, register
 from .sell import sell_reference
 
@@ -19,6 +19,7 @@ def window_reference(
     order: Tensor,
     columns: Tensor,
     places: Tensor,
+    firsts: Tensor,
     values: Tensor,
     scales: Tensor | None,
     bias: Tensor | None,
@@ -28,17 +29,18 @@ def window_reference(
 ) -> Tensor:
     """x (..., in) -> y (..., out_features) = activation(x W^T + bias), W in layout window."""
     each = columns.to(torch.int32)[:, None] + by_step(places)
+    values = padded(columns, places, values)
     return sell_reference(x, starts, order, each, values, scales, bias, out_features, activation)
 
 
 def _shape(x: Tensor, *rest: Any) -> tuple[int, ...]:
-    return (*x.shape[:-1], rest[8])
+    return (*x.shape[:-1], rest[9])
 
 
 window_linear = define(
     "window_linear(Tensor x, Tensor starts, Tensor order, Tensor columns, Tensor places, "
-    "Tensor values, Tensor? scales, Tensor? bias, int in_features, int out_features, "
-    "int activation, int isa) -> Tensor",
+    "Tensor firsts, Tensor values, Tensor? scales, Tensor? bias, int in_features, "
+    "int out_features, int activation, int isa) -> Tensor",
     window_reference,
     _shape,
 )
@@ -46,6 +48,6 @@ register(
     "window",
     window_linear,
     window_reference,
-    ("starts", "order", "columns", "places", "values"),
+    ("starts", "order", "columns", "places", "firsts", "values"),
     lambda packed: (packed.shape[1], packed.shape[0]),
 )

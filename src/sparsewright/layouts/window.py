@@ -4,8 +4,9 @@ near each other that a look-up in registers finds all their activations at once.
 A step has a first column. Of the columns that each of the 16 rows has left, it takes the first, if
 that is among the 32 from there on: else its place is padding. The next step begins at the lowest
 column that any of them has left, or a little before it. So rows run ahead of each other by up to a
-window, and about half of the padding is saved that fixed windows would need. Padding has value 0; a
-kernel looks whether all activations are finite, and leaves padding out where they are not.
+window, and about half of the padding is saved that fixed windows would need. Padding has value 0,
+or, in a weight that is read from afar and has much of it, none; a kernel looks whether all
+activations are finite, and leaves padding out where they are not.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from ..errors import LayoutError
 from ..present import count_true, present_in
 from . import LAYOUTS, STORED, check, check_form, not_a_matrix
 from ._packing import compiled, holds
-from .sell import LANES, NARROW, check_order, rows_of
+from .sell import LANES, NARROW, check_order
 
 REACH = 32
 """Columns of a window: as many as two vectors of 16 floats hold."""
@@ -33,6 +34,9 @@ NEAR = 2**20
 """Bytes of float32 values up to which a window begins at a multiple of ALIGNED columns: loads of
 activations across two lines of memory cost more than the padding that they would save. A larger
 weight comes from farther away, and what counts is to read less of it."""
+DENSE_USE = 0.75
+"""Part of the places that are weights, in a larger weight, below which padding has no values: to
+put those that there are in their lanes takes less time than to read the others."""
 LEAST_USE = 0.15
 """Smallest part of the places that must be weights."""
 SAMPLE = 8
@@ -42,16 +46,20 @@ DTYPES = {
     "order": (torch.int32,),
     "columns": (torch.uint16, torch.int32),
     "places": (torch.uint8,),
+    "firsts": (torch.int32,),
     "values": STORED,
 }
 FAR = np.iinfo(np.int64).max
+MOST = np.iinfo(np.int32).max
 
 
 class Window:
     """starts (slices + 1) int32: first step of a slice, multiples of 4; order (slices, 16) int32:
     the rows of its lanes, -1 for none; columns (steps,) uint16 or int32: the first column of each
     step's window; places (steps / 4, 16, 4) uint8: for four steps, where in their windows each
-    lane's columns lie, 255 for padding; values (steps, 16)."""
+    lane's columns lie, 255 for padding; firsts (slices + 1) int32: first value of a slice; values
+    (n,): slice after slice, step after step, lane after lane, either of all places or of those
+    alone that are no padding."""
 
     name = "window"
 
@@ -85,29 +93,30 @@ class Window:
         reason = not_a_matrix(weight)
         if reason:
             raise LayoutError(f"layout window: {reason}")
-        grid = _grid(count_true(present_in(weight)))
+        weights = count_true(present_in(weight))
+        grid, most = _grid(weights), _most(weights)
         packed = compiled("window_pack", weight)
         if packed is None:
-            return _fill(weight, grid)
-        tensors = dict(zip(DTYPES, packed(grid), strict=True))
+            return _fill(weight, grid, most)
+        tensors = dict(zip(DTYPES, packed(grid, most), strict=True))
         return Packed(self.name, (weight.shape[0], weight.shape[1]), tensors)
 
     def unpack(self, packed: Packed) -> Tensor:
         self.validate(packed)
-        columns, _, present = _columns(packed)
-        row = rows_of(packed)[0].numpy()
+        columns, inside = _columns(packed)
+        present = inside != PADDING
+        row = _rows_of(packed).numpy()
         weight = np.zeros(packed.shape, np.float32)
-        weight[row[present], columns[present]] = packed.tensors["values"].numpy()[present]
+        values = _by_step(packed).numpy()
+        weight[row[present], columns[present]] = values[present]
         return torch.from_numpy(weight)
 
     def validate(self, packed: Packed) -> None:
         check_form(packed, self.name, DTYPES)
         check(not packed.meta, packed, f"has no meta; got {sorted(packed.meta)}")
-        values, places, columns = (packed.tensors[n] for n in ("values", "places", "columns"))
-        right = values.dim() == 2 and values.shape[1] == LANES
-        check(right, packed, f"values must be (steps, {LANES})")
-        steps = values.shape[0]
-        check(columns.shape == (steps,), packed, f"columns must have {steps} entries")
+        places, columns = packed.tensors["places"], packed.tensors["columns"]
+        check(columns.dim() == 1, packed, "columns must have one dimension")
+        steps = columns.shape[0]
         wanted = (steps // OF_LANE, LANES, OF_LANE)
         right = steps % OF_LANE == 0 and places.shape == wanted
         check(right, packed, f"places must be {wanted}, for whole groups of {OF_LANE} steps")
@@ -116,6 +125,7 @@ class Window:
         check(whole, packed, f"starts must be multiples of {OF_LANE}")
         width = packed.shape[1]
         check(columns.dtype != torch.uint16 or width < NARROW, packed, "needs int32 columns")
+        _check_firsts(packed, steps * LANES)
         if not holds("window_holds", packed, DTYPES):
             _check_places(packed)
 
@@ -129,6 +139,29 @@ def by_step(places: Tensor) -> Tensor:
     return places.transpose(1, 2).reshape(-1, LANES)
 
 
+def padded(columns: Tensor, places: Tensor, values: Tensor) -> Tensor:
+    """values (n,) of places (steps / 4, 16, 4) -> (steps, 16), 0 for padding.
+
+    >>> places = torch.full((1, 16, 4), 255, dtype=torch.uint8)
+    >>> places[0, 1, 0] = 7
+    >>> padded(torch.zeros(4), places, torch.tensor([5.0]))[0, :3]
+    tensor([0., 5., 0.])
+    """
+    if values.numel() == columns.numel() * LANES:
+        return values.view(-1, LANES)
+    present = by_step(places) != PADDING
+    return torch.zeros(present.shape, dtype=values.dtype).masked_scatter_(present, values)
+
+
+def _by_step(packed: Packed) -> Tensor:
+    return padded(*(packed.tensors[name] for name in ("columns", "places", "values")))
+
+
+def _most(weights: int) -> int:
+    """Places up to which all of them have values, in a weight that has so many weights."""
+    return MOST if 4 * weights <= NEAR else min(int(weights / DENSE_USE), MOST)
+
+
 def _grid(weights: int) -> int:
     """What the windows of a weight begin at multiples of that has so many weights."""
     return ALIGNED if 4 * weights <= NEAR else 1
@@ -139,7 +172,7 @@ def _steps(weight: Tensor, grid: int) -> int:
     return sum(len(which) for which, _, _ in _Rows(weight, grid).steps())
 
 
-def _fill(weight: Tensor, grid: int) -> Packed:
+def _fill(weight: Tensor, grid: int, most: int) -> Packed:
     """`Window.pack` in plain numpy, which the compiled way does again, faster."""
     rows = _Rows(weight, grid)
     out, width = weight.shape
@@ -150,7 +183,7 @@ def _fill(weight: Tensor, grid: int) -> Packed:
     step = np.repeat(np.arange(len(steps)), [len(slices) for slices, _, _ in steps])
     room = -(-np.bincount(which, minlength=len(rows.order)) // OF_LANE) * OF_LANE
     starts = np.concatenate([[0], room.cumsum()])
-    if starts[-1] > np.iinfo(np.int32).max:
+    if starts[-1] > MOST:
         raise LayoutError(f"layout window: needs fewer than 2**31 steps; got {starts[-1]}")
     columns = np.zeros(starts[-1], np.int64)
     inside = np.full((starts[-1], LANES), PADDING, np.uint8)
@@ -161,12 +194,18 @@ def _fill(weight: Tensor, grid: int) -> Packed:
     values[to] = np.append(rows.values, np.float32(0))[source]  # the last one of padding
     narrow = np.uint16 if width < NARROW else np.int32
     side_by_side = inside.reshape(-1, OF_LANE, LANES).transpose(0, 2, 1)
+    firsts = starts * LANES
+    if firsts[-1] > most:
+        values = values[inside != PADDING]
+        named = np.append(rows.counts, 0)[rows.order]  # order has -1 where there is no row
+        firsts = np.concatenate([[0], named.sum(axis=1).cumsum()])
     tensors = {
         "starts": torch.from_numpy(starts.astype(np.int32)),
         "order": torch.from_numpy(rows.order.astype(np.int32)),
         "columns": torch.from_numpy(columns.astype(narrow)),
         "places": torch.from_numpy(np.ascontiguousarray(side_by_side)),
-        "values": torch.from_numpy(values),
+        "firsts": torch.from_numpy(firsts.astype(np.int32)),
+        "values": torch.from_numpy(values.reshape(-1)),
     }
     return Packed(Window.name, (out, width), tensors)
 
@@ -216,25 +255,49 @@ def _by_count(counts: np.ndarray) -> np.ndarray:
     return order.reshape(-1, LANES)
 
 
-def _columns(packed: Packed) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of every place (steps, 16): its column, where in the window that is, and whether a weight is
-    present."""
+def _columns(packed: Packed) -> tuple[np.ndarray, np.ndarray]:
+    """Of every place (steps, 16): its column, and where in the window that is."""
     inside = by_step(packed.tensors["places"]).numpy()
     first = packed.tensors["columns"].numpy().astype(np.int64)
-    return first[:, None] + inside, inside, (packed.tensors["values"] != 0).numpy()
+    return first[:, None] + inside, inside
+
+
+def _rows_of(packed: Packed) -> Tensor:
+    """Of every place (steps, 16): its row, -1 for none."""
+    steps = packed.tensors["starts"].long().diff()
+    return packed.tensors["order"].long().repeat_interleave(steps, dim=0)
+
+
+def _check_firsts(packed: Packed, places: int) -> None:
+    firsts, values = packed.tensors["firsts"], packed.tensors["values"]
+    slices, count = len(packed.tensors["order"]), values.numel()
+    right = values.dim() == 1 and count <= places
+    check(right, packed, f"values must be (n,), of at most {places} places")
+    check(firsts.shape == (slices + 1,), packed, f"firsts must have {slices + 1} entries")
+    ends = int(firsts[0]) == 0 and int(firsts[-1]) == count
+    check(ends, packed, f"firsts must run from 0 to {count}")
+    check(bool((firsts[1:] >= firsts[:-1]).all()), packed, "firsts must not descend")
 
 
 def _check_places(packed: Packed) -> None:
     width = packed.shape[1]
-    columns, inside, present = _columns(packed)
+    columns, inside = _columns(packed)
     first, last = packed.tensors["columns"].numpy(), max(0, width - REACH)
     near = bool(((first >= 0) & (first <= last)).all())
     check(near, packed, f"columns must lie in [0, {last}]")
+    # How many places lie before each slice that have values.
+    starts, firsts = packed.tensors["starts"].numpy(), packed.tensors["firsts"].numpy()
+    all_of_them = packed.tensors["values"].numel() == inside.size
+    each = np.full(len(inside), LANES) if all_of_them else (inside != PADDING).sum(axis=1)
+    before = np.concatenate([[0], each.cumsum()])[starts]
+    counted = bool((before == firsts).all())
+    check(counted, packed, "firsts must count the values before each slice")
+    present = (_by_step(packed) != 0).numpy()
     known = bool(np.where(present, inside < REACH, inside == PADDING).all())
     check(known, packed, f"places must lie in [0, {REACH}), and padding at {PADDING}")
     found = columns.T[present.T]  # lane after lane
     check(bool((found < width).all()), packed, f"the columns of weights must lie in [0, {width})")
-    row = rows_of(packed)[0].numpy().T[present.T]
+    row = _rows_of(packed).numpy().T[present.T]
     check(bool((row >= 0).all()), packed, "lanes without a row must be empty")
     ascend = (found[1:] > found[:-1]) | (row[1:] != row[:-1])  # so none is named twice
     check(bool(ascend.all()), packed, "the columns of a row must ascend")
