@@ -75,8 +75,8 @@ struct Sell : Slices {};
 // Layout window: the columns that a step multiplies lie among the kWindow from the step's first on;
 // columns (steps) holds those. Padding has place 255, of which a look-up takes the low bits: it
 // finds some number in the window. x_step is `in`, or more where that is small.
-// In place of values (steps, 16): those of one slice after the other, in each step by step and in
-// each lane by lane; without those of padding where they are `squeezed`.
+// Its values have one dimension: step after step, lane after lane; `squeezed`, those of padding are
+// left out.
 struct Window : Slices {
   const uint8_t* places;  // (steps / kPlacesOfLane, 16, kPlacesOfLane) place inside the window
   const int32_t* firsts;  // (slices + 1) first value of each slice

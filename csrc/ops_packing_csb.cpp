@@ -25,6 +25,7 @@ struct Cell {
   const float* at;  // of the first row
   int64_t step, rows, width;
   int64_t even;
+  Presence is_present;
   int32_t counts[kMaxBlock + 1];
   uint8_t ranked[kMaxBlock + 1];
 
@@ -35,9 +36,10 @@ struct Cell {
     rows = std::min(c.block, c.w.out - b * c.block);
     width = std::min(c.chunk, c.w.in - first);
     even = c.block + c.block % 2;
+    is_present = c.w.is_present;
     int32_t from[kPlaces + 1] = {};  // of each count, where its rows begin
     for (int64_t r = 0; r < even; ++r) {
-      counts[r] = r < rows ? count_of(at + r * step, width) : 0;
+      counts[r] = r < rows ? count_of(is_present, at + r * step, width) : 0;
       ++from[counts[r] + 1];
     }
     std::partial_sum(from, from + kPlaces + 1, from);
@@ -48,15 +50,21 @@ struct Cell {
     const int32_t most = counts[ranked[rank + 1]];
     return most + most % 2;
   }
+  // Pairs that have weights, and steps.
+  std::pair<int32_t, int32_t> totals() const {
+    int32_t pairs = 0, all = 0;
+    for (int64_t rank = 0; rank < even; rank += 2) pairs += steps(rank) > 0, all += steps(rank);
+    return {pairs, all};
+  }
   // Its row's weights, and padding, in every second place.
   void put(int64_t row, int32_t steps, uint8_t* places, float* values) const {
     const int32_t count = counts[row];
     const float* from = at + row * step;
     int32_t n = 0;
-    for (int64_t c = 0; n < count; ++c) {
+    for (int64_t c = 0; n < count && c < width; ++c) {
       values[2 * n] = from[c];
       places[2 * n] = static_cast<uint8_t>(c);
-      n += from[c] != 0.0f;
+      n += is_present(from[c]);
     }
     for (; n < steps; ++n) values[2 * n] = 0.0f, places[2 * n] = kPlaces - 1;
   }
@@ -71,14 +79,8 @@ std::pair<Tensor, int64_t> csb_starts(const Cells& c) {
   std::atomic<int64_t> present = 0;
   over(cells, c.block * c.chunk, [&](int64_t i) {
     const Cell cell(c, i);
-    int32_t pairs = 0, steps = 0, count = 0;
-    for (int64_t rank = 0; rank < cell.even; rank += 2) {
-      pairs += cell.steps(rank) > 0;
-      steps += cell.steps(rank);
-      count += cell.counts[rank] + cell.counts[rank + 1];
-    }
-    to[2 * i + 2] = pairs, to[2 * i + 3] = steps;
-    present += count;
+    std::tie(to[2 * i + 2], to[2 * i + 3]) = cell.totals();
+    present += std::accumulate(cell.counts, cell.counts + cell.even, int64_t{0});
   });
   for (int64_t i = 0; i < 2 * cells; ++i) to[i + 2] += to[i];
   return {starts, present};
@@ -160,8 +162,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> csb_pack(const Tensor& weight, int64_
   Tensor pairs = made({from[2 * cells]}, aoti_torch_dtype_int32());
   Tensor columns = made({total, 2}, aoti_torch_dtype_uint8());
   Tensor values = made({total, 2}, aoti_torch_dtype_float32());
-  over(cells, c.block * c.chunk, [&](int64_t i) {
+  const bool same = holds_of(cells, c.block * c.chunk, [&](int64_t i) {
     const Cell cell(c, i);
+    if (cell.totals() !=
+        std::pair(from[2 * i + 2] - from[2 * i], from[2 * i + 3] - from[2 * i + 1]))
+      return false;
     int32_t* pair = data<int32_t>(pairs) + from[2 * i];
     int64_t step = from[2 * i + 1];
     for (int64_t rank = 0; rank < cell.even; rank += 2) {
@@ -174,7 +179,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> csb_pack(const Tensor& weight, int64_
       cell.put(b, steps, places + 1, data<float>(values) + 2 * step + 1);
       step += steps;
     }
+    return true;
   });
+  check_same(same);
   return {starts, pairs, columns, values};
 }
 

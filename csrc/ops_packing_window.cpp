@@ -26,8 +26,9 @@ struct Sorted {
 
   explicit Sorted(const Matrix& weight) : w(weight) {
     counts.resize(static_cast<size_t>(w.out));
-    over(w.out, w.in,
-         [&](int64_t r) { counts[static_cast<size_t>(r)] = count_of(w.row(r), w.in); });
+    over(w.out, w.in, [&](int64_t r) {
+      counts[static_cast<size_t>(r)] = count_of(w.is_present, w.row(r), w.in);
+    });
     order.resize(static_cast<size_t>(ceil_div(w.out, kLanes) * kLanes), -1);
     std::iota(order.begin(), order.begin() + w.out, 0);
     std::stable_sort(order.begin(), order.begin() + w.out, [&](int32_t a, int32_t b) {
@@ -49,17 +50,19 @@ class Lanes {
     for (int l = 0; l < kLanes; ++l)
       room += 1 + (order[l] < 0 ? 0 : rows.counts[static_cast<size_t>(order[l])]);
     columns_.resize(static_cast<size_t>(room));
+    const Presence is_present = rows.w.is_present;
     int32_t* to = columns_.data();
     for (int l = 0; l < kLanes; ++l) {
       at_[l] = to;
       values_[l] = order[l] < 0 ? nullptr : rows.w.row(order[l]);
       const int32_t count = order[l] < 0 ? 0 : rows.counts[static_cast<size_t>(order[l])];
       int32_t* const end = to + count;
-      for (int32_t c = 0; to < end; ++c) {
+      for (int32_t c = 0; to < end && c < rows.w.in; ++c) {
         *to = c;
-        to += values_[l][c] != 0.0f;
+        to += is_present(values_[l][c]);
       }
-      *to++ = kFar;
+      *to = kFar;
+      to = end + 1;
     }
   }
   // The first column of the next step, or kFar after the last one. taken: of each lane the place of
@@ -100,11 +103,13 @@ void check_grid(int64_t grid) {
   SW_CHECK(1 <= grid && grid <= kWindow, "grid must be in [1, ", kWindow, "]; got ", grid);
 }
 
+// False if these are not the weights that were counted.
 template <class Index>
-void fill_slice(const Sorted& rows, int64_t slice, int64_t grid, const int32_t* starts,
+bool fill_slice(const Sorted& rows, int64_t slice, int64_t grid, const int32_t* starts,
                 Index* columns, uint8_t* places, float* values, bool squeezed) {
   Lanes lanes(rows, slice, grid);
   uint8_t taken[kLanes];
+  int32_t weights = 0;
   for (int64_t step = starts[slice]; step < starts[slice + 1]; ++step) {
     const int32_t first = lanes.next(taken);
     const bool past = first == kFar;  // padding up to whole groups of steps
@@ -113,12 +118,14 @@ void fill_slice(const Sorted& rows, int64_t slice, int64_t grid, const int32_t* 
     for (int l = 0; l < kLanes; ++l) {
       const uint8_t at = past ? Lanes::kPadding : taken[l];
       place[l * kPlacesOfLane + step % kPlacesOfLane] = at;
+      weights += at != Lanes::kPadding;
       if (at != Lanes::kPadding)
         *values++ = lanes.value(l, first + at);
       else if (!squeezed)
         *values++ = 0.0f;
     }
   }
+  return weights == rows.count(slice) && lanes.next(taken) == kFar;
 }
 
 // Values hold those of padding too, or they do not (w.squeezed).
@@ -128,6 +135,7 @@ bool slice_holds(const Window& w, int64_t slice, const IsPresent& is_present) {
   const int64_t last = std::max<int64_t>(w.in - kWindow, 0);
   int64_t before[kLanes];
   std::fill_n(before, kLanes, -1);
+  if (w.starts[slice] % kPlacesOfLane) return false;
   int64_t value = w.firsts[slice];
   const int64_t end = w.firsts[slice + 1];
   for (int64_t step = w.starts[slice]; step < w.starts[slice + 1]; ++step) {
@@ -152,7 +160,8 @@ bool slice_holds(const Window& w, int64_t slice, const IsPresent& is_present) {
 }  // namespace
 
 // Whether starts, columns, places, firsts and values of these sizes keep the rules of layout
-// window; order names every row once.
+// window. It has been checked that order names every row once, and that columns are wide enough for
+// `in`.
 bool window_holds(const Tensor& starts, const Tensor& order, const Tensor& columns,
                   const Tensor& places, const Tensor& firsts, const Tensor& values, int64_t in,
                   int64_t out) {
@@ -204,13 +213,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> window_pack(const Ten
   Tensor columns = made({steps}, wide ? aoti_torch_dtype_int32() : aoti_torch_dtype_uint16());
   Tensor places = made({steps / kPlacesOfLane, kLanes, kPlacesOfLane}, aoti_torch_dtype_uint8());
   Tensor values = made({first[slices]}, aoti_torch_dtype_float32());
-  over(slices, rows.w.in * kLanes, [&](int64_t s) {
+  const bool same = holds_of(slices, rows.w.in * kLanes, [&](int64_t s) {
     float* const own = data<float>(values) + first[s];
     if (wide)
-      fill_slice(rows, s, grid, to, data<int32_t>(columns), data<uint8_t>(places), own, squeezed);
-    else
-      fill_slice(rows, s, grid, to, data<uint16_t>(columns), data<uint8_t>(places), own, squeezed);
+      return fill_slice(rows, s, grid, to, data<int32_t>(columns), data<uint8_t>(places), own,
+                        squeezed);
+    return fill_slice(rows, s, grid, to, data<uint16_t>(columns), data<uint8_t>(places), own,
+                      squeezed);
   });
+  check_same(same);
   return {starts, order, columns, places, firsts, values};
 }
 
@@ -219,8 +230,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> window_pack(const Ten
 STABLE_TORCH_LIBRARY_FRAGMENT(sparsewright, m) {
   m.def(
       "window_holds(Tensor starts, Tensor order, Tensor columns, Tensor places, Tensor firsts, "
-      "Tensor "
-      "values, int in_features, int out_features) -> bool");
+      "Tensor values, int in_features, int out_features) -> bool");
   m.def("window_steps(Tensor weight, int grid) -> int");
   m.def(
       "window_pack(Tensor weight, int grid, int most) -> (Tensor, Tensor, Tensor, Tensor, Tensor, "

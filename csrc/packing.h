@@ -1,7 +1,9 @@
 // What packing a weight in a layout needs. The layouts' own Python says what comes out, and does it
 // where there is no compiled library; a deployment packs every layer, each time.
 #pragma once
+#include <bit>
 #include <initializer_list>
+#include <limits>
 #include <tuple>
 
 #include "ops.h"
@@ -28,10 +30,27 @@ T* data(const Tensor& t) {
   return static_cast<T*>(t.mutable_data_ptr());
 }
 
-// A weight (out, in), of which is present what is not 0.
+// What is not 0, to the thread that made it: one that flushes subnormal numbers takes them for 0.
+// Those that help it may not do as it does, so it is the bits that are compared.
+class Presence {
+ public:
+  Presence() {
+    const volatile float least = std::numeric_limits<float>::denorm_min();
+    if (!(least != 0.0f)) absent_ = 0x007fffff;
+  }
+  bool operator()(float v) const { return (std::bit_cast<int32_t>(v) & 0x7fffffff) > absent_; }
+  bool operator()(Bf16 v) const { return (v.bits & 0x7fff) > absent_ >> 16; }
+  bool operator()(int8_t v) const { return v != 0; }
+
+ private:
+  int32_t absent_ = 0;
+};
+
+// A weight (out, in).
 struct Matrix {
   const float* at;
   int64_t out, in;
+  Presence is_present;
   const float* row(int64_t r) const { return at + r * in; }
 };
 
@@ -39,12 +58,12 @@ inline Matrix matrix_of(const Tensor& weight) {
   check_tensor(weight, "weight", ScalarType::Float, "float32");
   SW_CHECK(weight.dim() == 2, "weight must have shape (out, in)");
   SW_CHECK(weight.numel() < int64_t{1} << 30, "weight must have fewer than 2**30 places");
-  return {static_cast<const float*>(weight.const_data_ptr()), weight.size(0), weight.size(1)};
+  return {static_cast<const float*>(weight.const_data_ptr()), weight.size(0), weight.size(1), {}};
 }
 
-inline int32_t count_of(const float* from, int64_t places) {
+inline int32_t count_of(Presence is_present, const float* from, int64_t places) {
   int32_t count = 0;
-  for (int64_t i = 0; i < places; ++i) count += from[i] != 0.0f;
+  for (int64_t i = 0; i < places; ++i) count += is_present(from[i]);
   return count;
 }
 
@@ -58,17 +77,20 @@ inline bool ascend(const int32_t* starts, int64_t count, int64_t width) {
   return true;
 }
 
-// f(values) by the type they are stored in, of which present is what is not 0.
+// f(is_present), which says it of each of some values, by the type they are stored in.
 template <class F>
 bool by_values(const Tensor& values, const F& f) {
+  const auto typed = [&, presence = Presence()]<class T>(const T* at) {
+    return f([at, presence](int64_t i) { return presence(at[i]); });
+  };
   const void* const at = values.const_data_ptr();
   switch (values.scalar_type()) {
     case ScalarType::Float:
-      return f([at](int64_t i) { return static_cast<const float*>(at)[i] != 0.0f; });
-    case ScalarType::BFloat16:  // two zeros
-      return f([at](int64_t i) { return (static_cast<const uint16_t*>(at)[i] & 0x7fff) != 0; });
+      return typed(static_cast<const float*>(at));
+    case ScalarType::BFloat16:
+      return typed(static_cast<const Bf16*>(at));
     case ScalarType::Char:
-      return f([at](int64_t i) { return static_cast<const int8_t*>(at)[i] != 0; });
+      return typed(static_cast<const int8_t*>(at));
     default:
       fail("values must be float32, bfloat16 or int8");
   }
@@ -93,5 +115,8 @@ bool holds_of(int64_t items, int64_t places, const Body& body) {
   });
   return all;
 }
+
+// A weight is looked through twice: to count, and to fill what was made for so many.
+inline void check_same(bool same) { SW_CHECK(same, "the weight was changed while it was packed"); }
 
 }  // namespace sparsewright

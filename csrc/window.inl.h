@@ -86,31 +86,29 @@ void window_rows(const Window& w, const float* x, const float* bias, float* y, i
   }
 }
 
-template <class Index, class T, bool kFinite, bool kSqueezed>
+template <class Index, class T, bool kSqueezed>
 void window_dot_of(const Window& w, const float* x, int64_t batch, const float* bias, float* y,
                    int64_t begin, int64_t end) {
   int64_t r = 0;
-  const auto rows = [&]<int R>() {
+  const auto rows = [&]<int R, bool kFinite>() {
     window_rows<Index, T, R, kFinite, kSqueezed>(w, x + r * w.x_step, bias, y + r * w.y_step, begin,
                                                  end);
     r += R;
   };
-  while (r + 4 <= batch) rows.template operator()<4>();
-  while (r + 2 <= batch) rows.template operator()<2>();
-  if (r < batch) rows.template operator()<1>();
+  if (all_finite(x, batch * w.x_step)) {
+    while (r + 4 <= batch) rows.template operator()<4, true>();
+    while (r + 2 <= batch) rows.template operator()<2, true>();
+    if (r < batch) rows.template operator()<1, true>();
+  } else {
+    while (r < batch) rows.template operator()<1, false>();
+  }
 }
 
 void window_dot(const Window& w, const float* x, int64_t batch, const float* bias, float* y,
                 int64_t begin, int64_t end) {
   by_types(w.values, w.wide, [&]<class Index, class T>() {
-    const auto dot = [&]<bool kFinite, bool kSqueezed>() {
-      window_dot_of<Index, T, kFinite, kSqueezed>(w, x, batch, bias, y, begin, end);
-    };
-    const bool finite = all_finite(x, batch * w.x_step);
-    if (w.squeezed)
-      finite ? dot.template operator()<true, true>() : dot.template operator()<false, true>();
-    else
-      finite ? dot.template operator()<true, false>() : dot.template operator()<false, false>();
+    const auto dot = w.squeezed ? window_dot_of<Index, T, true> : window_dot_of<Index, T, false>;
+    dot(w, x, batch, bias, y, begin, end);
   });
 }
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import sparsewright as sw
+from sparsewright import library
 from sparsewright.errors import KernelError
 from sparsewright.kernels import (
     KERNELS,
@@ -22,7 +23,6 @@ from sparsewright.kernels import (
     choose,
     depthwise,
     explain,
-    library,
     reference,
 )
 from sparsewright.layouts import VALUES, pack, rounded

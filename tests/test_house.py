@@ -140,6 +140,7 @@ FLOORS = {
             "core",
             "registry",
             "errors",
+            "library",
             "files",
             "topology",
             "weights",

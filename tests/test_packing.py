@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -193,3 +196,40 @@ def test_starts_that_lead_outside_are_seen_by_the_library_itself(layout):
     for wrong in (2**30, -(2**30)):
         starts.view(-1)[2] = wrong
         assert not op(*packed.tensors.values(), *rest)
+
+
+FLUSHED = """
+import sys, torch
+from sparsewright.layouts import LAYOUTS, csb, unpack, window
+torch.set_num_threads(4)
+{before}
+(torch.ones(1000, 1000) + 1).sum()  # the other threads are there, and do as they do now
+{after}
+weight = torch.zeros(2048, 64)
+weight[1024:] = 1
+weight[1024:, ::2] = 1e-40
+weight[:1024, :{wide}] = 1
+for name, plain in (
+    ("csb", csb._fill(weight, *csb._packed_sizes(weight.shape))),
+    ("window", window._fill(weight, 16, window.MOST)),
+):
+    packed = LAYOUTS[name].pack(weight)
+    for key, tensor in plain.tensors.items():
+        assert torch.equal(packed.tensors[key], tensor), (name, key)
+    assert LAYOUTS[name].refuses(weight) is None
+    assert torch.equal(unpack(packed), weight), name
+print("same")
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("", "torch.set_flush_denormal(True)"), ("flush", "unflush"), ("", "")]
+)
+def test_all_threads_agree_which_weights_are_0(before, after):
+    """Only the calling thread flushes subnormal numbers to 0, or only the others do."""
+    if before:
+        before, after = (f"torch.set_flush_denormal({on})" for on in (True, False))
+    code = FLUSHED.format(before=before, after=after, wide=8 if before else 40)
+    run = [sys.executable, "-c", code]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout == "same\n", done.stderr

@@ -150,7 +150,7 @@ def padded(columns: Tensor, places: Tensor, values: Tensor) -> Tensor:
     if values.numel() == columns.numel() * LANES:
         return values.view(-1, LANES)
     present = by_step(places) != PADDING
-    return torch.zeros(present.shape, dtype=values.dtype).masked_scatter_(present, values)
+    return values.new_zeros(present.shape).masked_scatter_(present, values)
 
 
 def _by_step(packed: Packed) -> Tensor:
@@ -199,6 +199,8 @@ def _fill(weight: Tensor, grid: int, most: int) -> Packed:
         values = values[inside != PADDING]
         named = np.append(rows.counts, 0)[rows.order]  # order has -1 where there is no row
         firsts = np.concatenate([[0], named.sum(axis=1).cumsum()])
+        if firsts[-1] > MOST:
+            raise LayoutError(f"layout window: needs fewer than 2**31 weights; got {firsts[-1]}")
     tensors = {
         "starts": torch.from_numpy(starts.astype(np.int32)),
         "order": torch.from_numpy(rows.order.astype(np.int32)),
