@@ -82,8 +82,6 @@ class Lanes {
   }
   float value(int lane, int32_t column) const { return values_[lane][column]; }
 
-  static constexpr uint8_t kPadding = 255;
-
  private:
   int32_t grid_, last_;
   std::vector<int32_t> columns_;  // lane after lane, kFar after each
@@ -116,10 +114,10 @@ bool fill_slice(const Sorted& rows, int64_t slice, int64_t grid, const int32_t* 
     columns[step] = past ? Index{0} : static_cast<Index>(first);
     uint8_t* const place = places + step / kPlacesOfLane * kLanes * kPlacesOfLane;
     for (int l = 0; l < kLanes; ++l) {
-      const uint8_t at = past ? Lanes::kPadding : taken[l];
+      const uint8_t at = past ? kPadding : taken[l];
       place[l * kPlacesOfLane + step % kPlacesOfLane] = at;
-      weights += at != Lanes::kPadding;
-      if (at != Lanes::kPadding)
+      weights += at != kPadding;
+      if (at != kPadding)
         *values++ = lanes.value(l, first + at);
       else if (!squeezed)
         *values++ = 0.0f;
@@ -144,7 +142,7 @@ bool slice_holds(const Window& w, int64_t slice, const IsPresent& is_present) {
     const uint8_t* const places = w.places + step / kPlacesOfLane * kLanes * kPlacesOfLane;
     for (int l = 0; l < kLanes; ++l) {
       const int64_t place = places[l * kPlacesOfLane + step % kPlacesOfLane];
-      const bool padding = place == Lanes::kPadding;
+      const bool padding = place == kPadding;
       if (padding && w.squeezed) continue;
       if (value == end || is_present(value++) == padding) return false;
       if (padding) continue;

@@ -139,12 +139,16 @@ def _check_places(packed: Packed) -> None:
 
 def rows_of(packed: Packed) -> tuple[Tensor, Tensor]:
     """The row of every place (steps, 16), -1 for none; whether a step is its slice's first."""
-    starts, order = packed.tensors["starts"].long(), packed.tensors["order"].long()
-    steps = packed.tensors["values"].shape[0]
-    slice_of = torch.repeat_interleave(torch.arange(len(order)), starts.diff())
-    first = torch.zeros(steps + 1, dtype=torch.bool)
-    first[starts] = True
-    return order[slice_of], first[:steps]
+    rows = lane_rows(packed)
+    first = torch.zeros(len(rows) + 1, dtype=torch.bool)
+    first[packed.tensors["starts"].long()] = True
+    return rows, first[: len(rows)]
+
+
+def lane_rows(packed: Packed) -> Tensor:
+    """The row of every place (steps, 16), -1 for none."""
+    steps = packed.tensors["starts"].long().diff()
+    return packed.tensors["order"].long().repeat_interleave(steps, dim=0)
 
 
 def _steps(ranked: Tensor) -> Tensor:

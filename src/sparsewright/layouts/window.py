@@ -22,7 +22,7 @@ from ..errors import LayoutError
 from ..present import count_true, present_in
 from . import LAYOUTS, STORED, check, check_form, not_a_matrix
 from ._packing import compiled, holds
-from .sell import LANES, NARROW, check_order
+from .sell import LANES, NARROW, check_order, lane_rows
 
 REACH = 32
 """Columns of a window: as many as two vectors of 16 floats hold."""
@@ -105,7 +105,7 @@ class Window:
         self.validate(packed)
         columns, inside = _columns(packed)
         present = inside != PADDING
-        row = _rows_of(packed).numpy()
+        row = lane_rows(packed).numpy()
         weight = np.zeros(packed.shape, np.float32)
         values = _by_step(packed).numpy()
         weight[row[present], columns[present]] = values[present]
@@ -264,12 +264,6 @@ def _columns(packed: Packed) -> tuple[np.ndarray, np.ndarray]:
     return first[:, None] + inside, inside
 
 
-def _rows_of(packed: Packed) -> Tensor:
-    """Of every place (steps, 16): its row, -1 for none."""
-    steps = packed.tensors["starts"].long().diff()
-    return packed.tensors["order"].long().repeat_interleave(steps, dim=0)
-
-
 def _check_firsts(packed: Packed, places: int) -> None:
     firsts, values = packed.tensors["firsts"], packed.tensors["values"]
     slices, count = len(packed.tensors["order"]), values.numel()
@@ -299,7 +293,7 @@ def _check_places(packed: Packed) -> None:
     check(known, packed, f"places must lie in [0, {REACH}), and padding at {PADDING}")
     found = columns.T[present.T]  # lane after lane
     check(bool((found < width).all()), packed, f"the columns of weights must lie in [0, {width})")
-    row = _rows_of(packed).numpy().T[present.T]
+    row = lane_rows(packed).numpy().T[present.T]
     check(bool((row >= 0).all()), packed, "lanes without a row must be empty")
     ascend = (found[1:] > found[:-1]) | (row[1:] != row[:-1])  # so none is named twice
     check(bool(ascend.all()), packed, "the columns of a row must ascend")
