@@ -73,8 +73,8 @@ struct Slices {
 struct Sell : Slices {};
 
 // Layout window: the columns that a step multiplies lie among the kWindow from the step's first on;
-// columns (steps) holds those. Padding has place 255, of which a look-up takes the low bits: it
-// finds some number in the window. x_step is `in`, or more where that is small.
+// columns (steps / kStepsOfWindow) holds those. Padding has place 255, of which a look-up takes the
+// low bits: it finds some number in the window. x_step is `in`, or more where that is small.
 // Its values have one dimension: step after step, lane after lane; `squeezed`, those of padding are
 // left out.
 struct Window : Slices {
@@ -241,11 +241,13 @@ struct MaxPool {
   int64_t kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w;
 };
 
-constexpr int kLanes = 16;        // rows side by side in layout nm
-constexpr int kTable = 32;        // columns that the register look-up can hold
-constexpr int kWindow = 32;       // and of those of a step of layout window
-constexpr int kPlacesOfLane = 4;  // of layout window, side by side in memory
-constexpr int kRowBlock = 64;     // output rows that one work item of the tiled kernels computes
+constexpr int kLanes = 16;         // rows side by side in layout nm
+constexpr int kTable = 32;         // columns that the register look-up can hold
+constexpr int kWindow = 32;        // and of those of a step of layout window
+constexpr int kStepsOfWindow = 2;  // that have one window, whose activations are loaded once
+constexpr int kPlacesOfLane = 4;   // of layout window, side by side in memory
+static_assert(kPlacesOfLane % kStepsOfWindow == 0);
+constexpr int kRowBlock = 64;  // output rows that one work item of the tiled kernels computes
 constexpr uint8_t kPadding = 255;
 constexpr int kPlaces = 256;    // places of a chunk of layout csb
 constexpr int kNarrow = 65536;  // columns that uint16 can name, one of them for padding

@@ -65,18 +65,20 @@ class Lanes {
       to = end + 1;
     }
   }
-  // The first column of the next step, or kFar after the last one. taken: of each lane the place of
-  // its column in the window, or padding.
-  int32_t next(uint8_t* taken) {
+  // The first column of the next window, or kFar after the last one. taken: for each of its steps,
+  // of each lane the place of its column in the window, or padding.
+  int32_t next(uint8_t (*taken)[kLanes]) {
     int32_t lowest = kFar;
     for (const int32_t* at : at_) lowest = std::min(lowest, *at);
     if (lowest == kFar) return kFar;
     const int32_t first = std::min(lowest / grid_ * grid_, last_);
-    for (int l = 0; l < kLanes; ++l) {
-      const int32_t place = *at_[l] - first;
-      const bool takes = place < kWindow;
-      taken[l] = takes ? static_cast<uint8_t>(place) : kPadding;
-      at_[l] += takes;
+    for (int step = 0; step < kStepsOfWindow; ++step) {
+      for (int l = 0; l < kLanes; ++l) {
+        const int32_t place = *at_[l] - first;
+        const bool takes = place < kWindow;
+        taken[step][l] = takes ? static_cast<uint8_t>(place) : kPadding;
+        at_[l] += takes;
+      }
     }
     return first;
   }
@@ -91,9 +93,9 @@ class Lanes {
 
 int32_t steps_of(const Sorted& rows, int64_t slice, int64_t grid) {
   Lanes lanes(rows, slice, grid);
-  uint8_t taken[kLanes];
+  uint8_t taken[kStepsOfWindow][kLanes];
   int32_t steps = 0;
-  while (lanes.next(taken) != kFar) ++steps;
+  while (lanes.next(taken) != kFar) steps += kStepsOfWindow;
   return steps;
 }
 
@@ -106,15 +108,16 @@ template <class Index>
 bool fill_slice(const Sorted& rows, int64_t slice, int64_t grid, const int32_t* starts,
                 Index* columns, uint8_t* places, float* values, bool squeezed) {
   Lanes lanes(rows, slice, grid);
-  uint8_t taken[kLanes];
-  int32_t weights = 0;
+  uint8_t taken[kStepsOfWindow][kLanes];
+  int32_t weights = 0, first = kFar;
   for (int64_t step = starts[slice]; step < starts[slice + 1]; ++step) {
-    const int32_t first = lanes.next(taken);
+    const int64_t of_window = step % kStepsOfWindow;
+    if (of_window == 0) first = lanes.next(taken);
     const bool past = first == kFar;  // padding up to whole groups of steps
-    columns[step] = past ? Index{0} : static_cast<Index>(first);
+    columns[step / kStepsOfWindow] = past ? Index{0} : static_cast<Index>(first);
     uint8_t* const place = places + step / kPlacesOfLane * kLanes * kPlacesOfLane;
     for (int l = 0; l < kLanes; ++l) {
-      const uint8_t at = past ? kPadding : taken[l];
+      const uint8_t at = past ? kPadding : taken[of_window][l];
       place[l * kPlacesOfLane + step % kPlacesOfLane] = at;
       weights += at != kPadding;
       if (at != kPadding)
@@ -137,7 +140,7 @@ bool slice_holds(const Window& w, int64_t slice, const IsPresent& is_present) {
   int64_t value = w.firsts[slice];
   const int64_t end = w.firsts[slice + 1];
   for (int64_t step = w.starts[slice]; step < w.starts[slice + 1]; ++step) {
-    const int64_t first = columns[step];
+    const int64_t first = columns[step / kStepsOfWindow];
     if (first < 0 || first > last) return false;
     const uint8_t* const places = w.places + step / kPlacesOfLane * kLanes * kPlacesOfLane;
     for (int l = 0; l < kLanes; ++l) {
@@ -208,7 +211,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> window_pack(const Ten
   Tensor order = made({slices, kLanes}, aoti_torch_dtype_int32());
   std::copy(rows.order.begin(), rows.order.end(), data<int32_t>(order));
   const bool wide = rows.w.in >= kNarrow;
-  Tensor columns = made({steps}, wide ? aoti_torch_dtype_int32() : aoti_torch_dtype_uint16());
+  Tensor columns =
+      made({steps / kStepsOfWindow}, wide ? aoti_torch_dtype_int32() : aoti_torch_dtype_uint16());
   Tensor places = made({steps / kPlacesOfLane, kLanes, kPlacesOfLane}, aoti_torch_dtype_uint8());
   Tensor values = made({first[slices]}, aoti_torch_dtype_float32());
   const bool same = holds_of(slices, rows.w.in * kLanes, [&](int64_t s) {

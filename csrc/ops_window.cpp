@@ -14,8 +14,9 @@ Window window_of(const Tensor& starts, const Tensor& order, const Tensor& column
   SW_CHECK(shape.size() == 3 && shape[1] == kLanes && shape[2] == kPlacesOfLane,
            "places must have shape (groups, 16, 4)");
   const int64_t steps = shape[0] * kPlacesOfLane;
-  SW_CHECK(columns.dim() == 1 && columns.size(0) == steps, "columns must have shape (", steps,
-           ",); got ", columns.numel(), " entries");
+  SW_CHECK(columns.dim() == 1 && columns.size(0) == steps / kStepsOfWindow,
+           "columns must have shape (", steps / kStepsOfWindow, ",); got ", columns.numel(),
+           " entries");
   check_slices(starts, order, steps, out);
   check_tensor(firsts, "firsts", ScalarType::Int, "int32");
   const int64_t slices = order.size(0), count = values.numel();
@@ -60,7 +61,7 @@ Tensor window_linear(const Tensor& x, const Tensor& starts, const Tensor& order,
   SW_CHECK(l.in == in_features, "x must have ", in_features, " in_features; got ", l.in);
   Window w = window_of(starts, order, columns, places, firsts, values, scales, l.in, out_features);
   if (l.batch == 0 || out_features == 0) return std::move(l.output);
-  const int64_t steps = columns.numel(), slots = (steps + w.slices) * kLanes;
+  const int64_t slots = places.numel() + w.slices * kLanes;
   if (l.batch <= k.window_dot_batch) {
     const float* const rows = rows_of(w, l, k);
     if (l.transposed) w.y_step = 1, w.y_stride = l.batch;

@@ -9,15 +9,29 @@
 namespace sparsewright::SPARSEWRIGHT_ISA {
 namespace {
 
-// The sums of one slice's lanes, finished, for row r of the batch.
-void put_lanes(const Slices& w, int64_t slice, const float* lanes, const float* bias, float* y,
-               int64_t r) {
+// The sums of one slice's lanes, of R rows of the batch, are finished and go where they belong.
+template <int R>
+void put_lanes(const Slices& w, int64_t slice, float (*lanes)[kLanes], const float* bias,
+               float* y) {
+  const int32_t* const order = w.order + slice * kLanes;
+  const int64_t y_step = w.y_step, y_stride = w.y_stride;
+  if (bias || w.values.scales) {
+    for (int l = 0; l < kLanes; ++l) {
+      const int64_t row = order[l];
+      if (row < 0) continue;
+      const float start = start_of(w.values, bias, row);
+      for (int r = 0; r < R; ++r) lanes[r][l] = finished(w.values, bias, row, lanes[r][l] + start);
+    }
+  }
+  if (w.in_lanes) {  // of a batch of 1
+    for (int l = 0; l < kLanes; ++l) y[slice * kLanes + l] = lanes[0][l];
+    return;
+  }
   for (int l = 0; l < kLanes; ++l) {
-    const int64_t row = w.order[slice * kLanes + l];
+    const int64_t row = order[l];
     if (row < 0) continue;
-    const float sum = lanes[l] + start_of(w.values, bias, row);
-    y[w.in_lanes ? slice * kLanes + l : r * w.y_step + row * w.y_stride] =
-        finished(w.values, bias, row, sum);
+    float* const to = y + row * y_stride;
+    for (int r = 0; r < R; ++r) to[r * y_step] = lanes[r][l];
   }
 }
 
@@ -53,11 +67,10 @@ void sell_rows(const Sell& w, const float* x, const float* bias, float* y, int64
       for (int set = 0; set < kSets; ++set) step(i + set, set);
     for (; i < last; ++i) step(i, 0);
     if constexpr (kSets == 2) sums[0][0][0] = Simd::add(sums[0][0][0], sums[1][0][0]);
-    for (int r = 0; r < R; ++r) {
-      alignas(64) float lanes[kLanes];
-      for (int k = 0; k < kParts; ++k) Simd::store(lanes + k * kW, sums[0][r][k]);
-      put_lanes(w, slice, lanes, bias, y, r);
-    }
+    alignas(64) float lanes[R][kLanes];
+    for (int r = 0; r < R; ++r)
+      for (int k = 0; k < kParts; ++k) Simd::store(lanes[r] + k * kW, sums[0][r][k]);
+    put_lanes<R>(w, slice, lanes, bias, y);
   }
 }
 

@@ -28,16 +28,29 @@ bool all_finite(const float* x, int64_t count) {
 
 constexpr int64_t kOfGroup = kPlacesOfLane * kLanes;  // values of as many steps as share places
 
+// Bytes of a weight beyond which it comes from afar, and how far ahead its values and its places
+// are then fetched for several rows of the batch: their activations are so many streams that the
+// CPU does not see the weight's among them.
+constexpr int64_t kFar = 8 << 20;
+constexpr int64_t kValuesAhead = 4096, kPlacesAhead = 1024;
+
+inline void fetch(const void* from, int64_t ahead, int64_t bytes) {
+  const char* const p = static_cast<const char*>(from) + ahead;
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i);
+}
+
 // R rows of the batch over slices [begin, end): values and places are read once for all of them.
 // kFinite: x is, so that padding may be multiplied.
 template <class Index, class T, int R, bool kFinite, bool kSqueezed>
 void window_rows(const Window& w, const float* x, const float* bias, float* y, int64_t begin,
                  int64_t end) {
   constexpr int kParts = kLanes / kW;
-  constexpr int kSets = 2;  // every second step has sums of its own: one would wait for its own fma
+  // Every second step of few rows has sums of its own: one would wait for its own fma.
+  constexpr int kSets = R * kParts < 8 ? 2 : 1;
   const Index* columns = static_cast<const Index*>(w.columns);
   const T* const values = values_of<T>(w.values);
   const T* const values_end = values + w.count;
+  const bool is_far = R > 1 && w.count * static_cast<int64_t>(sizeof(T)) > kFar;
   constexpr bool kBeyond = kSqueezed && !Simd::kExpandsWithin<T>;
   T rest[kBeyond ? kOfGroup : 1];  // the last values, from which a vector would reach beyond them
   for (int64_t slice = begin; slice < end; ++slice) {
@@ -48,15 +61,20 @@ void window_rows(const Window& w, const float* x, const float* bias, float* y, i
         for (int k = 0; k < kParts; ++k) sums[s][r][k] = Simd::zero();
     for (int64_t i = w.starts[slice]; i < w.starts[slice + 1]; i += kPlacesOfLane) {
       const Simd::WindowPlaces places(w.places + i * kLanes);
+      const Index* const first = columns + i / kStepsOfWindow;
       const T *group = next, *at_value = next;
       if (kBeyond && values_end - next < kOfGroup) {
         const int64_t left = values_end - next;
         for (int64_t v = 0; v < kOfGroup; ++v) rest[v] = v < left ? next[v] : T{};
         group = at_value = rest;
       }
+      if (is_far) {
+        fetch(next, kValuesAhead, kOfGroup * static_cast<int64_t>(sizeof(T)));
+        fetch(w.places + i * kLanes, kPlacesAhead, kOfGroup);
+      }
 #pragma GCC unroll 4
       for (int step = 0; step < kPlacesOfLane; ++step) {
-        const float* at = x + static_cast<int64_t>(columns[i + step]);
+        const float* at = x + static_cast<int64_t>(first[step / kStepsOfWindow]);
         for (int k = 0; k < kParts; ++k) {
           Vec value;
           if constexpr (kSqueezed) {
@@ -77,12 +95,13 @@ void window_rows(const Window& w, const float* x, const float* bias, float* y, i
       }
       next += at_value - group;
     }
-    for (int r = 0; r < R; ++r) {
-      alignas(64) float lanes[kLanes];
-      for (int k = 0; k < kParts; ++k)
-        Simd::store(lanes + k * kW, Simd::add(sums[0][r][k], sums[1][r][k]));
-      put_lanes(w, slice, lanes, bias, y, r);
-    }
+    alignas(64) float lanes[R][kLanes];
+    for (int r = 0; r < R; ++r)
+      for (int k = 0; k < kParts; ++k) {
+        const Vec both = Simd::add(sums[0][r][k], sums[kSets - 1][r][k]);
+        Simd::store(lanes[r] + k * kW, kSets == 1 ? sums[0][r][k] : both);
+      }
+    put_lanes<R>(w, slice, lanes, bias, y);
   }
 }
 
@@ -96,6 +115,8 @@ void window_dot_of(const Window& w, const float* x, int64_t batch, const float* 
     r += R;
   };
   if (all_finite(x, batch * w.x_step)) {
+    if constexpr (Simd::kWindowDotBatch >= 8)
+      while (r + 8 <= batch) rows.template operator()<8, true>();
     while (r + 4 <= batch) rows.template operator()<4, true>();
     while (r + 2 <= batch) rows.template operator()<2, true>();
     if (r < batch) rows.template operator()<1, true>();
@@ -120,7 +141,8 @@ void write_columns(const Window& w, int64_t step, int32_t* columns) {
   const int shift = 8 * (kLittle ? at : kPlacesOfLane - 1 - at);
   uint32_t places[kLanes];  // of each lane, four to a number
   std::memcpy(places, w.places + (step - at) * kLanes, sizeof places);
-  const auto first = static_cast<int32_t>(static_cast<const Index*>(w.columns)[step]);
+  const auto first =
+      static_cast<int32_t>(static_cast<const Index*>(w.columns)[step / kStepsOfWindow]);
   const auto none = static_cast<int32_t>(w.in);
   for (int l = 0; l < kLanes; ++l) {
     const auto place = static_cast<int32_t>(places[l] >> shift);

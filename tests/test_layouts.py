@@ -397,8 +397,9 @@ def test_window_rejects_hostile_sizes() -> None:
         ("values", (321,), "values must be"),
         ("values", (319,), "firsts must run from 0 to 319"),
         ("firsts", (3,), "firsts must have 2 entries"),
-        ("columns", (24,), "places must be"),
-        ("columns", (20, 1), "columns must have one dimension"),
+        ("columns", (20,), r"columns must be \(10,\)"),
+        ("columns", (10, 1), r"columns must be \(10,\)"),
+        ("places", (320,), "places must be"),
         ("places", (5, 4, 16), "places must be"),
     ):
         tensors = dict(packed.tensors)
@@ -462,17 +463,22 @@ def test_rows_of_like_counts_need_little_padding() -> None:
         assert packed.tensors["values"].numel() <= most * count_present(packed)
 
 
-def test_windows_of_a_large_weight_begin_anywhere() -> None:
-    """Which needs less padding; those of a small one begin where a line of memory does."""
-    weight = random_weight(1600, 2000, 0.1)
-    small, large = pack("window", weight[:160]), pack("window", weight)
-    whole = [
-        (packed.tensors["columns"].to(torch.int32) % 16 == 0).float() for packed in (small, large)
-    ]
-    assert whole[0].mean() > 0.9  # all but the last columns'
-    assert whole[1].mean() < 0.2
-    use = [count_present(packed) / packed.tensors["values"].numel() for packed in (small, large)]
-    assert use[0] < use[1]
+def test_windows_begin_at_multiples_of_eight_columns_or_end_with_the_row() -> None:
+    columns = pack("window", random_weight(160, 2001, 0.1)).tensors["columns"].to(torch.int32)
+    last = columns == 2001 - 32
+    assert bool((last | (columns % 8 == 0)).all())
+    assert 0 < last.float().mean() < 0.1
+
+
+def test_two_steps_of_a_window_take_two_columns_of_each_row() -> None:
+    weight = torch.zeros(16, 100)
+    weight[0, [8, 9, 20, 90]], weight[1, 30] = torch.tensor([1.0, 2, 3, 4]), 5
+    packed = pack("window", weight)
+    assert packed.tensors["columns"].tolist() == [8, 16, 68, 0]  # the last is of padding
+    places = packed.tensors["places"].transpose(1, 2).reshape(-1, 16)
+    none = 255
+    assert places[:, 0].tolist() == [0, 1, 4, none, 22, none, none, none]
+    assert places[:, 1].tolist() == [22, none, none, none, none, none, none, none]
 
 
 def squeezed(weight: Tensor, monkeypatch: pytest.MonkeyPatch, values: str = "fp32") -> Packed:
@@ -503,9 +509,10 @@ def test_padding_of_a_large_weight_has_no_values(values, monkeypatch) -> None:
 
 def test_windows_of_much_padding_are_squeezed_where_the_weight_is_large() -> None:
     dense, thin = random_weight(800, 2000, 0.5), random_weight(2000, 2000, 0.1)
-    for weight, whole in ((dense, True), (thin[:160], True), (thin, False)):
+    larger = random_weight(1200, 2000, 0.9)
+    for weight, whole in ((dense, True), (thin[:160], True), (thin, False), (larger, False)):
         packed = pack("window", weight)
-        places = 16 * packed.tensors["columns"].numel()
+        places = packed.tensors["places"].numel()
         assert packed.tensors["values"].numel() == (places if whole else count_present(packed))
         assert torch.equal(unpack(packed), weight)
 

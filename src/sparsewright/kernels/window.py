@@ -5,10 +5,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..layouts.window import by_step, padded
+from ..layouts.window import columns_of, padded
 from ._ops import define, register
 from .sell import sell_reference
 
@@ -28,8 +27,7 @@ def window_reference(
     activation: int = 0,
 ) -> Tensor:
     """x (..., in) -> y (..., out_features) = activation(x W^T + bias), W in layout window."""
-    each = columns.to(torch.int32)[:, None] + by_step(places)
-    values = padded(columns, places, values)
+    each, values = columns_of(columns, places), padded(places, values)
     return sell_reference(x, starts, order, each, values, scales, bias, out_features, activation)
 
 

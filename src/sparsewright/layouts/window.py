@@ -1,12 +1,13 @@
 """window: 16 rows of like counts side by side, as in layout sell; in every step columns that lie so
 near each other that a look-up in registers finds all their activations at once.
 
-A step has a first column. Of the columns that each of the 16 rows has left, it takes the first, if
-that is among the 32 from there on: else its place is padding. The next step begins at the lowest
-column that any of them has left, or a little before it. So rows run ahead of each other by up to a
-window, and about half of the padding is saved that fixed windows would need. Padding has value 0,
-or, in a weight that is read from afar and has much of it, none; a kernel looks whether all
-activations are finite, and leaves padding out where they are not.
+A window has a first column, and two steps. Of the columns that each of the 16 rows has left, a step
+takes the first, if that is among the 32 from there on: else its place is padding. The next window
+begins at the lowest column that any of them has left, or a little before it. So rows run ahead of
+each other by up to a window, and about half of the padding is saved that fixed windows would need;
+and the activations of a window are loaded once for both of its steps. Padding has value 0, or, in a
+weight that is read from afar and has much of it, none; a kernel looks whether all activations are
+finite, and leaves padding out where they are not.
 """
 
 from __future__ import annotations
@@ -27,16 +28,21 @@ from .sell import LANES, NARROW, check_order, lane_rows
 REACH = 32
 """Columns of a window: as many as two vectors of 16 floats hold."""
 PADDING = 255
+OF_WINDOW = 2
+"""Steps of a window. With one the activations are loaded for every step anew; with four, a third of
+the places more is padding at 90 % zeros."""
 OF_LANE = 4
 """Places of a lane that lie side by side: a vector of them serves so many steps."""
-ALIGNED = 16
-NEAR = 2**20
-"""Bytes of float32 values up to which a window begins at a multiple of ALIGNED columns: loads of
-activations across two lines of memory cost more than the padding that they would save. A larger
-weight comes from farther away, and what counts is to read less of it."""
+GRID = 8
+"""A window begins at a multiple of so many columns: every second load of 16 activations lies in one
+line of the cache then. With any first column there is less padding and none of them does; with
+multiples of 16 it is the other way round. Both are slower."""
+NEAR, FAR = 2**20, 2**23
+"""Bytes of float32 values: up to NEAR, padding has values too, 0; beyond FAR, it has none. To put
+values in their lanes takes less time than to read the others where they come from afar."""
 DENSE_USE = 0.75
-"""Part of the places that are weights, in a larger weight, below which padding has no values: to
-put those that there are in their lanes takes less time than to read the others."""
+"""Part of the places that are weights, in a weight of a size between, below which padding has no
+values."""
 LEAST_USE = 0.15
 """Smallest part of the places that must be weights."""
 SAMPLE = 8
@@ -49,14 +55,14 @@ DTYPES = {
     "firsts": (torch.int32,),
     "values": STORED,
 }
-FAR = np.iinfo(np.int64).max
+NONE_LEFT = np.iinfo(np.int64).max
 MOST = np.iinfo(np.int32).max
 
 
 class Window:
     """starts (slices + 1) int32: first step of a slice, multiples of 4; order (slices, 16) int32:
-    the rows of its lanes, -1 for none; columns (steps,) uint16 or int32: the first column of each
-    step's window; places (steps / 4, 16, 4) uint8: for four steps, where in their windows each
+    the rows of its lanes, -1 for none; columns (steps / 2,) uint16 or int32: the first column of
+    each window; places (steps / 4, 16, 4) uint8: for four steps, where in their windows each
     lane's columns lie, 255 for padding; firsts (slices + 1) int32: first value of a slice; values
     (n,): slice after slice, step after step, lane after lane, either of all places or of those
     alone that are no padding."""
@@ -72,9 +78,9 @@ class Window:
         sample = np.unique(np.linspace(0, max(len(order) - 1, 0), SAMPLE).astype(int))
         named = order[sample].flatten() if len(order) else counts[:0]
         named = named[named >= 0]
-        some, grid = weight.detach().cpu()[named], _grid(int(counts.sum()))
+        some = weight.detach().cpu()[named]
         counted = compiled("window_steps", some)
-        steps = counted(grid) if counted else _steps(some, grid)
+        steps = counted(GRID) if counted else _steps(some)
         room = steps * LANES * (len(named) / max(1, sample.size * LANES))  # lanes with rows
         use = counts[named].sum() / room if room else 1.0
         if use >= LEAST_USE:
@@ -93,12 +99,11 @@ class Window:
         reason = not_a_matrix(weight)
         if reason:
             raise LayoutError(f"layout window: {reason}")
-        weights = count_true(present_in(weight))
-        grid, most = _grid(weights), _most(weights)
+        most = _most(count_true(present_in(weight)))
         packed = compiled("window_pack", weight)
         if packed is None:
-            return _fill(weight, grid, most)
-        tensors = dict(zip(DTYPES, packed(grid, most), strict=True))
+            return _fill(weight, most)
+        tensors = dict(zip(DTYPES, packed(GRID, most), strict=True))
         return Packed(self.name, (weight.shape[0], weight.shape[1]), tensors)
 
     def unpack(self, packed: Packed) -> Tensor:
@@ -115,11 +120,11 @@ class Window:
         check_form(packed, self.name, DTYPES)
         check(not packed.meta, packed, f"has no meta; got {sorted(packed.meta)}")
         places, columns = packed.tensors["places"], packed.tensors["columns"]
-        check(columns.dim() == 1, packed, "columns must have one dimension")
-        steps = columns.shape[0]
-        wanted = (steps // OF_LANE, LANES, OF_LANE)
-        right = steps % OF_LANE == 0 and places.shape == wanted
-        check(right, packed, f"places must be {wanted}, for whole groups of {OF_LANE} steps")
+        right = places.dim() == 3 and places.shape[1:] == (LANES, OF_LANE)
+        check(right, packed, f"places must be (n, {LANES}, {OF_LANE})")
+        steps = len(places) * OF_LANE
+        windows = (steps // OF_WINDOW,)
+        check(columns.shape == windows, packed, f"columns must be {windows} for {steps} steps")
         check_order(packed, steps)
         whole = bool((packed.tensors["starts"] % OF_LANE == 0).all())
         check(whole, packed, f"starts must be multiples of {OF_LANE}")
@@ -139,42 +144,53 @@ def by_step(places: Tensor) -> Tensor:
     return places.transpose(1, 2).reshape(-1, LANES)
 
 
-def padded(columns: Tensor, places: Tensor, values: Tensor) -> Tensor:
+def columns_of(columns: Tensor, places: Tensor) -> Tensor:
+    """First columns (steps / 2,) of windows, places (steps / 4, 16, 4) in them -> the column of
+    each place (steps, 16) int32; of padding, anything.
+
+    >>> places = torch.full((1, 16, 4), 255, dtype=torch.uint8)
+    >>> places[0, 1] = torch.tensor([7, 9, 0, 1])
+    >>> columns_of(torch.tensor([8, 24]), places)[:, 1]
+    tensor([15, 17, 24, 25], dtype=torch.int32)
+    """
+    first = columns.to(torch.int32).repeat_interleave(OF_WINDOW)
+    return first[:, None] + by_step(places)
+
+
+def padded(places: Tensor, values: Tensor) -> Tensor:
     """values (n,) of places (steps / 4, 16, 4) -> (steps, 16), 0 for padding.
 
     >>> places = torch.full((1, 16, 4), 255, dtype=torch.uint8)
     >>> places[0, 1, 0] = 7
-    >>> padded(torch.zeros(4), places, torch.tensor([5.0]))[0, :3]
+    >>> padded(places, torch.tensor([5.0]))[0, :3]
     tensor([0., 5., 0.])
     """
-    if values.numel() == columns.numel() * LANES:
+    if values.numel() == places.numel():
         return values.view(-1, LANES)
     present = by_step(places) != PADDING
     return values.new_zeros(present.shape).masked_scatter_(present, values)
 
 
 def _by_step(packed: Packed) -> Tensor:
-    return padded(*(packed.tensors[name] for name in ("columns", "places", "values")))
+    return padded(packed.tensors["places"], packed.tensors["values"])
 
 
 def _most(weights: int) -> int:
     """Places up to which all of them have values, in a weight that has so many weights."""
-    return MOST if 4 * weights <= NEAR else min(int(weights / DENSE_USE), MOST)
+    size = 4 * weights
+    if size <= NEAR:
+        return MOST
+    return 0 if size > FAR else int(weights / DENSE_USE)
 
 
-def _grid(weights: int) -> int:
-    """What the windows of a weight begin at multiples of that has so many weights."""
-    return ALIGNED if 4 * weights <= NEAR else 1
-
-
-def _steps(weight: Tensor, grid: int) -> int:
+def _steps(weight: Tensor) -> int:
     """How many there would be, before those of each slice are made whole groups."""
-    return sum(len(which) for which, _, _ in _Rows(weight, grid).steps())
+    return sum(len(which) for which, _, _ in _Rows(weight).steps())
 
 
-def _fill(weight: Tensor, grid: int, most: int) -> Packed:
+def _fill(weight: Tensor, most: int) -> Packed:
     """`Window.pack` in plain numpy, which the compiled way does again, faster."""
-    rows = _Rows(weight, grid)
+    rows = _Rows(weight)
     out, width = weight.shape
     steps = list(rows.steps())
     which = _joined([slices for slices, _, _ in steps], ())
@@ -185,11 +201,11 @@ def _fill(weight: Tensor, grid: int, most: int) -> Packed:
     starts = np.concatenate([[0], room.cumsum()])
     if starts[-1] > MOST:
         raise LayoutError(f"layout window: needs fewer than 2**31 steps; got {starts[-1]}")
-    columns = np.zeros(starts[-1], np.int64)
+    columns = np.zeros(starts[-1] // OF_WINDOW, np.int64)
     inside = np.full((starts[-1], LANES), PADDING, np.uint8)
     values = np.zeros((starts[-1], LANES), np.float32)
     to = starts[which] + step
-    columns[to] = first
+    columns[to // OF_WINDOW] = first
     inside[to] = np.where(source < 0, PADDING, rows.columns[source] - first[:, None])
     values[to] = np.append(rows.values, np.float32(0))[source]  # the last one of padding
     narrow = np.uint16 if width < NARROW else np.int32
@@ -213,17 +229,15 @@ def _fill(weight: Tensor, grid: int, most: int) -> Packed:
 
 
 class _Rows:
-    """What is present in a weight, row after row, and the rows by descending counts. grid: what
-    windows begin at multiples of."""
+    """What is present in a weight, row after row, and the rows by descending counts."""
 
-    def __init__(self, weight: Tensor, grid: int) -> None:
+    def __init__(self, weight: Tensor) -> None:
         present = present_in(weight).numpy()
         row, column = present.nonzero()
-        self.columns = np.append(column, FAR)  # the last one of a lane with none left
+        self.columns = np.append(column, NONE_LEFT)  # the last one of a lane with none left
         self.values = weight.detach().cpu().resolve_neg().numpy()[row, column]
         self.counts = present.sum(axis=1)
         self.order = _by_count(self.counts)
-        self.grid = grid
         self.last = max(0, weight.shape[1] - REACH)
 
     def steps(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -233,17 +247,21 @@ class _Rows:
         end = np.append(self.counts.cumsum(), 0)[self.order]  # order has -1 where there is no row
         at = end - np.append(self.counts, 0)[self.order]
         while True:
-            column = self.columns[np.where(at < end, at, -1)]
-            lowest = column.min(axis=1)
-            left = lowest < FAR
+            lowest = self._next(at, end).min(axis=1)
+            left = lowest < NONE_LEFT
             if not left.all():
-                which, at, end, column, lowest = (v[left] for v in (which, at, end, column, lowest))
+                which, at, end, lowest = (v[left] for v in (which, at, end, lowest))
             if not len(which):
                 return
-            first = np.minimum(lowest // self.grid * self.grid, self.last)
-            taken = column < (first + REACH)[:, None]
-            yield which, first, np.where(taken, at, -1)
-            at = at + taken
+            first = np.minimum(lowest // GRID * GRID, self.last)
+            for _ in range(OF_WINDOW):
+                taken = self._next(at, end) < (first + REACH)[:, None]
+                yield which, first, np.where(taken, at, -1)
+                at = at + taken
+
+    def _next(self, at: np.ndarray, end: np.ndarray) -> np.ndarray:
+        """The first column that each lane has left."""
+        return self.columns[np.where(at < end, at, -1)]
 
 
 def _joined(parts: list[np.ndarray], row: tuple[int, ...]) -> np.ndarray:
@@ -259,9 +277,9 @@ def _by_count(counts: np.ndarray) -> np.ndarray:
 
 def _columns(packed: Packed) -> tuple[np.ndarray, np.ndarray]:
     """Of every place (steps, 16): its column, and where in the window that is."""
-    inside = by_step(packed.tensors["places"]).numpy()
-    first = packed.tensors["columns"].numpy().astype(np.int64)
-    return first[:, None] + inside, inside
+    places = packed.tensors["places"]
+    columns = columns_of(packed.tensors["columns"], places)
+    return columns.numpy().astype(np.int64), by_step(places).numpy()
 
 
 def _check_firsts(packed: Packed, places: int) -> None:
