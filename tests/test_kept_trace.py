@@ -87,9 +87,9 @@ def test_a_trace_that_was_kept_is_the_trace(folder):
     found = traced(model, x)
     key = kept_trace.circumstances(model, x)
     assert kept_trace.read(key, model) is None
-    kept_trace.write(key, found, model, agreed=False)
-    kept, agreed = kept_trace.read(key, model)
-    assert not agreed
+    kept_trace.write(key, found, model, [])
+    kept, right = kept_trace.read(key, model)
+    assert not right
     assert (kept.places, kept.output, kept.batch) == (found.places, found.output, found.batch)
     assert kept.refused is None
     assert kept.is_plain
@@ -107,8 +107,8 @@ def test_a_trace_that_was_kept_is_the_trace(folder):
         for name in used
         if name in dict(model.named_parameters())
     )
-    kept_trace.write(key, kept, model, agreed=True)
-    assert kept_trace.read(key, model)[1]
+    kept_trace.write(key, kept, model, kept_trace.RIGHT)
+    assert kept_trace.read(key, model)[1] == kept_trace.RIGHT
 
 
 @pytest.mark.parametrize(
@@ -275,3 +275,67 @@ def test_sizes_that_follow_values_are_no_batch(folder):
         for batch in (1, 2, 5):
             x = torch.randn(batch, 16)
             torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+CSR = [k for k in sw.kernels.KERNELS if k.startswith(("csr.", "csb.conv2d."))]
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """One entry for every time that deploy runs the dense model."""
+    found, real = [], sw.serve.record
+    module = sys.modules["sparsewright.deploy"]
+    monkeypatch.setattr(module, "record", lambda *given: found.append(1) or real(*given))
+    return found
+
+
+def test_a_model_that_was_folded_before_runs_once(folder, runs):
+    """Its layers and norms tell what the folded ones are to give."""
+    for seed, expected in ((0, 2), (1, 3), (2, 4)):
+        model = network(seed)
+        fast = deployed(model, kernels=CSR)
+        assert len(runs) == expected
+        assert fast.plan.notes == ("BatchNorm folded: 'norm' into 'conv'",)
+        assert not any(isinstance(m, nn.BatchNorm2d) for m in fast.model.modules())
+        assert_right(fast, model)
+    deployed(network(), kernels=CSR, fold=False)
+    assert len(runs) == 5
+
+
+def test_weights_that_cannot_be_folded_are_seen_though_others_were(folder):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(128, 4))
+    sw.prune(model.eval(), sparsity=0.7, allocate="uniform_all")
+    x, names = torch.randn(1, 2, 6, 6), [k for k in CSR if "conv" not in k]
+    for _ in range(2):
+        assert "folded: '1' into" in sw.deploy(model, x, kernels=names, seconds=0).plan.notes[0]
+    with torch.no_grad():
+        for far in (model[0].bias, model[1].running_mean):
+            far += 1e6  # whose rounding is all that the norm sees of small sums
+        model[1].running_var.fill_(1e-6)
+    for _ in range(2):
+        fast = sw.deploy(model, x, kernels=names, seconds=0)
+        assert "BatchNorm is not folded: outputs would then be off" in fast.plan.notes[0]
+        torch.testing.assert_close(fast(x), model(x), rtol=1e-3, atol=1e-3)
+
+
+class Asks(nn.Module):
+    """Reads what its norm is, which an Identity cannot tell."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(2, 8, 3), nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        return self.norm(self.conv(x)) * self.norm.num_features
+
+
+def test_what_could_not_be_folded_is_tried_at_every_time(folder, runs):
+    torch.manual_seed(0)
+    model, x = Asks().eval(), torch.randn(2, 2, 6, 6)
+    sw.prune(model, sparsity=0.7, allocate="uniform_all")
+    for time in (1, 2, 3):
+        fast = sw.deploy(model, x, kernels=CSR, seconds=0)
+        assert len(runs) == 2 * time
+        assert "BatchNorm is not folded: the model then raises" in fast.plan.notes[0]
+        torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-4)

@@ -17,14 +17,15 @@ from torch.utils._pytree import tree_leaves
 from .arguments import check_model, number, told
 from .deployed import Deployed, plain_attention
 from .errors import ConfigError, KernelError, SparsewrightError
-from .fold import Folded, fold_norms, has_norms
+from .fold import NORMS, Folded, fold_norms, has_norms
+from .kept_trace import FOLDED, PROGRAM
 from .layouts import FP32, VALUES, values_name
 from .make import TOLERANCE, Maker, Traced, copied
 from .measure.dense import relative_error
 from .nn import LayoutLayer
 from .pack import unpack
 from .plan import Plan
-from .serve import Seen, Wishes, record
+from .serve import Seen, Wishes, record, seen_in
 from .weights import find_weights
 
 
@@ -78,29 +79,53 @@ def deploy(
     if plan is not None and values != FP32:
         raise KernelError("a plan names how its values are stored: give deploy either of the two")
     VALUES[values]  # its error before any work
+    return _deployed(model, inputs, Wishes(kernels, seconds, cache, values), fold, plan)
+
+
+def _deployed(
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    wishes: Wishes,
+    fold: bool,
+    plan: Plan | None,
+    anew: bool = False,
+) -> Deployed:
+    """`deploy`, its arguments checked. anew: whether the model with its norms folded is run once to
+    see that it is right, even where that was seen before, by the same code with other weights."""
     fast = unpack(copy.deepcopy(model)).eval().requires_grad_(False)
-    with torch.no_grad(), plain_attention():
-        seen = _seen(fast, inputs)
-        expected = [x.clone() for x in _leaves(seen.outputs)]
-        found = Traced(fast, inputs, cache)
-        if fold and has_norms(fast):
-            fast, folded, seen = _folded(fast, inputs, expected, found, seen)
-        else:
+    found = Traced(fast, inputs, wishes.cache)
+    as_before = False
+    try:
+        with torch.no_grad(), plain_attention():
+            seen = _seen(fast, inputs, NORMS if fold else ())
+            expected = [x.clone() for x in _leaves(seen.outputs)]
             folded = Folded()
-        maker = Maker(fast, inputs, found, Wishes(kernels, seconds, cache, values), seen)
-        made, pieces = maker.repeat(plan) if plan else maker.fastest()
-        expected, loss = _with_rounded(fast, made.served, inputs, expected)
-    notes = (*folded.notes(), *loss, *_other_than(plan, maker.batch))
-    own = Plan(torch.get_num_threads(), maker.batch, made.rows, notes, pieces)
-    deployed = Deployed(made.model, own, example=inputs, program=made.program, graph=made.graph)
-    _check_outputs(deployed, expected)
+            if fold and has_norms(fast):
+                as_before = not anew and found.was_right(PROGRAM, FOLDED)
+                if as_before:
+                    folded, seen = _folded_as_before(fast, found, seen)
+                else:
+                    fast, folded, seen = _folded(fast, inputs, expected, found, seen)
+            maker = Maker(fast, inputs, found, wishes, seen)
+            made, pieces = maker.repeat(plan) if plan else maker.fastest()
+            expected, loss = _with_rounded(fast, made.served, inputs, expected)
+        notes = (*folded.notes(), *loss, *_other_than(plan, maker.batch))
+        own = Plan(torch.get_num_threads(), maker.batch, made.rows, notes, pieces)
+        deployed = Deployed(made.model, own, example=inputs, program=made.program, graph=made.graph)
+        _check_outputs(deployed, expected)
+    except Exception:  # whatever a forward may raise when its norms are folded after all
+        if not as_before:
+            raise
+        return _deployed(model, inputs, wishes, fold, plan, anew=True)
     return deployed
 
 
-def _seen(model: nn.Module, inputs: tuple[Tensor, ...]) -> Seen:
+def _seen(
+    model: nn.Module, inputs: tuple[Tensor, ...], also: tuple[type[nn.Module], ...] = ()
+) -> Seen:
     """What the model does on the example; KernelError if it does not run on it."""
     try:
-        return record(model, inputs)
+        return record(model, inputs, also)
     except SparsewrightError:
         raise
     except Exception as error:
@@ -167,7 +192,20 @@ def _folded(
     if not error <= TOLERANCE:
         why = f"outputs would then be off by {error:.3g} of the largest"
         return model, Folded(why_not=why), seen
+    found.is_right(FOLDED)
     return made, folded, then
+
+
+def _folded_as_before(model: nn.Module, found: Traced, seen: Seen) -> tuple[Folded, Seen]:
+    """The norms are folded in place. What the layers then do on the example was `seen` of them and
+    their norms: the model is not run for it."""
+    modules = dict(model.named_modules())
+    folded = fold_norms(model, (), found.trace)
+    calls = dict(seen.calls)
+    for layer, norm in folded.layers:
+        x, _ = calls[id(modules[layer])]
+        calls[id(modules[layer])] = x, calls[id(modules[norm])][1]
+    return folded, seen_in(model, calls, seen.outputs)
 
 
 def _error(got: list[Tensor], expected: list[Tensor]) -> float:

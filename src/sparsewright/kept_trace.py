@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import operator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ from .rebuild import WORDS
 from .traced import TENSOR, Document, Like, Place, Trace, Varies
 
 FORMAT = 1
+PROGRAM, FOLDED = "program", "folded"
+RIGHT = frozenset([PROGRAM, FOLDED])
+"""The flat function of a trace (program.py), and the model with its norms folded (fold.py)."""
 TARGETS: dict[str, Any] = {name: target for target, name in ARITHMETIC.items()}
 TARGETS["getitem"] = operator.getitem
 """Names of targets that files look up elsewhere."""
@@ -54,24 +58,24 @@ def _own_digest() -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 
-def write(key: Document, found: Trace, model: nn.Module, agreed: bool) -> None:
+def write(key: Document, found: Trace, model: nn.Module, right: Collection[str]) -> None:
     """Keep a trace, if it can be: all its operations are known, and its tensors the model's.
 
-    agreed: whether what was made of it gave the model's outputs.
+    right: which of RIGHT, made of it, have given the model's outputs.
     """
     known = _tensors(model)
     names = {place.name for place in found.places if place.kind == TENSOR}
     if not found.is_plain or found.refused is not None or not names <= set(known):
         return
     try:
-        document = {**_document(found), "agreed": agreed}
+        document = {**_document(found), "right": sorted(right)}
     except ArtifactError:
         return
     disk_cache.write(TRACES, key, {"trace": document}, indent=None)
 
 
-def read(key: Document, model: nn.Module) -> tuple[Trace, bool] | None:
-    """The trace that was kept under this key, and whether it had agreed; None if none was kept. A
+def read(key: Document, model: nn.Module) -> tuple[Trace, frozenset[str]] | None:
+    """The trace that was kept under this key, and what was right; None if none was kept. A
     broken file is a warning."""
     return disk_cache.read(TRACES, key, functools.partial(_trace, model=model))
 
@@ -129,7 +133,7 @@ def _given(value: Any) -> Any:
     return Like(DTYPES[value["dtype"]], tuple(map(_given, value["shape"])))
 
 
-def _trace(entry: Document, model: nn.Module) -> tuple[Trace, bool]:
+def _trace(entry: Document, model: nn.Module) -> tuple[Trace, frozenset[str]]:
     """What `write` was given; ValueError, KeyError or TypeError if the file is something else."""
     kept = entry["trace"]
     made, nodes = fx.Graph(), dict[str, fx.Node]()
@@ -154,7 +158,7 @@ def _trace(entry: Document, model: nn.Module) -> tuple[Trace, bool]:
     if count != len(places):
         raise ValueError(f"it has {count} placeholders for {len(places)} places")
     found = Trace(made, places, _tensors(model), kept["output"], kept["batch"], None, True)
-    return found, kept["agreed"] is True
+    return found, RIGHT & set(kept["right"])
 
 
 def _arguments(value: Any, nodes: dict[str, fx.Node]) -> Any:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from . import kept_trace, plan_cache
 from .errors import ArtifactError, KernelError
 from .graph import Graph
+from .kept_trace import PROGRAM
 from .measure.dense import relative_error
 from .nn import Prepacked
 from .pieces import CLOSE, MISS, Way, sizes, time_runs
@@ -39,23 +40,32 @@ Served = tuple[list[LayerPlan], dict[nn.Module, nn.Module]]
 class Traced:
     """The trace of a model, made when it is first asked for; None if there is none, and why.
 
-    cache: whether one that was kept on disk will do, and a new one is kept. agreed: whether what
-    was made of it gave the model's outputs, at batches other than the example's too.
+    cache: whether one that was kept on disk will do, and a new one is kept. right: what was made of
+    it and gave the model's outputs (kept_trace.RIGHT), of this code, with these weights or others.
     """
 
     def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...], cache: bool):
         self.model, self.inputs, self.cache = model, inputs, cache
         self.why_not: ArtifactError | None = None
-        self.was_kept = self.agreed = False
+        self.was_kept = False
+        self.right = frozenset[str]()
 
     @functools.cached_property
     def trace(self) -> Trace | None:
+        return self._new() if self._known is None else self._known
+
+    @functools.cached_property
+    def _known(self) -> Trace | None:
         kept = kept_trace.read(self.key, self.model) if self.key else None
         if kept is None:
-            return self._new()
+            return None
         self.was_kept = True
-        found, self.agreed = kept
+        found, self.right = kept
         return found
+
+    def was_right(self, *what: str) -> bool:
+        """Whether a trace was kept of which these were right. Nothing is traced to tell."""
+        return self._known is not None and self.right.issuperset(what)
 
     @functools.cached_property
     def key(self) -> dict[str, Any] | None:
@@ -64,13 +74,13 @@ class Traced:
 
     def renew(self) -> None:
         """Trace anew: the one that was kept does not do what the model does."""
-        self.was_kept = self.agreed = False
+        self.was_kept, self.right = False, frozenset()
         self.trace = self._new()
 
-    def agree(self) -> None:
-        """Say that what was made of it gave the model's outputs."""
-        if not self.agreed:
-            self.agreed = True
+    def is_right(self, what: str) -> None:
+        """Say that this was made of it and gave the model's outputs."""
+        if what not in self.right:
+            self.right |= {what}
             self._keep(self.trace)
 
     def _new(self) -> Trace | None:
@@ -84,7 +94,7 @@ class Traced:
 
     def _keep(self, found: Trace | None) -> None:
         if self.key and found is not None:
-            kept_trace.write(self.key, found, self.model, self.agreed)
+            kept_trace.write(self.key, found, self.model, self.right)
 
 
 @dataclass(frozen=True)
@@ -148,12 +158,12 @@ class Maker:
         self, model: nn.Module, inputs: tuple[Tensor, ...]
     ) -> tuple[Program | None, Graph | None]:
         found = self.found
-        program, graph = program_of(model, inputs, found.trace, at_example=found.agreed)
+        program, graph = program_of(model, inputs, found.trace, at_example=PROGRAM in found.right)
         if program is None and found.was_kept:
             found.renew()
             program, graph = program_of(model, inputs, found.trace)
         if program is not None:
-            found.agree()
+            found.is_right(PROGRAM)
         return program, graph
 
     @functools.cached_property

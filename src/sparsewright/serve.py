@@ -56,24 +56,33 @@ class Seen:
     outputs: Any
 
 
-def record(model: nn.Module, inputs: tuple[Tensor, ...]) -> Seen:
-    """What every layer that kernels can serve is given and gives, on its first call."""
+def record(
+    model: nn.Module, inputs: tuple[Tensor, ...], also: tuple[type[nn.Module], ...] = ()
+) -> Seen:
+    """What every layer that kernels can serve, or of the types `also`, is given and gives, on its
+    first call."""
     calls: dict[int, tuple[Tensor, Tensor]] = {}
 
     def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if args and isinstance(args[0], Tensor):
             calls.setdefault(id(module), (args[0].detach().clone(), output.detach().clone()))
 
-    served = [m for m in model.modules() if type(m) in KINDS]
-    hooks = [m.register_forward_hook(hook) for m in served]
+    watched = [m for m in model.modules() if type(m) in KINDS or type(m) in also]
+    hooks = [m.register_forward_hook(hook) for m in watched]
     try:
         outputs = model(*inputs)
     finally:
         for handle in hooks:
             handle.remove()
+    return seen_in(model, calls, outputs)
+
+
+def seen_in(model: nn.Module, calls: Mapping[int, tuple[Tensor, Tensor]], outputs: Any) -> Seen:
+    """These calls and outputs, and where the layers of the model stand."""
     users: dict[int, list[nn.Module]] = {}
-    for module in served:
-        users.setdefault(id(module.weight), []).append(module)
+    for module in model.modules():
+        if type(module) in KINDS:
+            users.setdefault(id(module.weight), []).append(module)
     names = {module: name for name, module in model.named_modules()}
     attention = [m for m in names if isinstance(m, nn.MultiheadAttention)]
     attended = {id(child) for parent in attention for child in parent.modules()}
