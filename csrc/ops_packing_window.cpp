@@ -37,7 +37,8 @@ struct Sorted {
   }
 };
 
-constexpr int32_t kFar = std::numeric_limits<int32_t>::max();
+constexpr int32_t kNoneLeft = std::numeric_limits<int32_t>::max();  // as a column
+constexpr int64_t kMostValues = kNoneLeft;                          // that `firsts` can count
 
 // What each lane of one slice has left, step after step.
 class Lanes {
@@ -61,16 +62,16 @@ class Lanes {
         *to = c;
         to += is_present(values_[l][c]);
       }
-      *to = kFar;
+      *to = kNoneLeft;
       to = end + 1;
     }
   }
-  // The first column of the next window, or kFar after the last one. taken: for each of its steps,
-  // of each lane the place of its column in the window, or padding.
+  // The first column of the next window, or kNoneLeft after the last one. taken: for each of its
+  // steps, of each lane the place of its column in the window, or padding.
   int32_t next(uint8_t (*taken)[kLanes]) {
-    int32_t lowest = kFar;
+    int32_t lowest = kNoneLeft;
     for (const int32_t* at : at_) lowest = std::min(lowest, *at);
-    if (lowest == kFar) return kFar;
+    if (lowest == kNoneLeft) return kNoneLeft;
     const int32_t first = std::min(lowest / grid_ * grid_, last_);
     for (int step = 0; step < kStepsOfWindow; ++step) {
       for (int l = 0; l < kLanes; ++l) {
@@ -86,7 +87,7 @@ class Lanes {
 
  private:
   int32_t grid_, last_;
-  std::vector<int32_t> columns_;  // lane after lane, kFar after each
+  std::vector<int32_t> columns_;  // lane after lane, kNoneLeft after each
   const int32_t* at_[kLanes];
   const float* values_[kLanes];
 };
@@ -95,7 +96,7 @@ int32_t steps_of(const Sorted& rows, int64_t slice, int64_t grid) {
   Lanes lanes(rows, slice, grid);
   uint8_t taken[kStepsOfWindow][kLanes];
   int32_t steps = 0;
-  while (lanes.next(taken) != kFar) steps += kStepsOfWindow;
+  while (lanes.next(taken) != kNoneLeft) steps += kStepsOfWindow;
   return steps;
 }
 
@@ -109,11 +110,11 @@ bool fill_slice(const Sorted& rows, int64_t slice, int64_t grid, const int32_t* 
                 Index* columns, uint8_t* places, float* values, bool squeezed) {
   Lanes lanes(rows, slice, grid);
   uint8_t taken[kStepsOfWindow][kLanes];
-  int32_t weights = 0, first = kFar;
+  int32_t weights = 0, first = kNoneLeft;
   for (int64_t step = starts[slice]; step < starts[slice + 1]; ++step) {
     const int64_t of_window = step % kStepsOfWindow;
     if (of_window == 0) first = lanes.next(taken);
-    const bool past = first == kFar;  // padding up to whole groups of steps
+    const bool past = first == kNoneLeft;  // padding up to whole groups of steps
     columns[step / kStepsOfWindow] = past ? Index{0} : static_cast<Index>(first);
     uint8_t* const place = places + step / kPlacesOfLane * kLanes * kPlacesOfLane;
     for (int l = 0; l < kLanes; ++l) {
@@ -126,7 +127,7 @@ bool fill_slice(const Sorted& rows, int64_t slice, int64_t grid, const int32_t* 
         *values++ = 0.0f;
     }
   }
-  return weights == rows.count(slice) && lanes.next(taken) == kFar;
+  return weights == rows.count(slice) && lanes.next(taken) == kNoneLeft;
 }
 
 // Values hold those of padding too, or they do not (w.squeezed).
@@ -202,7 +203,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> window_pack(const Ten
   });
   std::partial_sum(to, to + slices + 1, to);
   const int64_t steps = to[slices];
-  const bool squeezed = steps * kLanes > std::min<int64_t>(most, kFar);
+  const bool squeezed = steps * kLanes > std::min<int64_t>(most, kMostValues);
   Tensor firsts = made({slices + 1}, aoti_torch_dtype_int32());
   int32_t* const first = data<int32_t>(firsts);
   first[0] = 0;

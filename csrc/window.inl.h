@@ -28,9 +28,9 @@ bool all_finite(const float* x, int64_t count) {
 
 constexpr int64_t kOfGroup = kPlacesOfLane * kLanes;  // values of as many steps as share places
 
-// Bytes of a weight beyond which it comes from afar, and how far ahead its values and its places
-// are then fetched for several rows of the batch: their activations are so many streams that the
-// CPU does not see the weight's among them.
+// Bytes of stored values beyond which they come from afar, and how far ahead its values and its
+// places are then fetched for several rows of the batch: their activations are so many streams that
+// the CPU does not see the weight's among them.
 constexpr int64_t kFar = 8 << 20;
 constexpr int64_t kValuesAhead = 4096, kPlacesAhead = 1024;
 
@@ -45,7 +45,8 @@ template <class Index, class T, int R, bool kFinite, bool kSqueezed>
 void window_rows(const Window& w, const float* x, const float* bias, float* y, int64_t begin,
                  int64_t end) {
   constexpr int kParts = kLanes / kW;
-  // Every second step of few rows has sums of its own: one would wait for its own fma.
+  // Every second step of few rows has sums of its own: one would wait for its own fma. So the last
+  // bits of a row's sums may be others in a larger batch, or beside a row that is not finite.
   constexpr int kSets = R * kParts < 8 ? 2 : 1;
   const Index* columns = static_cast<const Index*>(w.columns);
   const T* const values = values_of<T>(w.values);

@@ -458,7 +458,7 @@ def test_csb_s_sizes_are_checked() -> None:
 def test_rows_of_like_counts_need_little_padding() -> None:
     """Which is what the order is for: 90 % sparse, at random."""
     weight = random_weight(512, 1024, 0.1)
-    for layout, most in (("sell", 1.02), ("csb", 1.08), ("window", 1.7)):
+    for layout, most in (("sell", 1.02), ("csb", 1.08), ("window", 1.6)):
         packed = pack(layout, weight)
         assert packed.tensors["values"].numel() <= most * count_present(packed)
 
@@ -467,6 +467,7 @@ def test_windows_begin_at_multiples_of_eight_columns_or_end_with_the_row() -> No
     columns = pack("window", random_weight(160, 2001, 0.1)).tensors["columns"].to(torch.int32)
     last = columns == 2001 - 32
     assert bool((last | (columns % 8 == 0)).all())
+    assert bool((columns[~last] % 16 == 8).any())
     assert 0 < last.float().mean() < 0.1
 
 

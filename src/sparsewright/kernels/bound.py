@@ -65,8 +65,8 @@ def chain(calls: Sequence[Call]) -> Call:
     layouts sell, window and csr in one parallel region, and there a copy of the columns of sell
     and csr (weights of up to half a million places) says where the activations lie meanwhile. A
     batch goes through layers of any layout but block in one region, transposed from the first to
-    the last. The same bits, but for layout csb: its last ones depend on how many rows of a batch it
-    takes at once.
+    the last. The same bits, but for layouts csb and window: their last ones depend on how many rows
+    of a batch they take at once.
 
     >>> chain([bind(torch.add, [2]), bind(torch.mul, [3])])(torch.ones(2))
     tensor([9., 9.])

@@ -5,9 +5,9 @@ A window has a first column, and two steps. Of the columns that each of the 16 r
 takes the first, if that is among the 32 from there on: else its place is padding. The next window
 begins at the lowest column that any of them has left, or a little before it. So rows run ahead of
 each other by up to a window, and about half of the padding is saved that fixed windows would need;
-and the activations of a window are loaded once for both of its steps. Padding has value 0, or, in a
-weight that is read from afar and has much of it, none; a kernel looks whether all activations are
-finite, and leaves padding out where they are not.
+and the activations of a window are loaded once for both of its steps. Padding has value 0, or none
+in a weight that is read from afar, or from less far and has much of it; a kernel looks whether all
+activations are finite, and leaves padding out where they are not.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ REACH = 32
 """Columns of a window: as many as two vectors of 16 floats hold."""
 PADDING = 255
 OF_WINDOW = 2
-"""Steps of a window. With one the activations are loaded for every step anew; with four, a third of
-the places more is padding at 90 % zeros."""
+"""Steps of a window. With one the activations are loaded for every step anew; with four there is
+half as much padding again at 90 % zeros."""
 OF_LANE = 4
 """Places of a lane that lie side by side: a vector of them serves so many steps."""
 GRID = 8
 """A window begins at a multiple of so many columns: every second load of 16 activations lies in one
-line of the cache then. With any first column there is less padding and none of them does; with
+line of the cache then. With any first column there is less padding and hardly one does; with
 multiples of 16 it is the other way round. Both are slower."""
 NEAR, FAR = 2**20, 2**23
 """Bytes of float32 values: up to NEAR, padding has values too, 0; beyond FAR, it has none. To put
@@ -241,8 +241,9 @@ class _Rows:
         self.last = max(0, weight.shape[1] - REACH)
 
     def steps(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """For step after step: which slices have weights left (n,), the first column of each (n,),
-        and which of `columns` each lane takes (n, 16), -1 for none."""
+        """For step after step: which slices take part (n,), those that had weights left where its
+        window begins; the first column of each (n,); and which of `columns` each lane takes
+        (n, 16), -1 for none."""
         which = np.arange(len(self.order))
         end = np.append(self.counts.cumsum(), 0)[self.order]  # order has -1 where there is no row
         at = end - np.append(self.counts, 0)[self.order]
@@ -279,7 +280,7 @@ def _columns(packed: Packed) -> tuple[np.ndarray, np.ndarray]:
     """Of every place (steps, 16): its column, and where in the window that is."""
     places = packed.tensors["places"]
     columns = columns_of(packed.tensors["columns"], places)
-    return columns.numpy().astype(np.int64), by_step(places).numpy()
+    return columns.numpy(), by_step(places).numpy()
 
 
 def _check_firsts(packed: Packed, places: int) -> None:
