@@ -104,11 +104,17 @@ template <int V, class T, class Where, class Rows>
   const int32_t* start = w.starts + 2 * (block * w.chunks + chunk);
   const T* values = values_of<T>(w.values) + 2 * int64_t{start[1]};
   const uint8_t* places = w.columns + 2 * int64_t{start[1]};
+  const int64_t all = 2 * int64_t{w.starts[2 * w.blocks * w.chunks + 1]};
+  const bool is_far = all * static_cast<int64_t>(sizeof(T)) > kFar;
   const int32_t* const end = w.pairs + start[2];
   for (const int32_t* p = w.pairs + start[0]; p < end; ++p) {
     const uint32_t pair = static_cast<uint32_t>(*p);
     const int64_t steps = pair >> 16;
     const uint32_t a = pair & 255, b = pair >> 8 & 255;
+    if (is_far) {
+      fetch(values, kValuesAhead, 2 * steps * static_cast<int64_t>(sizeof(T)));
+      fetch(places, kPlacesAhead, 2 * steps);
+    }
     csb_pair<V>(values, places, steps, where.of(a, b), rows, a, b);
     values += 2 * steps, places += 2 * steps;
   }

@@ -28,17 +28,6 @@ bool all_finite(const float* x, int64_t count) {
 
 constexpr int64_t kOfGroup = kPlacesOfLane * kLanes;  // values of as many steps as share places
 
-// Bytes of stored values beyond which they come from afar, and how far ahead its values and its
-// places are then fetched for several rows of the batch: their activations are so many streams that
-// the CPU does not see the weight's among them.
-constexpr int64_t kFar = 8 << 20;
-constexpr int64_t kValuesAhead = 4096, kPlacesAhead = 1024;
-
-inline void fetch(const void* from, int64_t ahead, int64_t bytes) {
-  const char* const p = static_cast<const char*>(from) + ahead;
-  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i);
-}
-
 // R rows of the batch over slices [begin, end): values and places are read once for all of them.
 // kFinite: x is, so that padding may be multiplied.
 template <class Index, class T, int R, bool kFinite, bool kSqueezed>
@@ -51,7 +40,7 @@ void window_rows(const Window& w, const float* x, const float* bias, float* y, i
   const Index* columns = static_cast<const Index*>(w.columns);
   const T* const values = values_of<T>(w.values);
   const T* const values_end = values + w.count;
-  const bool is_far = R > 1 && w.count * static_cast<int64_t>(sizeof(T)) > kFar;
+  const bool is_far = w.count * static_cast<int64_t>(sizeof(T)) > kFar;
   constexpr bool kBeyond = kSqueezed && !Simd::kExpandsWithin<T>;
   T rest[kBeyond ? kOfGroup : 1];  // the last values, from which a vector would reach beyond them
   for (int64_t slice = begin; slice < end; ++slice) {
