@@ -28,15 +28,16 @@ bool all_finite(const float* x, int64_t count) {
 
 constexpr int64_t kOfGroup = kPlacesOfLane * kLanes;  // values of as many steps as share places
 
+// Sums that so many rows at once have for each lane: every second step of few rows has its own, for
+// one would wait for its own fma. So the last bits of a row's sums may be others in a larger batch.
+constexpr int window_sets(int rows) { return rows * (kLanes / kW) < 8 ? 2 : 1; }
+
 // R rows of the batch over slices [begin, end): values and places are read once for all of them.
 // kFinite: x is, so that padding may be multiplied.
-template <class Index, class T, int R, bool kFinite, bool kSqueezed>
+template <class Index, class T, int R, int kSets, bool kFinite, bool kSqueezed>
 void window_rows(const Window& w, const float* x, const float* bias, float* y, int64_t begin,
                  int64_t end) {
   constexpr int kParts = kLanes / kW;
-  // Every second step of few rows has sums of its own: one would wait for its own fma. So the last
-  // bits of a row's sums may be others in a larger batch, or beside a row that is not finite.
-  constexpr int kSets = R * kParts < 8 ? 2 : 1;
   const Index* columns = static_cast<const Index*>(w.columns);
   const T* const values = values_of<T>(w.values);
   const T* const values_end = values + w.count;
@@ -98,21 +99,23 @@ void window_rows(const Window& w, const float* x, const float* bias, float* y, i
 template <class Index, class T, bool kSqueezed>
 void window_dot_of(const Window& w, const float* x, int64_t batch, const float* bias, float* y,
                    int64_t begin, int64_t end) {
+  const bool finite = all_finite(x, batch * w.x_step);
   int64_t r = 0;
-  const auto rows = [&]<int R, bool kFinite>() {
-    window_rows<Index, T, R, kFinite, kSqueezed>(w, x + r * w.x_step, bias, y + r * w.y_step, begin,
-                                                 end);
+  const auto some = [&]<int R, int kSets, bool kFinite>() {
+    window_rows<Index, T, R, kSets, kFinite, kSqueezed>(w, x + r * w.x_step, bias, y + r * w.y_step,
+                                                        begin, end);
     r += R;
   };
-  if (all_finite(x, batch * w.x_step)) {
-    if constexpr (Simd::kWindowDotBatch >= 8)
-      while (r + 8 <= batch) rows.template operator()<8, true>();
-    while (r + 4 <= batch) rows.template operator()<4, true>();
-    while (r + 2 <= batch) rows.template operator()<2, true>();
-    if (r < batch) rows.template operator()<1, true>();
-  } else {
-    while (r < batch) rows.template operator()<1, false>();
-  }
+  const auto rows = [&]<int R>() {
+    constexpr int kSets = window_sets(R);
+    if (finite) return some.template operator()<R, kSets, true>();
+    for (int i = 0; i < R; ++i) some.template operator()<1, kSets, false>();
+  };
+  if constexpr (Simd::kWindowDotBatch >= 8)
+    while (r + 8 <= batch) rows.template operator()<8>();
+  while (r + 4 <= batch) rows.template operator()<4>();
+  while (r + 2 <= batch) rows.template operator()<2>();
+  if (r < batch) rows.template operator()<1>();
 }
 
 void window_dot(const Window& w, const float* x, int64_t batch, const float* bias, float* y,
