@@ -110,6 +110,15 @@ class ConvBeside {
     bool alike;
     int64_t room, sums_of, at_once;
     int64_t steps;
+    // The tile of x that an output tile is likely the first to read: what is fetched ahead for it.
+    int64_t newest(int64_t number) const {
+      if (!laid) return number;
+      const int64_t line = number / out.tiles, row = line % out.rows, group = line / out.rows;
+      const int64_t last = laying.row_of(row, laying.h.kernel - 1);
+      const int64_t column = number % out.tiles * out.columns * laying.w.stride / in.columns;
+      const int64_t lines = group * in.rows + std::clamp<int64_t>(last, 0, in.rows - 1);
+      return std::min(lines * in.tiles + std::min(column, in.tiles - 1), in.in_all() - 1);
+    }
     int64_t memory() const { return room + out.channel() + at_once * sums_of; }
 
     // One tile of the output, of x: where it is not laid, the same tile.
@@ -259,6 +268,9 @@ std::vector<Tensor> run(const std::vector<std::shared_ptr<const ConvBeside>>& st
             int64_t fetched_floats = 0;
             if (i == 0 && ready.size() > 1 && more[1]) {
               fetched = more[1] + t * ready[1].out.tile(), fetched_floats = ready[1].out.tile();
+            } else if (i + 1 == ready.size() && t + 1 < b) {
+              fetched = from + ready[0].newest(t + 1) * first.tile();
+              fetched_floats = first.tile();
             }
             ready[i].tile(source, t, more[i] ? more[i] + at : nullptr, y, mine, around, fetched,
                           fetched_floats);
