@@ -16,6 +16,13 @@ namespace {
   return places->near ? Simd::pick_near(x, of, none) : Simd::pick_where(x, of, none);
 }
 
+void pick_beside(const float* x, int64_t channel, const LanePlaces& places, int64_t channels,
+                 float* to) {
+  for (int64_t c = 0; c < channels; ++c, x += channel, to += channel)
+    for (int j = 0; j < kBeside; j += kW)
+      Simd::store(to + j, load_column(x, &places, j, Simd::zero()));
+}
+
 void max_beside(const float* x, int64_t channel, const LaidColumns& from, int64_t places,
                 int64_t columns, int64_t channels, float least, float* y) {
   const Vec none = Simd::broadcast(-std::numeric_limits<float>::infinity());

@@ -16,7 +16,7 @@ namespace sparsewright {
 using Bound = std::function<Tensor(const Tensor&, const std::optional<Tensor>&)>;
 
 class Stage;       // chain.h
-class ConvBeside;  // ops_beside.cpp
+class ConvBeside;  // conv_beside.h
 
 struct Product {
   Bound call;

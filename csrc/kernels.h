@@ -306,6 +306,9 @@ struct Kernels {
   // Blocks [begin, end) of one tile.
   void (*csb_pixels)(const Csb&, const Pixels&, int64_t begin, int64_t end);
   void (*csb_beside)(const Csb&, const Beside&, int64_t begin, int64_t end);
+  // Of so many channels those floats behind x, as far apart as there.
+  void (*pick_beside)(const float* x, int64_t channel, const LanePlaces&, int64_t channels,
+                      float* to);
   // Strips [begin, end), at most kBlockStrips: of rows of the batch where they lie, of a tile.
   int64_t block_lanes_batch;  // largest batch for which block_lanes is ahead of the tiles; half
                               // of it where strips have fewer rows than a vector has floats

@@ -1,206 +1,13 @@
 // Convolutions of images that lie side by side, several at once.
 #include <vector>
 
-#include "beside.h"
 #include "bound.h"
+#include "conv_beside.h"
 
 namespace sparsewright {
 namespace {
 
-constexpr int64_t kSumsBytes = 512 * 1024;  // bytes of sums of blocks that use a laid chunk in turn
-
 constexpr size_t kMostStages = 32;
-
-// Floats of what the channels of a chunk lay.
-int64_t room_of(const Laying& laying, const Csb& w, int64_t channels) {
-  const int64_t most = std::min(w.chunk, w.in) / laying.places() + 2;
-  return std::min(most, channels) * laying.columns() * kBeside;
-}
-
-// Where the activations of every place of the weight are laid; those of padding, behind all.
-std::vector<int64_t> shifts_of(const Laying& laying, const Csb& w, int64_t channels) {
-  const int64_t places = laying.places();
-  std::vector<int64_t> table(static_cast<size_t>(std::max<int64_t>(w.chunks, 1) * kPlaces),
-                             room_of(laying, w, channels));
-  for (int64_t c = 0; c < w.in; ++c) {
-    const int64_t chunk = c / w.chunk, begin = chunk * w.chunk / places;
-    const int64_t place = c % places, channel = c / places - begin;
-    const int64_t column = laying.column(place / laying.w.kernel, place % laying.w.kernel);
-    table[static_cast<size_t>(chunk * kPlaces + c % w.chunk)] =
-        (channel * laying.columns() + column) * kBeside;
-  }
-  return table;
-}
-
-}  // namespace
-
-// One convolution of images side by side, its arguments kept.
-class ConvBeside {
- public:
-  ConvBeside(const Tensor& starts, const Tensor& pairs, const Tensor& columns, const Tensor& values,
-             const std::optional<Tensor>& scales, const std::optional<Tensor>& bias,
-             int64_t out_features, int64_t chunk, int64_t block, int64_t kernel_h, int64_t kernel_w,
-             int64_t stride_h, int64_t stride_w, int64_t padding_h, int64_t padding_w,
-             int64_t dilation_h, int64_t dilation_w, int64_t activation, int64_t channels,
-             int64_t height, int64_t width, const Spread& spread, int64_t isa)
-      : k_(kernels_for(isa)),
-        tensors_{starts, pairs, columns, values},
-        scales_(scales),
-        bias_(bias),
-        out_features_(out_features),
-        chunk_(chunk),
-        block_(block),
-        channels_(channels),
-        spread_(spread),
-        h_(checked_axis({height, kernel_h, stride_h, padding_h, dilation_h}, "h")),
-        w_(checked_axis({width, kernel_w, stride_w, padding_w, dilation_w}, "w")),
-        then_(activation_of(activation)),
-        in_(spread, spread.images, channels, height, width),
-        out_(spread, spread.images, out_features, h_.out(), w_.out()) {
-    const Laying laying(h_, w_, out_.columns);
-    shifts_ = shifts_of(laying, weight(), channels_);
-    const auto* places = static_cast<const uint8_t*>(columns.const_data_ptr());
-    for (int64_t step = 0; alike_ && step < columns.size(0); ++step)
-      alike_ = places[2 * step] == places[2 * step + 1];
-    if (spread.images == kBeside || is_flat()) return;
-    for (int64_t t = 0; t < out_.in_all(); ++t) sources_.add(laying, in_, out_, t);
-  }
-
-  int64_t channels() const { return channels_; }
-  // Whether it is for what lies so.
-  bool is_of(const Inside& i) const {
-    return i.height == h_.size && i.width == w_.size && i.images == spread_.images &&
-           i.threads == spread_.threads;
-  }
-  // Whether every place of the output reads its own alone.
-  bool is_flat() const {
-    return h_.kernel == 1 && w_.kernel == 1 && h_.stride == 1 && w_.stride == 1 &&
-           h_.padding == 0 && w_.padding == 0;
-  }
-  // How x lies; of fewer images than lanes there is one way, which takes long to find.
-  Inside in(const Tensor& x) const {
-    if (spread_.images == kBeside) return inside_of(x, spread_, h_.size, w_.size);
-    Inside known = in_;
-    if (x.dim() == 6) known.channels = x.size(3);
-    check_inside(x, known);
-    return known;
-  }
-  Inside out(const Inside& in) const {
-    if (spread_.images < kBeside) return out_;
-    return Inside(spread_, in.batch, out_features_, h_.out(), w_.out());
-  }
-
-  // What a thread needs for where the activations of its tiles lie.
-  struct Around {
-    Sources sources;
-    int64_t table[kPlaces];
-  };
-
-  // What one call needs to know of it.
-  struct Ready {
-    const Kernels& k;
-    Csb weight;
-    const float* bias;
-    Activation then;
-    Inside in, out;
-    Laying laying;
-    bool laid;
-    const std::vector<int64_t>& shifts;
-    const Sources* sources;  // of all tiles, or null
-    bool alike;
-    int64_t room, sums_of, at_once;
-    int64_t steps;
-    // The tile of x that an output tile is likely the first to read: what is fetched ahead for it.
-    int64_t newest(int64_t number) const {
-      if (!laid) return number;
-      const int64_t line = number / out.tiles, row = line % out.rows, group = line / out.rows;
-      const int64_t last = laying.row_of(row, laying.h.kernel - 1);
-      const int64_t column = number % out.tiles * out.columns * laying.w.stride / in.columns;
-      const int64_t lines = group * in.rows + std::clamp<int64_t>(last, 0, in.rows - 1);
-      return std::min(lines * in.tiles + std::min(column, in.tiles - 1), in.in_all() - 1);
-    }
-    int64_t memory() const { return room + out.channel() + at_once * sums_of; }
-
-    // One tile of the output, of x: where it is not laid, the same tile.
-    void tile(const float* x, int64_t number, const float* residual, float* y, float* memory,
-              Around& mine, const float* ahead = nullptr, int64_t ahead_floats = 0) const {
-      LaidColumns from = {nullptr, nullptr, nullptr};
-      if (!laid) {
-        std::copy_n(shifts.begin(), kPlaces, mine.table);
-      } else if (sources) {
-        from = sources->columns(number * laying.columns());
-      } else {
-        mine.sources.clear();
-        mine.sources.add(laying, in, out, number);
-        from = mine.sources.columns(0);
-      }
-      const int64_t lines = ceil_div(ahead_floats, 16), rows = weight.chunks * weight.out;
-      const Beside t = {x,
-                        in.channel(),
-                        laying.places(),
-                        from,
-                        laying.columns(),
-                        shifts.data(),
-                        mine.table,
-                        room,
-                        out.channel(),
-                        y,
-                        residual,
-                        bias,
-                        then,
-                        memory,
-                        memory + room + out.channel(),
-                        alike,
-                        reinterpret_cast<const char*>(ahead),
-                        ceil_div(lines, std::max<int64_t>(rows, 1)) * 64};
-      for (int64_t b = 0; b < weight.blocks; b += at_once)
-        k.csb_beside(weight, t, b, std::min(weight.blocks, b + at_once));
-    }
-  };
-
-  Ready ready(const Inside& in) const {
-    const Csb w = weight();
-    const Inside to = out(in);
-    const Laying laying(h_, w_, to.columns);
-    const bool laid = !is_flat();
-    const int64_t sums_of = (w.block + 1) * to.channel();
-    return {k_,
-            w,
-            bias_of(bias_, out_features_),
-            then_,
-            in,
-            to,
-            laying,
-            laid,
-            shifts_,
-            laid && spread_.images < kBeside ? &sources_ : nullptr,
-            alike_,
-            laid ? room_of(laying, w, channels_) : 0,
-            sums_of,
-            std::clamp<int64_t>(kSumsBytes / 4 / sums_of, 1, std::max<int64_t>(w.blocks, 1)),
-            tensors_[3].size(0) * 2};
-  }
-
- private:
-  Csb weight() const {
-    return csb_of(tensors_[0], tensors_[1], tensors_[2], tensors_[3], scales_,
-                  channels_ * h_.kernel * w_.kernel, out_features_, chunk_, block_);
-  }
-
-  const Kernels& k_;
-  std::array<Tensor, 4> tensors_;
-  std::optional<Tensor> scales_, bias_;
-  int64_t out_features_, chunk_, block_, channels_;
-  Spread spread_;
-  Axis h_, w_;
-  Activation then_;
-  Inside in_, out_;    // of one group
-  bool alike_ = true;  // as for Beside
-  std::vector<int64_t> shifts_;
-  Sources sources_;  // of images in patches
-};
-
-namespace {
 
 // The convolutions one after the other, tile by tile. Stage i adds the next of `residuals` where
 // bit i of `adds` is set, gives its output where that of `kept` is, and writes it over what it adds
@@ -264,16 +71,12 @@ std::vector<Tensor> run(const std::vector<std::shared_ptr<const ConvBeside>>& st
             const int64_t at = t * ready[i].out.tile();
             float* const y =
                 to[i] ? to[i] + at : mine + memory + static_cast<int64_t>(i % 2) * tile;
-            const float* fetched = nullptr;
-            int64_t fetched_floats = 0;
-            if (i == 0 && ready.size() > 1 && more[1]) {
-              fetched = more[1] + t * ready[1].out.tile(), fetched_floats = ready[1].out.tile();
-            } else if (i + 1 == ready.size() && t + 1 < b) {
-              fetched = from + ready[0].newest(t + 1) * first.tile();
-              fetched_floats = first.tile();
-            }
-            ready[i].tile(source, t, more[i] ? more[i] + at : nullptr, y, mine, around, fetched,
-                          fetched_floats);
+            Ahead ahead;
+            if (i == 0 && ready.size() > 1 && more[1])
+              ahead = {more[1] + t * ready[1].out.tile(), ready[1].out.tile()};
+            else if (i + 1 == ready.size() && t + 1 < b)
+              ahead = ready[0].newest(from, t + 1);
+            ready[i].tile(source, t, more[i] ? more[i] + at : nullptr, y, mine, around, ahead);
             source = y;
           }
         }
@@ -312,6 +115,12 @@ std::vector<Tensor> beside_chain(const Tensor& x, std::vector<Tensor> residuals,
   return run(stages, x, residuals, adds, kept, over);
 }
 
+// Of the weight's code and the values that it reads; 0 where there is none.
+int64_t code_bytes(int64_t number) {
+  const auto conv = product(number)->beside;
+  return conv ? conv->code_bytes() : 0;
+}
+
 }  // namespace
 
 }  // namespace sparsewright
@@ -326,8 +135,14 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sparsewright, m) {
   m.def(
       "beside_chain(Tensor x, Tensor[] residuals, int[] numbers, int adds, int kept, int over) -> "
       "Tensor[]");
+  m.def("makes_code() -> bool");
+  m.def("code_bytes(int number) -> int");
 }
 STABLE_TORCH_LIBRARY_IMPL(sparsewright, CPU, m) {
   m.impl("bind_csb_conv2d_beside", TORCH_BOX(&sparsewright::bind_csb_conv2d_beside));
   m.impl("beside_chain", TORCH_BOX(&sparsewright::beside_chain));
+}
+STABLE_TORCH_LIBRARY_IMPL(sparsewright, CompositeExplicitAutograd, m) {
+  m.impl("makes_code", TORCH_BOX(&sparsewright::makes_code));
+  m.impl("code_bytes", TORCH_BOX(&sparsewright::code_bytes));
 }

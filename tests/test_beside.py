@@ -26,11 +26,20 @@ from sparsewright.plan import Pieces, PieceTiming, Plan
 pytestmark = pytest.mark.skipif(library.LIBRARY.path is None, reason="needs the compiled kernels")
 OPS = torch.ops.sparsewright
 ISAS = [isa for isa in library.ISAS if library.why_no_isa(isa, "csb_conv2d") is None]
+CODE = ["0", "1"] if library.best_isa() == "avx512" else ["0"]
 ACTIVATIONS = [lambda y: y, F.relu, F.gelu, F.silu, F.relu6, F.hardswish]
 
 
 def number(isa: str) -> int:
     return library.ISAS[isa]
+
+
+@pytest.fixture(autouse=True, scope="module", params=CODE, ids=lambda code: f"code={code}")
+def code(request):
+    """Every test, with weights that are made code and without."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPARSEWRIGHT_CODE", request.param)
+        yield
 
 
 # Images that lie side by side, for how many threads, and of what batch: few lie in patches.

@@ -5,7 +5,8 @@ end in two numbers. activation: of the output, a place in reference.ACTIVATIONS 
 2 gelu, 3 silu, 4 relu6, 5 hardswish). isa: 0 the best that this CPU has, 1 portable, 2 avx2, 3
 avx512. They check types and sizes; indices were checked by layouts.validate. They compute forwards
 only; packed layers refuse an input that wants a gradient. Environment: SPARSEWRIGHT_NO_NATIVE=1
-hides the library, SPARSEWRIGHT_LIBRARY names another one (for tests), SPARSEWRIGHT_ISA caps `best`.
+hides the library, SPARSEWRIGHT_LIBRARY names another one (for tests), SPARSEWRIGHT_ISA caps `best`,
+SPARSEWRIGHT_CODE=1 or 0 says whether weights may be made code (`makes_code`).
 """
 
 from __future__ import annotations
@@ -83,6 +84,21 @@ def best_isa() -> str:
     except RuntimeError as error:
         raise KernelError(str(error).splitlines()[0]) from None
     return next(name for name, i in ISAS.items() if i == number)
+
+
+def makes_code() -> bool:
+    """Whether convolutions of images side by side may run their weights as instructions of their
+    own (csrc/csb_code.h); KernelError if SPARSEWRIGHT_CODE is neither 0 nor 1.
+
+    >>> makes_code() in (True, False)
+    True
+    """
+    if why_not_compiled("makes_code") is not None:
+        return False
+    try:
+        return bool(torch.ops.sparsewright.makes_code())
+    except RuntimeError as error:
+        raise KernelError(str(error).splitlines()[0]) from None
 
 
 def why_not_compiled(op: str) -> str | None:

@@ -79,6 +79,7 @@ def _machine() -> dict[str, Any]:
         "format": FORMAT,
         "cpu": cpu_name(),
         "isa": library.best_isa(),
+        "code": library.makes_code(),
         "kernels": _library_digest(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),

@@ -11,20 +11,22 @@ from .table import KERNELS
 
 @dataclass(frozen=True)
 class KernelInfo:
-    """native: whether the compiled library is loaded. isas, kernels: name -> None, or why not."""
+    """native: whether the compiled library is loaded. code: whether weights may be made code. isas,
+    kernels: name -> None, or why not."""
 
     native: bool
     why_not: str | None
     compiler: str
     library: str | None
     isa: str
+    code: bool
     isas: Mapping[str, str | None]
     kernels: Mapping[str, str | None]
 
 
 def kernel_info() -> KernelInfo:
     """Which kernels serve here. KernelError if SPARSEWRIGHT_ISA names no instruction set of this
-    CPU.
+    CPU, or SPARSEWRIGHT_CODE is neither 0 nor 1.
 
     >>> kernel_info().kernels["dense.eager"] is None
     True
@@ -36,6 +38,7 @@ def kernel_info() -> KernelInfo:
         compiler=found.compiler,
         library=found.path,
         isa=library.best_isa(),
+        code=library.makes_code(),
         isas={isa: library.why_no_isa(isa) for isa in library.ISAS},
         kernels={name: kernel.refuses() for name, kernel in KERNELS.items()},
     )

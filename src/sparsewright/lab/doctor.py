@@ -66,6 +66,7 @@ def compiled(info: KernelInfo) -> dict[str, str]:
         "compiler": info.compiler,
         "best": info.isa,
         **refusals(info.isas),
+        "weights as code": "active" if info.code else "no: SPARSEWRIGHT_CODE=1 asks for it",
     }
 
 

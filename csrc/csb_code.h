@@ -1,0 +1,72 @@
+// A weight in layout csb as instructions of its own, for images that lie side by side: for every
+// weight one multiply-add, whose sum is a register and whose activations are another one, loaded
+// once for all rows that have their sums in registers.
+//
+// The kernels that read places from memory load the activations anew for every weight, and sums
+// once for every chunk; both wait for the nearest cache. Code for one matrix is what LIBXSMM
+// (Heinecke, Henry, Hutchinson and Pabst, 2016) writes for small ones.
+#pragma once
+#include <memory>
+#include <vector>
+
+#include "kernels.h"
+
+namespace sparsewright {
+
+// Memory that the processor may run, and nobody may write.
+class Executable {
+ public:
+  // Null where the system does not allow it.
+  static std::unique_ptr<const Executable> of(const std::vector<uint8_t>& code);
+  Executable(const Executable&) = delete;
+  Executable& operator=(const Executable&) = delete;
+  ~Executable();
+  const uint8_t* at(int64_t offset) const { return memory_ + offset; }
+  int64_t bytes() const { return static_cast<int64_t>(size_); }
+
+ private:
+  Executable(uint8_t* memory, size_t size) : memory_(memory), size_(size) {}
+  uint8_t* memory_ = nullptr;
+  size_t size_ = 0;
+};
+
+// Where the activations and sums of a tile lie, in floats. The activations of a column of the
+// weight are shifts[column] behind one of several pointers, its tap's. Columns come in groups, of
+// which every tap has a pointer of its own.
+struct CodePlaces {
+  std::vector<int64_t> ends;  // of the groups, in columns
+  std::vector<int64_t> shifts;
+  std::vector<int32_t> taps;
+  int64_t step;  // from one output channel to the next
+};
+
+class CsbCode {
+ public:
+  // Null where makes_code() says so, for values that are not float32, activations other than ReLU,
+  // and weights that are nearly dense, or so many that their code would take more than kMostCode.
+  static std::unique_ptr<const CsbCode> of(const Csb& w, const CodePlaces& places, bool has_bias,
+                                           Activation then);
+  // Some of the rows, at kBeside places of the output: what lies behind the taps, and residual (or
+  // null), to y. The parts of a group follow one another, and the groups; what one of these leaves
+  // in y the next one reads. On its way it fetches so many lines (64 bytes) from `soon` on.
+  struct Part {
+    int64_t group;
+    void (*run)(const float* const* taps, const float* values, float* y, const float* bias,
+                const float* residual, const float* soon);
+    const float* values;
+    int64_t lines;
+  };
+  const std::vector<Part>& parts() const { return parts_; }
+  int64_t bytes() const { return code_->bytes() + static_cast<int64_t>(4 * values_.size()); }
+
+ private:
+  std::unique_ptr<const Executable> code_;
+  std::vector<float> values_;
+  std::vector<Part> parts_;
+};
+
+// Whether weights are made code here: where the system allows it and SPARSEWRIGHT_CODE is 1 or, if
+// it is not set, the CPU is one on which it was measured to be faster (AMD with AVX-512).
+bool makes_code();
+
+}  // namespace sparsewright
