@@ -1,7 +1,9 @@
 // Instructions of x86-64 with AVX-512, written as bytes one after the other (Intel's manual, volume
 // 2, section 2.7: the EVEX prefix; displacements count in units of what is read).
 #pragma once
+#include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <vector>
 
 namespace sparsewright {
@@ -29,9 +31,8 @@ class Assembler {
 
   // p = the pointer that lies there
   void load_pointer(Pointer p, Pointer from, int64_t at) {
-    const int prefix = 0x48 | (p & 8) >> 1 | (from & 8) >> 3;
-    put({static_cast<uint8_t>(prefix), 0x8B,
-         static_cast<uint8_t>(0x80 | (p & 7) << 3 | (from & 7))});
+    const int rex = 0x48 | (p & 8) >> 1 | (from & 8) >> 3;
+    put({static_cast<uint8_t>(rex), 0x8B, static_cast<uint8_t>(0x80 | (p & 7) << 3 | (from & 7))});
     put_32(at);
   }
   // Into the second cache.

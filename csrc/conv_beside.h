@@ -43,7 +43,10 @@ struct Ahead {
   const float* from = nullptr;
   int64_t floats = 0;
   int64_t lines() const { return ceil_div(floats, 16); }
-  void skip(int64_t lines) { from += 16 * lines, floats -= 16 * lines; }
+  void skip(int64_t lines) {
+    lines = std::min(lines, this->lines());
+    from += 16 * lines, floats -= 16 * lines;
+  }
   void fetch(int64_t lines) {
     for (; lines > 0 && floats > 0; --lines, skip(1)) __builtin_prefetch(from, 0, 2);
   }
@@ -97,10 +100,10 @@ class ConvBeside {
     const auto* places = static_cast<const uint8_t*>(columns.const_data_ptr());
     for (int64_t step = 0; alike_ && step < columns.size(0); ++step)
       alike_ = places[2 * step] == places[2 * step + 1];
-    if (isa == kBest || isa == kIsaAvx512)
+    if ((isa == kBest || isa == kIsaAvx512) && makes_code())
       code_ = CsbCode::of(weight(), places_of_code(laying, in_, out_, channels), bias.has_value(),
                           then_);
-    if (code_)
+    if (code_ && !is_flat())
       zeros_.resize(static_cast<size_t>(channels_of_code(laying, channels) * in_.channel()));
     if (spread.images == kBeside || is_flat()) return;
     for (int64_t t = 0; t < out_.in_all(); ++t) sources_.add(laying, in_, out_, t);
@@ -170,11 +173,11 @@ class ConvBeside {
     void tile(const float* x, int64_t number, const float* residual, float* y, float* memory,
               Around& mine, Ahead ahead) const {
       LaidColumns from = {nullptr, nullptr, nullptr};
-      if (!laid) {
+      if (!laid && !code) {
         std::copy_n(shifts.begin(), kPlaces, mine.table);
-      } else if (sources) {
+      } else if (laid && sources) {
         from = sources->columns(number * laying.columns());
-      } else {
+      } else if (laid) {
         mine.sources.clear();
         mine.sources.add(laying, in, out, number);
         from = mine.sources.columns(0);
@@ -285,6 +288,7 @@ class ConvBeside {
   int64_t room(const Laying& laying, const Csb& w) const {
     if (is_flat()) return 0;
     if (!code_) return room_of(laying, w, channels_);
+    if (spread_.images == kBeside) return 0;  // nothing is picked
     return ceil_div(laying.columns(), in_.columns) * static_cast<int64_t>(zeros_.size());
   }
   Csb weight() const {

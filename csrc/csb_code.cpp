@@ -11,7 +11,7 @@
 #include "assembler.h"
 #include "cpu.h"
 
-#if defined(SPARSEWRIGHT_X86) && defined(__unix__) && !defined(SPARSEWRIGHT_EMULATE_AVX512)
+#if defined(SPARSEWRIGHT_X86) && defined(__linux__) && !defined(SPARSEWRIGHT_EMULATE_AVX512)
 #define SPARSEWRIGHT_RUNS_CODE
 #include <sys/mman.h>
 #endif
@@ -76,6 +76,22 @@ class Sorted {
     return sorted_.data() + starts_[static_cast<size_t>(group * blocks_ + block)];
   }
   int64_t count() const { return static_cast<int64_t>(sorted_.size()); }
+  // The groups in which a block of rows begins and ends: those that have weights, or else the
+  // first.
+  int64_t first_group(int64_t block) const {
+    for (int64_t g = 0; g < groups(); ++g)
+      if (has_weights(g, block)) return g;
+    return 0;
+  }
+  int64_t last_group(int64_t block) const {
+    for (int64_t g = groups() - 1; g > 0; --g)
+      if (has_weights(g, block)) return g;
+    return 0;
+  }
+  // Rows without any weights are written all the same.
+  bool is_needed(int64_t group, int64_t block) const {
+    return has_weights(group, block) || (group == 0 && !has_weights(first_group(block), block));
+  }
 
  private:
   static std::vector<Weight> weights(const Csb& w) {
@@ -98,6 +114,10 @@ class Sorted {
       }
     }
     return all;
+  }
+
+  bool has_weights(int64_t group, int64_t block) const {
+    return begin(group, block) < begin(group, block + 1);
   }
 
   int64_t blocks_, out_;
@@ -133,7 +153,7 @@ class Writer {
       }
       code.load(x, kRax, 4 * places_.shifts[static_cast<size_t>(column)]);
       for (; w < last && w->column == column; ++w) {
-        code.add_product(static_cast<int>(w->row - row), x, kRsi, next(w->value));
+        code.add_product(static_cast<int>(w->row - row), x, kRsi, keep(w->value));
         if (++products_ % kProductsOfLine == 0) code.prefetch(kR9, 64 * lines++);
       }
     }
@@ -162,8 +182,9 @@ class Writer {
     for (int i = 0; i < count; ++i) code.add(i, kR8, output(row + i));
     code.land(jump);
   }
-  // Where this value lies behind the pointer, which goes on where a short displacement ends.
-  int64_t next(float value) {
+  // Keeps a value -> where it lies behind the pointer, which goes on where a short displacement
+  // ends.
+  int64_t keep(float value) {
     if (at_ > kReach) {
       code.advance(kRsi, static_cast<int32_t>(at_ + kReach + 4));
       at_ = -kReach - 4;
@@ -200,22 +221,25 @@ bool may_be_code(const Csb& w, const CodePlaces& places, Activation then) {
 }  // namespace
 
 bool makes_code() {
+  if (!is_wanted() || best_isa() != kIsaAvx512) return false;
   static const bool may_run = Executable::of({0xC3}) != nullptr;
-  return is_wanted() && best_isa() == kIsaAvx512 && may_run;
+  return may_run;
 }
 
 std::unique_ptr<const Executable> Executable::of(const std::vector<uint8_t>& code) {
+  std::unique_ptr<Executable> it(new Executable);
   const size_t size = std::max<size_t>(code.size(), 1);
   void* memory = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) return nullptr;
-  auto* bytes = static_cast<uint8_t*>(memory);
-  std::unique_ptr<const Executable> it(new Executable(bytes, size));
-  std::copy(code.begin(), code.end(), bytes);
+  it->memory_ = static_cast<uint8_t*>(memory), it->size_ = size;
+  std::copy(code.begin(), code.end(), it->memory_);
   if (mprotect(memory, size, PROT_READ | PROT_EXEC) != 0) return nullptr;
   return it;
 }
 
-Executable::~Executable() { munmap(memory_, size_); }
+Executable::~Executable() {
+  if (memory_) munmap(memory_, size_);
+}
 
 std::unique_ptr<const CsbCode> CsbCode::of(const Csb& w, const CodePlaces& places, bool has_bias,
                                            Activation then) {
@@ -230,13 +254,18 @@ std::unique_ptr<const CsbCode> CsbCode::of(const Csb& w, const CodePlaces& place
   for (int64_t g = 0; g < weights.groups(); ++g) {
     bool open = false;
     for (int64_t b = 0; b < weights.blocks(); ++b) {
-      if (!open) {
-        begins.push_back({g, writer.code.size(), static_cast<int64_t>(writer.values.size()), 0});
-        writer.begin();
-        open = true;
+      if (weights.is_needed(g, b)) {
+        if (!open) {
+          begins.push_back({g, writer.code.size(), static_cast<int64_t>(writer.values.size()), 0});
+          writer.begin();
+          open = true;
+        }
+        writer.rows(weights.first_row(b), weights.first_row(b + 1), weights.begin(g, b),
+                    weights.begin(g, b + 1), g == weights.first_group(b),
+                    g == weights.last_group(b));
+        if (writer.code.size() > kMostCode) return nullptr;
       }
-      writer.rows(weights.first_row(b), weights.first_row(b + 1), weights.begin(g, b),
-                  weights.begin(g, b + 1), g == 0, g + 1 == weights.groups());
+      if (!open) continue;
       const bool is_full = writer.code.size() - begins.back().code >= kPartBytes;
       if (!is_full && b + 1 < weights.blocks()) continue;
       writer.leave();
@@ -244,7 +273,6 @@ std::unique_ptr<const CsbCode> CsbCode::of(const Csb& w, const CodePlaces& place
       open = false;
     }
   }
-  if (writer.code.size() > kMostCode) return nullptr;
   auto made = std::make_unique<CsbCode>();
   made->code_ = Executable::of(writer.code.bytes());
   if (!made->code_) return nullptr;

@@ -25,7 +25,7 @@ class Executable {
   int64_t bytes() const { return static_cast<int64_t>(size_); }
 
  private:
-  Executable(uint8_t* memory, size_t size) : memory_(memory), size_(size) {}
+  Executable() = default;
   uint8_t* memory_ = nullptr;
   size_t size_ = 0;
 };
@@ -40,6 +40,7 @@ struct CodePlaces {
   int64_t step;  // from one output channel to the next
 };
 
+// A copy: what is written into the weight's values later does not change it.
 class CsbCode {
  public:
   // Null where makes_code() says so, for values that are not float32, activations other than ReLU,

@@ -26,7 +26,7 @@ from sparsewright.plan import Pieces, PieceTiming, Plan
 pytestmark = pytest.mark.skipif(library.LIBRARY.path is None, reason="needs the compiled kernels")
 OPS = torch.ops.sparsewright
 ISAS = [isa for isa in library.ISAS if library.why_no_isa(isa, "csb_conv2d") is None]
-CODE = ["0", "1"] if library.best_isa() == "avx512" else ["0"]
+CODE = ["0", "1"] if library.why_no_isa("avx512") is None else ["0"]
 ACTIVATIONS = [lambda y: y, F.relu, F.gelu, F.silu, F.relu6, F.hardswish]
 
 
@@ -151,7 +151,7 @@ def test_a_chain_gives_what_torch_gives(data, drawn, isa) -> None:
     assert len(got) == len(expected)
     for y, right in zip(got, expected, strict=True):
         y = back(y, batch, right.shape[2:], spread)
-        assert torch.allclose(y, right, rtol=1e-4, atol=1e-4)
+        assert float((y - right).abs().max()) <= 1e-4 + 1e-5 * float(right.abs().max())
     written = [i for i, conv in enumerate(convs) if conv.adds and over >> i & 1]
     outputs = [i for i in range(len(convs)) if kept >> i & 1]
     for i in written:
@@ -221,7 +221,8 @@ def test_the_mean_of_channels(drawn, height, width, channels) -> None:
 def test_what_lies_where_no_image_does_is_not_seen(threads, isa) -> None:
     """The patches of 13 times 17 places are not all full."""
     spread = 1, threads
-    conv = bind_beside(_dense(torch.ones(1, 1, 3, 3), 1, [1, 13, 17, *spread, number(isa)]))
+    weight = torch.tensor([[[[0.0, 1, 0], [1, 1, 1], [0, 1, 0]]]])  # a dense one is not made code
+    conv = bind_beside(_dense(weight, 1, [1, 13, 17, *spread, number(isa)]))
     pool = bind_pool_beside([3, 3, 1, 1, 1, 1, False, 1, 13, 17, *spread, number(isa)])
     x = torch.rand(1, 1, 13, 17)
     real = there(torch.ones_like(x), spread) > 0
@@ -230,7 +231,7 @@ def test_what_lies_where_no_image_does_is_not_seen(threads, isa) -> None:
     right = F.max_pool2d(x, 3, 1, 1)
     assert torch.equal(back(pool(y), 1, (13, 17), spread), right)
     (y,) = OPS.beside_chain(y, [], [conv.number], 0, 1, 0)
-    right = F.conv2d(x, torch.ones(1, 1, 3, 3), padding=1)
+    right = F.conv2d(x, weight, padding=1)
     assert torch.allclose(back(y, 1, (13, 17), spread), right, atol=1e-5)
 
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+import sparsewright as sw
 from sparsewright import library, plan_cache
 from sparsewright.errors import KernelError
 from sparsewright.image_units import IMAGES
 from sparsewright.kernels.bound import bind_beside
+from sparsewright.kernels.info import kernel_info
 from sparsewright.lab.doctor import compiled
 from sparsewright.layouts import store
 from sparsewright.layouts.csb import Csb
+from sparsewright.plan import Pieces
 
 OPS = torch.ops.sparsewright
 
@@ -23,7 +28,7 @@ OPS = torch.ops.sparsewright
 def can_run() -> bool:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPARSEWRIGHT_CODE", "1")
-        return library.makes_code()
+        return library.why_no_code() is None
 
 
 needs_code = pytest.mark.skipif(
@@ -123,6 +128,37 @@ def test_no_number_goes_where_a_weight_is_absent_and_nowhere_else() -> None:
 
 
 @needs_code
+@given(st.data(), st.integers(1, IMAGES), st.integers(1, 5))
+def test_patches_strides_and_odd_sizes(data, images, threads) -> None:
+    """All that decides where activations lie; what lies where no image does is not seen."""
+    draw = data.draw
+    kernel, stride, dilation = (draw(st.integers(1, n)) for n in (7, 3, 2))
+    padding, channels = draw(st.integers(0, 3)), draw(st.sampled_from([1, 3, 70]))
+    least = max(1, dilation * (kernel - 1) + 1 - 2 * padding)
+    height, width = (draw(st.integers(least, least + 20)) for _ in "hw")
+    weight = sparse(9, channels, kernel, 0.3)
+    assume(0 < int((weight != 0).sum()) <= 0.75 * weight.numel())
+    packed = Csb().pack(weight.flatten(1))
+    head = [*(packed.tensors[n] for n in ("starts", "pairs", "columns", "values")), None, None, 9]
+    twice = [n for n in (kernel, stride, padding, dilation) for _ in "hw"]
+    spread = images, threads
+    where = [*twice, 1, channels, height, width, *spread, 0]
+    x = torch.randn(images, channels, height, width)
+    y = OPS.to_beside(x, *spread, 0)
+    if images < IMAGES:
+        real = OPS.to_beside(torch.ones_like(x), *spread, 0) > 0
+        y = y.where(real, float("nan"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPARSEWRIGHT_CODE", "1")
+        code = bind_beside([*head, packed.meta["chunk"], packed.meta["block"], *where])
+    assert OPS.code_bytes(code.number) > 0
+    got = OPS.bound(code.number, y, None)
+    right = F.conv2d(x.double(), weight.double(), None, stride, padding, dilation).relu()
+    got = OPS.from_beside(got, images, *right.shape[2:], *spread, 0)
+    assert torch.allclose(got.double(), right, rtol=1e-4, atol=1e-4)
+
+
+@needs_code
 def test_how_much_memory_it_takes() -> None:
     """docs/deploying.md: about 16 bytes for each weight."""
     weight = sparse(256, 512, 1, 0.1)
@@ -154,20 +190,43 @@ def test_when_there_is_no_code() -> None:
 
 
 def test_the_environment_says_whether(monkeypatch) -> None:
-    from sparsewright.kernels.info import kernel_info
-
     monkeypatch.setenv("SPARSEWRIGHT_CODE", "0")
-    assert library.makes_code() is False
+    assert library.why_no_code() is not None
     assert compiled(kernel_info())["weights as code"].startswith("no: ")
     assert plan_cache._machine()["code"] is False
-    if can_run():
-        monkeypatch.setenv("SPARSEWRIGHT_CODE", "1")
-        assert library.makes_code() is True
-        assert compiled(kernel_info())["weights as code"] == "active"
-        assert plan_cache._machine()["code"] is True
+    if library.LIBRARY.path is not None:
         monkeypatch.setenv("SPARSEWRIGHT_CODE", "yes")
         with pytest.raises(KernelError, match="SPARSEWRIGHT_CODE must be 0 or 1; got 'yes'"):
-            library.makes_code()
-        monkeypatch.delenv("SPARSEWRIGHT_CODE")
-        with pytest.raises(RuntimeError, match="SPARSEWRIGHT_CODE must be 0 or 1; got '2'"):
-            bind(sparse(4, 4, 1, 0.5), 7, None, "2")
+            library.why_no_code()
+    if not can_run():
+        return
+    monkeypatch.setenv("SPARSEWRIGHT_CODE", "0")
+    assert library.why_no_code() == "SPARSEWRIGHT_CODE=0 rules it out"
+    monkeypatch.setenv("SPARSEWRIGHT_CODE", "1")
+    assert compiled(kernel_info())["weights as code"] == "active"
+    assert plan_cache._machine()["code"] is True
+    with pytest.raises(RuntimeError, match="SPARSEWRIGHT_CODE must be 0 or 1; got '2'"):
+        bind(sparse(4, 4, 1, 0.5), 7, None, "2")
+
+
+@needs_code
+def test_a_deployed_model_whose_weights_were_written(monkeypatch) -> None:
+    """Its program has copies; without it the modules see what is there."""
+    monkeypatch.setenv("SPARSEWRIGHT_CODE", "1")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 1)).eval()
+    for conv in (model[0], model[2]):
+        conv.weight.data *= torch.rand(conv.weight.shape) < 0.3
+    x = torch.randn(IMAGES, 8, 14, 14)
+    plan = sw.deploy(model, x, kernels=["csb.conv2d.avx512"], seconds=0, cache=False).plan
+    plan = replace(plan, pieces=Pieces(IMAGES, IMAGES, side_by_side=True))
+    fast = sw.deploy(model, x, plan=plan, cache=False)
+    assert torch.allclose(fast(x), model(x), atol=1e-5)
+    for tensor in fast.model.state_dict().values():
+        if tensor.dtype == torch.float32:
+            tensor.mul_(2)
+    for conv in (model[0], model[2]):
+        conv.weight.data *= 2
+        conv.bias.data *= 2
+    fast.drop_program()
+    assert torch.allclose(fast(x), model(x), atol=1e-4)

@@ -44,8 +44,8 @@ class Deployed(nn.Module):
     document and tensors of the file that it was loaded from; check: raises KernelError on inputs
     that the file does not serve. provenance: what that file says about where it is from. program:
     the model's trace as one function, which serves the inputs that it can; the modules serve the
-    others. graph: that trace. Who replaces a tensor or a module inside `model`, or writes into its
-    places, calls `drop_program` then; `load_state_dict`, of a part of it as well, and what goes
+    others. graph: that trace. Who replaces a tensor or a module inside `model`, or writes into one
+    (the program may have a copy of it), calls `drop_program` then; `load_state_dict`, of a part of it as well, and what goes
     through this object (`to`) do so themselves.
     """
 

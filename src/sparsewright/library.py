@@ -6,7 +6,7 @@ end in two numbers. activation: of the output, a place in reference.ACTIVATIONS 
 avx512. They check types and sizes; indices were checked by layouts.validate. They compute forwards
 only; packed layers refuse an input that wants a gradient. Environment: SPARSEWRIGHT_NO_NATIVE=1
 hides the library, SPARSEWRIGHT_LIBRARY names another one (for tests), SPARSEWRIGHT_ISA caps `best`,
-SPARSEWRIGHT_CODE=1 or 0 says whether weights may be made code (`makes_code`).
+SPARSEWRIGHT_CODE=1 or 0 says whether weights may be made code (`why_no_code`).
 """
 
 from __future__ import annotations
@@ -86,19 +86,28 @@ def best_isa() -> str:
     return next(name for name, i in ISAS.items() if i == number)
 
 
-def makes_code() -> bool:
-    """Whether convolutions of images side by side may run their weights as instructions of their
-    own (csrc/csb_code.h); KernelError if SPARSEWRIGHT_CODE is neither 0 nor 1.
+def why_no_code() -> str | None:
+    """Why convolutions of images side by side may not run their weights as instructions of their
+    own (csrc/csb_code.h), or None; KernelError if SPARSEWRIGHT_CODE is neither 0 nor 1.
 
-    >>> makes_code() in (True, False)
+    >>> isinstance(why_no_code(), str | None)
     True
     """
-    if why_not_compiled("makes_code") is not None:
-        return False
-    try:
-        return bool(torch.ops.sparsewright.makes_code())
-    except RuntimeError as error:
-        raise KernelError(str(error).splitlines()[0]) from None
+    reason = why_not_compiled("makes_code")
+    if reason is not None:
+        return reason
+    wish = os.environ.get("SPARSEWRIGHT_CODE", "")
+    if wish not in ("", "0", "1"):
+        raise KernelError(f"SPARSEWRIGHT_CODE must be 0 or 1; got {wish!r}")
+    if best_isa() != "avx512":
+        return f"it needs {NEEDS['avx512']}"
+    if torch.ops.sparsewright.makes_code():
+        return None
+    if wish == "0":
+        return "SPARSEWRIGHT_CODE=0 rules it out"
+    if wish == "1":
+        return "this build or its operating system runs no code that a program writes"
+    return "it was measured on AMD processors alone: SPARSEWRIGHT_CODE=1 asks for it"
 
 
 def why_not_compiled(op: str) -> str | None:

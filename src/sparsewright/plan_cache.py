@@ -79,7 +79,7 @@ def _machine() -> dict[str, Any]:
         "format": FORMAT,
         "cpu": cpu_name(),
         "isa": library.best_isa(),
-        "code": library.makes_code(),
+        "code": library.why_no_code() is None,
         "kernels": _library_digest(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),

@@ -80,7 +80,8 @@ def chain(calls: Sequence[Call]) -> Call:
 def bind_beside(rest: Sequence[Any]) -> Bound:
     """The convolution of images side by side (csrc/beside.h), for `beside_chain`, which takes its
     number: what follows x in csb_conv2d but for residual and groups, with x's channels, height and
-    width, how many images lie so and for how many threads before isa."""
+    width, how many images lie so and for how many threads before isa. Where weights are made code
+    (library.why_no_code), that is a copy of their values."""
     return _held(torch.ops.sparsewright.bind_csb_conv2d_beside(*rest))
 
 

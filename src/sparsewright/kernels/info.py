@@ -11,15 +11,15 @@ from .table import KERNELS
 
 @dataclass(frozen=True)
 class KernelInfo:
-    """native: whether the compiled library is loaded. code: whether weights may be made code. isas,
-    kernels: name -> None, or why not."""
+    """native: whether the compiled library is loaded. why_no_code: why no weights are made code, or
+    None. isas, kernels: name -> None, or why not."""
 
     native: bool
     why_not: str | None
     compiler: str
     library: str | None
     isa: str
-    code: bool
+    why_no_code: str | None
     isas: Mapping[str, str | None]
     kernels: Mapping[str, str | None]
 
@@ -38,7 +38,7 @@ def kernel_info() -> KernelInfo:
         compiler=found.compiler,
         library=found.path,
         isa=library.best_isa(),
-        code=library.makes_code(),
+        why_no_code=library.why_no_code(),
         isas={isa: library.why_no_isa(isa) for isa in library.ISAS},
         kernels={name: kernel.refuses() for name, kernel in KERNELS.items()},
     )

@@ -65,8 +65,7 @@ def compiled(info: KernelInfo) -> dict[str, str]:
         "library": info.library or "none",
         "compiler": info.compiler,
         "best": info.isa,
-        **refusals(info.isas),
-        "weights as code": "active" if info.code else "no: SPARSEWRIGHT_CODE=1 asks for it",
+        **refusals({**info.isas, "weights as code": info.why_no_code}),
     }
 
 
