@@ -41,12 +41,13 @@ class Deployed(nn.Module):
     """A model as `deploy` made it, or `load` read it: called like the original, for inference.
 
     plan: which kernel serves which layer. example: the inputs that it was planned on. source:
-    document and tensors of the file that it was loaded from; check: raises KernelError on inputs
-    that the file does not serve. provenance: what that file says about where it is from. program:
-    the model's trace as one function, which serves the inputs that it can; the modules serve the
-    others. graph: that trace. Who replaces a tensor or a module inside `model`, or writes into one
-    (the program may have a copy of it), calls `drop_program` then; `load_state_dict`, of a part of it as well, and what goes
-    through this object (`to`) do so themselves.
+    document and tensors of the file that it was loaded from; check: raises KernelError on
+    inputs that the file does not serve. provenance: what that file says about where it is from.
+    program: the model's trace as one function, which serves the inputs that it can; the modules
+    serve the others. graph: that trace. Who replaces a tensor or a module inside `model`, or
+    writes into one (the program may have a copy of it), calls `drop_program` then;
+    `load_state_dict`, of a part of it as well, and what goes through this object (`to`) do so
+    themselves.
     """
 
     def __init__(
