@@ -588,14 +588,31 @@ def test_a_dense_convolution_of_few_numbers(conv, serves) -> None:
         assert torch.allclose(fast.program.beside().run(x[:n]), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_fewer_convolutions_than_turns() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Softmax(1)).eval().requires_grad_(False)
-    sw.prune(model, sparsity=0.7, allocate="uniform_all")
-    x = torch.randn(16, 3, 12, 12)
-    fast = sw.deploy(model, x, kernels=["csb.conv2d.portable"], seconds=0, cache=False)
-    assert fast.program.beside() is None
-    with pytest.raises(KernelError, match="no convolutions that take images side by side"):
-        fast.program.cut(16, side_by_side=True)
+class Around(nn.Module):
+    """One convolution, and two turns before it: of what it reads, and of what is added to it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.conv(x) + x.softmax(1)).softmax(1)
+
+
+def test_more_turns_than_two_for_each_convolution() -> None:
+    alone = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Softmax(1))
+    for model, serves in ((alone, True), (Around(), False)):
+        model.eval().requires_grad_(False)
+        sw.prune(model, sparsity=0.7, allocate="uniform_all")
+        x = torch.randn(16, 3, 12, 12)
+        fast = sw.deploy(model, x, kernels=["csb.conv2d.portable"], seconds=0, cache=False)
+        turned = fast.program.beside()
+        assert (turned is not None) == serves
+        if turned is not None:
+            assert torch.allclose(turned.run(x), model(x), atol=1e-5)
+            continue
+        with pytest.raises(KernelError, match="no convolutions that take images side by side"):
+            fast.program.cut(16, side_by_side=True)
 
 
 class Constant(nn.Module):

@@ -39,8 +39,8 @@ def beside(
     images: int = IMAGES,
     threads: int = 1,
 ) -> fx.Graph | None:
-    """The module's graph with its convolutions of layout csb on images side by side; None where it
-    has fewer of them than turns there and back, or the kernels are not compiled.
+    """The module's graph with its convolutions of layout csb on images side by side; None where
+    there are none, or more turns than there and back for each, or the kernels are not compiled.
 
     images: IMAGES, of which a batch may have any number of groups; or fewer, which are the whole
     batch. threads: that a convolution of patches has to keep busy, else it stays as it is. cut: the
@@ -52,7 +52,7 @@ def beside(
     units = Units(module, images, threads)
     convs = sum(len(unit.stages) for unit in units.all if unit.kind == "chain")
     turns = sum(unit.kind in ("turn", "back") for unit in units.all)
-    return _Writer(module, units, cut).graph if convs >= max(turns, 1) else None
+    return _Writer(module, units, cut).graph if convs > 0 and turns <= 2 * convs else None
 
 
 class _Writer:
