@@ -99,15 +99,16 @@ def why_no_code() -> str | None:
     wish = os.environ.get("SPARSEWRIGHT_CODE", "")
     if wish not in ("", "0", "1"):
         raise KernelError(f"SPARSEWRIGHT_CODE must be 0 or 1; got {wish!r}")
-    if best_isa() != "avx512":
-        return f"it needs {NEEDS['avx512']}"
+    reason = why_no_isa("avx512")
+    if reason is not None:
+        return reason
     if torch.ops.sparsewright.makes_code():
         return None
     if wish == "0":
         return "SPARSEWRIGHT_CODE=0 rules it out"
     if wish == "1":
         return "this build or its operating system runs no code that a program writes"
-    return "it was measured on AMD processors alone: SPARSEWRIGHT_CODE=1 asks for it"
+    return "not asked for, by SPARSEWRIGHT_CODE=1: it was measured on AMD processors alone"
 
 
 def why_not_compiled(op: str) -> str | None:
