@@ -10,6 +10,7 @@ import os
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,12 +20,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 import sparsewright as sw
-from sparsewright import artifact
+from sparsewright import artifact, library
 from sparsewright.artifact import sizes
 from sparsewright.errors import ArtifactError, KernelError, SparsewrightError
 from sparsewright.graph import trace
 from sparsewright.kernels import kernel_info
 from sparsewright.operations import operations
+from sparsewright.plan import Pieces
 
 pytestmark = pytest.mark.filterwarnings("ignore:sparsewright runs without its compiled kernels")
 
@@ -301,6 +303,24 @@ def test_a_fresh_process_needs_no_class_and_no_kernels(saved, native, tmp_path):
         assert torch.equal(y, fast(x))
     else:
         torch.testing.assert_close(y, fast(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(library.LIBRARY.path is None, reason="needs the compiled kernels")
+def test_what_runs_side_by_side_is_read_without_kernels(tmp_path):
+    model = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    model.eval().requires_grad_(False)
+    sw.prune(model, sparsity=0.7, allocate="uniform_all")
+    x = torch.randn(16, 1, 8, 8)
+    fast = sw.deploy(model, x, kernels=["csb.conv2d.portable"], seconds=0, cache=False)
+    plan = replace(fast.plan, pieces=Pieces(16, 16, side_by_side=True))
+    fast = sw.deploy(model, x, plan=plan)
+    sw.save(fast, tmp_path / "file")
+    torch.save(x, tmp_path / "x")
+    command = [sys.executable, "-W", "ignore", "-c", SCRIPT, *("file", "x", "y")]
+    environment = {**os.environ, "SPARSEWRIGHT_NO_NATIVE": "1"}
+    subprocess.run(command, check=True, env=environment, cwd=tmp_path, timeout=300)
+    y = torch.load(tmp_path / "y", weights_only=True)
+    torch.testing.assert_close(y, fast(x), rtol=1e-4, atol=1e-5)
 
 
 # --- what cannot be saved --------------------------------------------------------------------

@@ -21,6 +21,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from . import library
 from .deployed import Deployed, plain_attention
 from .errors import ArtifactError, KernelError
 from .graph import Document, trace
@@ -197,6 +198,8 @@ def _loaded(data: bytes) -> Deployed:
     if size is not None and module.meta["mixed"] is not None:
         raise ArtifactError(f"the plan runs a batch in pieces, but {module.meta['mixed']}")
     side_by_side = plan.pieces is not None and plan.pieces.side_by_side
+    if side_by_side and library.why_not_compiled("beside_cost") is not None:
+        size, side_by_side = None, False  # the whole batch by what there is, slowly
     try:
         program = Program(module, signature, module, size, side_by_side, plan.threads)
     except (KernelError, RuntimeError) as error:
