@@ -11,11 +11,10 @@
 
 namespace sparsewright {
 
-inline constexpr int64_t kSumsBytes =
-    512 * 1024;  // bytes of sums of blocks that use a laid chunk in turn
-
-inline constexpr int64_t kCodeColumns =
-    256;  // of a group: what they read is half of the nearest cache
+// Bytes of sums of blocks that use a laid chunk in turn.
+inline constexpr int64_t kSumsBytes = 512 * 1024;
+// Of a group of a weight that is code: what they read is half of the nearest cache.
+inline constexpr int64_t kCodeColumns = 256;
 
 // Floats of what the channels of a chunk lay.
 inline int64_t room_of(const Laying& laying, const Csb& w, int64_t channels) {
