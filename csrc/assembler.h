@@ -59,6 +59,12 @@ class Assembler {
     for (int i = 0; i < 4; ++i)
       bytes_[static_cast<size_t>(jump - 4 + i)] = static_cast<uint8_t>(distance >> 8 * i);
   }
+  // Zeros up to a multiple of so many bytes.
+  void align(size_t bytes) { bytes_.resize((bytes_.size() + bytes - 1) / bytes * bytes); }
+  void data(const std::vector<float>& numbers) {
+    const auto* const from = reinterpret_cast<const uint8_t*>(numbers.data());
+    bytes_.insert(bytes_.end(), from, from + 4 * numbers.size());
+  }
   // The upper halves of registers are cleared: code without AVX would wait for them.
   void leave() { put({0xC5, 0xF8, 0x77, 0xC3}); }
 

@@ -17,6 +17,7 @@ using Bound = std::function<Tensor(const Tensor&, const std::optional<Tensor>&)>
 
 class Stage;       // chain.h
 class ConvBeside;  // conv_beside.h
+class CodeLinear;  // code_linear.h
 
 struct Product {
   Bound call;
@@ -24,6 +25,7 @@ struct Product {
   bool of_matrix = true;                               // which can take its activations transposed
   std::shared_ptr<const ConvBeside> beside = nullptr;  // of images side by side
   std::function<void()> into = nullptr;                // from x to an output, both bound as well
+  std::shared_ptr<const CodeLinear> code = nullptr;    // whose weight is code
 };
 
 // The product, its call by way of its stage where that serves.

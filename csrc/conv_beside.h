@@ -37,20 +37,6 @@ inline std::vector<int64_t> shifts_of(const Laying& laying, const Csb& w, int64_
   return table;
 }
 
-// What is needed soon, fetched a few lines at a time into the second cache.
-struct Ahead {
-  const float* from = nullptr;
-  int64_t floats = 0;
-  int64_t lines() const { return ceil_div(floats, 16); }
-  void skip(int64_t lines) {
-    lines = std::min(lines, this->lines());
-    from += 16 * lines, floats -= 16 * lines;
-  }
-  void fetch(int64_t lines) {
-    for (; lines > 0 && floats > 0; --lines, skip(1)) __builtin_prefetch(from, 0, 2);
-  }
-};
-
 // Channels whose weights are in reach together, where the weight is code.
 inline int64_t channels_of_code(const Laying& laying, int64_t channels) {
   return std::clamp<int64_t>(kCodeColumns / laying.places(), 1, std::max<int64_t>(channels, 1));

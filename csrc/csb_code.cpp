@@ -22,11 +22,13 @@ namespace sparsewright {
 
 namespace {
 
-constexpr int64_t kMostCode = 16 << 20;   // bytes
-constexpr int64_t kLeastBytes = 7;        // of a multiply-add
-constexpr double kMostPresent = 0.75;     // a loop's code for more weights is as fast, and short
+constexpr int64_t kMostWeights = 1
+                                 << 20;  // beyond which code comes from afar, and slower than loops
+constexpr int64_t kMostCode = 64 << 20;  // bytes, in which the values count as well
+constexpr double kMostPresent = 0.75;    // a loop's code for more weights is as fast, and short
 constexpr int64_t kPartBytes = 64 << 10;  // of code, which stay in the second cache for a tile
 constexpr int64_t kMostNumber = int64_t{1} << 31;  // of rows, columns, and bytes from the first on
+constexpr int64_t kLine = 64;                      // bytes that the caches hold together
 constexpr int64_t kProductsOfLine = 8;             // multiply-adds for one line that is fetched
 constexpr int kSums = 28;  // registers; three hold activations, and one zeros
 constexpr int kActivations = 3, kZero = 31;
@@ -40,8 +42,9 @@ struct Weight {
 // ascending columns.
 class Sorted {
  public:
-  Sorted(const Csb& w, const CodePlaces& places)
-      : blocks_((w.out + kSums - 1) / kSums), out_(w.out), groups_(places.ends.size()) {
+  Sorted(const Csb& w, const CodePlaces& places) : out_(w.out), groups_(places.ends.size()) {
+    place_blocks(places);
+    blocks_ = static_cast<int64_t>(first_rows_.size()) - 1;
     std::vector<Weight> all = weights(w);
     std::vector<int32_t> block_of(static_cast<size_t>(w.out));
     for (int64_t b = 0; b < blocks_; ++b)
@@ -71,7 +74,9 @@ class Sorted {
   }
   int64_t blocks() const { return blocks_; }
   int64_t groups() const { return static_cast<int64_t>(groups_); }
-  int64_t first_row(int64_t block) const { return out_ * block / blocks_; }
+  int64_t first_row(int64_t block) const { return first_rows_[static_cast<size_t>(block)]; }
+  // Where the blocks of every strip end.
+  const std::vector<int64_t>& last_blocks() const { return last_blocks_; }
   const Weight* begin(int64_t group, int64_t block) const {
     return sorted_.data() + starts_[static_cast<size_t>(group * blocks_ + block)];
   }
@@ -94,6 +99,21 @@ class Sorted {
   }
 
  private:
+  // Strips of like numbers of rows, and of those blocks of like numbers, as few as sums allow.
+  void place_blocks(const CodePlaces& places) {
+    const auto end = [&](int64_t strip) {
+      const int64_t row = out_ * strip / places.strips;
+      return strip == places.strips ? out_ : row - row % places.align;
+    };
+    first_rows_ = {0};
+    for (int64_t s = 0; s < places.strips; ++s) {
+      const int64_t begin = first_rows_.back(), rows = end(s + 1) - begin;
+      if (rows == 0) continue;
+      const int64_t count = (rows + kSums - 1) / kSums;
+      for (int64_t b = 1; b <= count; ++b) first_rows_.push_back(begin + rows * b / count);
+      last_blocks_.push_back(static_cast<int64_t>(first_rows_.size()) - 1);
+    }
+  }
   static std::vector<Weight> weights(const Csb& w) {
     std::vector<Weight> all;
     const auto* values = static_cast<const float*>(w.values.data);
@@ -120,21 +140,62 @@ class Sorted {
     return begin(group, block) < begin(group, block + 1);
   }
 
-  int64_t blocks_, out_;
+  int64_t out_, blocks_ = 0;
   size_t groups_;
+  std::vector<int64_t> first_rows_, last_blocks_;
   std::vector<size_t> starts_;
   std::vector<Weight> sorted_;
 };
 
-// The code of a function, and the values that it reads one after the other.
+// Functions one after the other, and behind each the values that it reads in order.
 class Writer {
  public:
-  Writer(const CodePlaces& places, bool has_bias, bool relu)
-      : places_(places), has_bias_(has_bias), relu_(relu) {}
+  Writer(const Sorted& weights, const CodePlaces& places, bool has_bias, bool relu)
+      : weights_(weights), places_(places), has_bias_(has_bias), relu_(relu) {}
 
-  void begin() {
+  struct Function {
+    int64_t group, code, values, lines;
+  };
+  // Blocks [first, last) of rows; false where there is more code than may be.
+  bool strip(int64_t first, int64_t last) {
+    first_row_ = weights_.first_row(first);
+    for (int64_t g = 0; g < weights_.groups(); ++g) {
+      bool open = false;
+      for (int64_t b = first; b < last; ++b) {
+        if (weights_.is_needed(g, b)) {
+          if (!open) begin(g);
+          open = true;
+          rows(g, b);
+        }
+        const bool full = open && code.size() - functions.back().code >= kPartBytes;
+        if (full || (open && b + 1 == last)) open = false, leave();
+        if (code.size() > kMostCode) return false;
+      }
+    }
+    return true;
+  }
+
+  Assembler code;
+  std::vector<Function> functions;
+
+ private:
+  void begin(int64_t group) {
+    functions.push_back({group, code.size(), 0, 0});
     if (relu_) code.zero(kZero);
-    at_ = 0, lines = 0;
+    at_ = 0;
+  }
+  void leave() {
+    code.leave();
+    code.align(kLine);
+    functions.back().values = code.size();
+    code.data(values_);
+    code.align(kLine);
+    values_.clear();
+  }
+  void rows(int64_t group, int64_t block) {
+    rows(weights_.first_row(block), weights_.first_row(block + 1), weights_.begin(group, block),
+         weights_.begin(group, block + 1), group == weights_.first_group(block),
+         group == weights_.last_group(block));
   }
   // Rows [row, end) of one group, whose weights are those from `w` on.
   void rows(int64_t row, int64_t end, const Weight* w, const Weight* last, bool is_first,
@@ -154,7 +215,8 @@ class Writer {
       code.load(x, kRax, 4 * places_.shifts[static_cast<size_t>(column)]);
       for (; w < last && w->column == column; ++w) {
         code.add_product(static_cast<int>(w->row - row), x, kRsi, keep(w->value));
-        if (++products_ % kProductsOfLine == 0) code.prefetch(kR9, 64 * lines++);
+        if (++products_ % kProductsOfLine == 0)
+          code.prefetch(kR9, kLine * functions.back().lines++);
       }
     }
     for (int i = 0; i < count; ++i) {
@@ -162,14 +224,7 @@ class Writer {
       code.store(i, kRdx, output(row + i));
     }
   }
-  void leave() { code.leave(); }
-
-  Assembler code;
-  std::vector<float> values;
-  int64_t lines = 0;  // that the function fetches
-
- private:
-  int64_t output(int64_t row) const { return 4 * row * places_.step; }
+  int64_t output(int64_t row) const { return 4 * (row - first_row_) * places_.step; }
   // Bias, or zeros, and what is added to the output.
   void start(int64_t row, int count) {
     for (int i = 0; i < count; ++i) {
@@ -189,13 +244,16 @@ class Writer {
       code.advance(kRsi, static_cast<int32_t>(at_ + kReach + 4));
       at_ = -kReach - 4;
     }
-    values.push_back(value);
+    values_.push_back(value);
     return std::exchange(at_, at_ + 4);
   }
 
   static constexpr int64_t kReach = 127 * 4;
+  const Sorted& weights_;
   const CodePlaces& places_;
   bool has_bias_, relu_;
+  int64_t first_row_ = 0;      // of the strip
+  std::vector<float> values_;  // of the function
   int64_t at_ = 0, products_ = 0;
 };
 
@@ -212,10 +270,8 @@ bool is_wanted() {
 // What a first look at the weight says.
 bool may_be_code(const Csb& w, const CodePlaces& places, Activation then) {
   const bool usual = then == Activation::kNone || then == Activation::kRelu;
-  const int64_t steps = w.starts[2 * w.blocks * w.chunks + 1];  // of two weights, or one
   return usual && w.values.number == Number::kFloat && !w.values.scales && w.in > 0 && w.out > 0 &&
-         w.in < kMostNumber && 4 * places.step < kMostNumber / w.out &&
-         steps * kLeastBytes <= kMostCode;
+         w.in < kMostNumber && 4 * places.step < kMostNumber / w.out;
 }
 
 }  // namespace
@@ -245,43 +301,30 @@ std::unique_ptr<const CsbCode> CsbCode::of(const Csb& w, const CodePlaces& place
                                            Activation then) {
   if (!makes_code() || !may_be_code(w, places, then)) return nullptr;
   const Sorted weights(w, places);
-  if (weights.count() > kMostPresent * static_cast<double>(w.in * w.out)) return nullptr;
-  Writer writer(places, has_bias, then == Activation::kRelu);
-  struct Begin {
-    int64_t group, code, value, lines;
-  };
-  std::vector<Begin> begins;
-  for (int64_t g = 0; g < weights.groups(); ++g) {
-    bool open = false;
-    for (int64_t b = 0; b < weights.blocks(); ++b) {
-      if (weights.is_needed(g, b)) {
-        if (!open) {
-          begins.push_back({g, writer.code.size(), static_cast<int64_t>(writer.values.size()), 0});
-          writer.begin();
-          open = true;
-        }
-        writer.rows(weights.first_row(b), weights.first_row(b + 1), weights.begin(g, b),
-                    weights.begin(g, b + 1), g == weights.first_group(b),
-                    g == weights.last_group(b));
-        if (writer.code.size() > kMostCode) return nullptr;
-      }
-      if (!open) continue;
-      const bool is_full = writer.code.size() - begins.back().code >= kPartBytes;
-      if (!is_full && b + 1 < weights.blocks()) continue;
-      writer.leave();
-      begins.back().lines = writer.lines;
-      open = false;
-    }
-  }
+  const double room = static_cast<double>(w.in) * static_cast<double>(w.out);
+  if (weights.count() > kMostWeights || weights.count() > kMostPresent * room) return nullptr;
+  Writer writer(weights, places, has_bias, then == Activation::kRelu);
   auto made = std::make_unique<CsbCode>();
+  int64_t first = 0;
+  for (const int64_t last : weights.last_blocks()) {
+    const size_t before = writer.functions.size();
+    if (!writer.strip(first, last)) return nullptr;
+    made->strips_.push_back(
+        {weights.first_row(first), weights.first_row(last), before, writer.functions.size()});
+    first = last;
+  }
   made->code_ = Executable::of(writer.code.bytes());
   if (!made->code_) return nullptr;
-  made->values_ = std::move(writer.values);
-  for (const Begin& b : begins)
-    made->parts_.push_back({b.group,
-                            reinterpret_cast<decltype(Part::run)>(
-                                reinterpret_cast<uintptr_t>(made->code_->at(b.code))),
-                            made->values_.data() + b.value, b.lines});
+  int64_t end = writer.code.size();
+  for (auto f = writer.functions.rbegin(); f != writer.functions.rend(); ++f) {
+    const uint8_t* const code = made->code_->at(f->code);
+    const auto run = reinterpret_cast<decltype(Part::run)>(reinterpret_cast<uintptr_t>(code));
+    const auto* const values = reinterpret_cast<const float*>(made->code_->at(f->values));
+    const Ahead all = {reinterpret_cast<const float*>(code), (end - f->code) / 4};
+    made->parts_.push_back({f->group, run, values, f->lines, all});
+    end = f->code;
+  }
+  std::reverse(made->parts_.begin(), made->parts_.end());
   return made;
 }
 

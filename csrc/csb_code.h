@@ -9,6 +9,7 @@
 #include <memory>
 #include <vector>
 
+#include "ahead.h"
 #include "kernels.h"
 
 namespace sparsewright {
@@ -32,38 +33,48 @@ class Executable {
 
 // Where the activations and sums of a tile lie, in floats. The activations of a column of the
 // weight are shifts[column] behind one of several pointers, its tap's. Columns come in groups, of
-// which every tap has a pointer of its own.
+// which every tap has a pointer of its own; rows in strips, of which each has its own output.
 struct CodePlaces {
   std::vector<int64_t> ends;  // of the groups, in columns
   std::vector<int64_t> shifts;
   std::vector<int32_t> taps;
-  int64_t step;  // from one output channel to the next
+  int64_t step;        // from one output channel to the next
+  int64_t strips = 1;  // of like numbers of rows, fewer where there are fewer rows
+  int64_t align = 1;   // a multiple of which they begin at
 };
 
 // A copy: what is written into the weight's values later does not change it.
 class CsbCode {
  public:
   // Null where makes_code() says so, for values that are not float32, activations other than ReLU,
-  // and weights that are nearly dense, or so many that their code would take more than kMostCode.
+  // and weights that are nearly dense, or too many (csb_code.cpp: kMostWeights, kMostCode).
   static std::unique_ptr<const CsbCode> of(const Csb& w, const CodePlaces& places, bool has_bias,
                                            Activation then);
   // Some of the rows, at kBeside places of the output: what lies behind the taps, and residual (or
-  // null), to y. The parts of a group follow one another, and the groups; what one of these leaves
-  // in y the next one reads. On its way it fetches so many lines (64 bytes) from `soon` on.
+  // null), to y, where the first row of the strip begins. The parts of a group follow one another,
+  // and the groups of a strip; what one of these leaves in y the next one reads. On its way it
+  // fetches so many lines (64 bytes) from `soon` on.
   struct Part {
     int64_t group;
     void (*run)(const float* const* taps, const float* values, float* y, const float* bias,
                 const float* residual, const float* soon);
     const float* values;
     int64_t lines;
+    Ahead all;  // the code and its values
   };
   const std::vector<Part>& parts() const { return parts_; }
-  int64_t bytes() const { return code_->bytes() + static_cast<int64_t>(4 * values_.size()); }
+  // Rows [begin, end), in the parts [first, last).
+  struct Strip {
+    int64_t begin, end;
+    size_t first, last;
+  };
+  const std::vector<Strip>& strips() const { return strips_; }
+  int64_t bytes() const { return code_->bytes(); }
 
  private:
   std::unique_ptr<const Executable> code_;
-  std::vector<float> values_;
   std::vector<Part> parts_;
+  std::vector<Strip> strips_;
 };
 
 // Whether weights are made code here: where the system allows it and SPARSEWRIGHT_CODE is 1 or, if

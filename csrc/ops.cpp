@@ -157,9 +157,6 @@ STABLE_TORCH_LIBRARY_IMPL(sparsewright, CPU, m) {
   m.impl("block_linear", TORCH_BOX(&sparsewright::block_linear));
   m.impl("bind_block_linear", TORCH_BOX((&sparsewright::Bind<&sparsewright::block_linear>::bind)));
   m.impl("csb_linear", TORCH_BOX(&sparsewright::csb_linear));
-  m.impl("bind_csb_linear",
-         TORCH_BOX(
-             (&sparsewright::Bind<&sparsewright::csb_linear, -1, &sparsewright::csb_stage>::bind)));
   m.impl("csb_conv2d", TORCH_BOX(&sparsewright::csb_conv2d));
   m.impl("bind_csb_conv2d", TORCH_BOX((&sparsewright::Bind<&sparsewright::csb_conv2d, 6>::bind)));
   m.impl("dense_conv2d", TORCH_BOX(&sparsewright::dense_conv2d));

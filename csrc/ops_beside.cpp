@@ -2,6 +2,7 @@
 #include <vector>
 
 #include "bound.h"
+#include "code_linear.h"
 #include "conv_beside.h"
 
 namespace sparsewright {
@@ -117,8 +118,9 @@ std::vector<Tensor> beside_chain(const Tensor& x, std::vector<Tensor> residuals,
 
 // Of the weight's code and the values that it reads; 0 where there is none.
 int64_t code_bytes(int64_t number) {
-  const auto conv = product(number)->beside;
-  return conv ? conv->code_bytes() : 0;
+  const auto found = product(number);
+  if (found->code) return found->code->code_bytes();
+  return found->beside ? found->beside->code_bytes() : 0;
 }
 
 }  // namespace

@@ -15,8 +15,11 @@ import sparsewright as sw
 from sparsewright import library, plan_cache
 from sparsewright.errors import KernelError
 from sparsewright.image_units import IMAGES
-from sparsewright.kernels.bound import bind_beside
+from sparsewright.kernels import KERNELS, choose
+from sparsewright.kernels.bound import bind as kernel_bind
+from sparsewright.kernels.bound import bind_beside, into, transposed
 from sparsewright.kernels.info import kernel_info
+from sparsewright.kernels.reference import ACTIVATIONS
 from sparsewright.lab.doctor import compiled
 from sparsewright.layouts import store
 from sparsewright.layouts.csb import Csb
@@ -166,6 +169,135 @@ def test_how_much_memory_it_takes() -> None:
     assert 14 < OPS.code_bytes(code.number) / int((weight != 0).sum()) < 18
 
 
+def bind_linear(weight: Tensor, bias: Tensor | None, then=0, code="1", values="fp32"):
+    """The product with the weight, as kernel csb.code has it."""
+    kernel = KERNELS["csb.code"]
+    prepared = kernel.prepare(store(Csb().pack, weight, values), 1)
+    *numbers, _, isa = prepared.numbers
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPARSEWRIGHT_CODE", code)
+        return kernel_bind(kernel.op, [*prepared.tensors.values(), bias, *numbers, then, isa])
+
+
+def thin(out: int, width: int, density: float) -> Tensor:
+    return torch.randn(out, width) * (torch.rand(out, width) < density)
+
+
+@needs_code
+@given(
+    st.integers(1, 200), st.integers(1, 600), st.integers(1, 130), st.integers(1, 5),
+    st.sampled_from([0.0, 0.02, 0.1, 0.5]), st.booleans(), st.booleans(), st.integers(0, 5),
+)  # fmt: skip
+def test_a_matrix_gives_what_torch_gives(
+    out, width, batch, threads, density, biased, across, then
+) -> None:
+    """Several groups of columns and strips of rows, panels that are not full, shares of panels and
+    of rows; rows and columns of activations."""
+    weight = thin(out, width, density)
+    assume(int((weight != 0).sum()) <= 0.75 * weight.numel())
+    bias = torch.randn(out) if biased else None
+    x = torch.randn(batch, width)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        call = bind_linear(weight, bias, then)
+        assert OPS.code_bytes(call.number) > 0
+        got = transposed(call)(x.t().contiguous()).t() if across else call(x)
+    finally:
+        torch.set_num_threads(before)
+    right = x.double() @ weight.double().t() + (0 if bias is None else bias.double())
+    assert torch.allclose(got.double(), ACTIVATIONS[then][1](right), rtol=1e-4, atol=1e-4)
+
+
+@needs_code
+@pytest.mark.parametrize("threads", [1, 3, 4])
+@pytest.mark.parametrize(
+    ("out", "width", "density", "batch"),
+    [(3000, 700, 0.1, 70), (100, 4200, 0.2, 300), (70, 30, 0.3, 2000), (2100, 2100, 0.2, 17)],
+)
+def test_large_matrices_and_batches(out, width, density, batch, threads) -> None:
+    """More panels than are laid at once, code of every size."""
+    torch.manual_seed(0)
+    weight, bias, x = thin(out, width, density), torch.randn(out), torch.randn(batch, width)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        call = bind_linear(weight, bias, 1)
+        assert OPS.code_bytes(call.number) > 0
+        got, given = call(x), torch.full((batch, out), float("nan"))
+        into(call, x, given)()
+    finally:
+        torch.set_num_threads(before)
+    right = (x.double() @ weight.double().t() + bias.double()).relu()
+    assert torch.allclose(got.double(), right, rtol=1e-4, atol=1e-3)
+    assert torch.equal(given, got)
+
+
+@needs_code
+def test_a_matrix_with_other_activations_than_its_own() -> None:
+    call = bind_linear(thin(50, 300, 0.2), None)
+    for width in (10, 150, 301, 500):
+        with pytest.raises(RuntimeError, match=f"columns; x has {width} in_features"):
+            call(torch.randn(20, width))
+    with pytest.raises(RuntimeError, match="x must be float32"):
+        call(torch.randn(20, 300).double())
+    assert call(torch.randn(0, 300)).shape == (0, 50)
+    assert call(torch.randn(2, 0, 300)).shape == (2, 0, 50)
+
+
+@needs_code
+def test_which_matrices_are_code() -> None:
+    def is_code(w: Tensor, **given) -> bool:
+        return OPS.code_bytes(bind_linear(w, None, **given).number) > 0
+
+    weight = thin(60, 60, 0.2)
+    assert is_code(weight)
+    assert is_code(weight, then=2)  # GELU follows it
+    assert not is_code(weight, code="0")
+    assert not is_code(weight, values="bf16")
+    refuses = KERNELS["csb.code"].refuses
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPARSEWRIGHT_CODE", "0")
+        assert refuses(weight) == "SPARSEWRIGHT_CODE=0 rules it out"
+        patch.setenv("SPARSEWRIGHT_CODE", "1")
+        for large, said in (
+            (torch.randn(40, 40), "100% of the weights are present; of more than 75% loops"),
+            (
+                torch.ones(1100, 1000) * (torch.arange(1000) > 20),
+                "at most 1048576 weights are made",
+            ),
+        ):
+            assert said in str(refuses(large))
+            assert not is_code(large)
+        assert refuses(weight) is None
+        assert refuses(thin(1100, 1000, 0.7)) is None
+    assert is_code(thin(1100, 1000, 0.7))
+
+
+@needs_code
+def test_a_matrix_in_a_plan(monkeypatch, tmp_path) -> None:
+    """Timed for batches, unless it is named; an artifact of it serves where there is no code."""
+    monkeypatch.setenv("SPARSEWRIGHT_CODE", "1")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 96), nn.GELU(), nn.Linear(96, 32)).eval()
+    for layer in (model[0], model[2]):
+        layer.weight.data *= torch.rand(layer.weight.shape) < 0.2
+    x = torch.randn(8, 64)
+    choice = choose(model[0].weight, None, x, seconds=0)
+    assert ("csb.code", "timed for batches of 9 or more; this one is of 8") in choice.refusals
+    assert "csb.code" in [
+        t.kernel for t in choose(model[0].weight, None, x[:1].expand(9, 64), seconds=0).timings
+    ]
+    fast = sw.deploy(model, x, kernels=["csb.code"], seconds=0, cache=False)
+    assert "csb.code" in str(fast.plan)
+    assert torch.allclose(fast(x), model(x), atol=1e-5)
+    fast.save(tmp_path / "model.sw")
+    for code in ("0", "1"):
+        monkeypatch.setenv("SPARSEWRIGHT_CODE", code)
+        loaded = sw.load(tmp_path / "model.sw")
+        assert torch.allclose(loaded(x), model(x), atol=1e-5)
+
+
 @needs_code
 def test_when_there_is_no_code() -> None:
     weight = sparse(40, 40, 1, 0.2)
@@ -184,8 +316,8 @@ def test_when_there_is_no_code() -> None:
     assert not is_code(values="int8")
     assert not is_code(torch.randn(40, 40, 1, 1))  # a dense weight
     assert is_code(sparse(40, 40, 1, 0.6))
-    assert not is_code(sparse(1500, 4000, 1, 0.4))  # 2.4 million multiply-adds of 7 bytes and more
-    bound = bind(sparse(1500, 4000, 1, 0.4), 7, None, "1")
+    assert not is_code(sparse(1500, 4000, 1, 0.2))  # 1.2 million weights
+    bound = bind(sparse(1500, 4000, 1, 0.2), 7, None, "1")
     assert OPS.bound(bound.number, torch.zeros(1, 7, 1, 4000, 7, 16), None).shape[3] == 1500
 
 

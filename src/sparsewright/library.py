@@ -3,7 +3,7 @@
 Ops are defined where their layout is (`_ops.define`): one that the library lacks, there alone. All
 end in two numbers. activation: of the output, a place in reference.ACTIVATIONS (0 none, 1 relu,
 2 gelu, 3 silu, 4 relu6, 5 hardswish). isa: 0 the best that this CPU has, 1 portable, 2 avx2, 3
-avx512. They check types and sizes; indices were checked by layouts.validate. They compute forwards
+avx512, 4 as 0 but, where csb_linear is bound, with its weight made code. They check types and sizes; indices were checked by layouts.validate. They compute forwards
 only; packed layers refuse an input that wants a gradient. Environment: SPARSEWRIGHT_NO_NATIVE=1
 hides the library, SPARSEWRIGHT_LIBRARY names another one (for tests), SPARSEWRIGHT_ISA caps `best`,
 SPARSEWRIGHT_CODE=1 or 0 says whether weights may be made code (`why_no_code`).
@@ -26,7 +26,7 @@ from .errors import KernelError, SparsityWarning
 NAME = "sparsewright_kernels.so"
 ISAS = {"portable": 1, "avx2": 2, "avx512": 3}
 NEEDS = {"portable": "nothing", "avx2": "AVX2 and FMA", "avx512": "AVX-512 (F, BW, VL, DQ)"}
-BEST = 0
+BEST, CODE = 0, 4
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ def best_isa() -> str:
 
 
 def why_no_code() -> str | None:
-    """Why convolutions of images side by side may not run their weights as instructions of their
-    own (csrc/csb_code.h), or None; KernelError if SPARSEWRIGHT_CODE is neither 0 nor 1.
+    """Why batches, and images side by side, may not run weights as instructions of their own
+    (csrc/csb_code.h), or None; KernelError if SPARSEWRIGHT_CODE is neither 0 nor 1.
 
     >>> isinstance(why_no_code(), str | None)
     True

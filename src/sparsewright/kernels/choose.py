@@ -23,7 +23,7 @@ from ..keeping import all_finite
 from ..layouts import FP32, LAYOUTS, pack, rounded
 from .bound import call_on
 from .operation import Linear, Operation
-from .table import KERNELS
+from .table import KERNELS, Kernel
 
 DENSE = "dense"
 LINEAR = Linear()
@@ -241,7 +241,9 @@ def _candidates(
     reasons: dict[str, str | None] = {DENSE: None}
     for name in kernels_of(operation) if kernels is None else list(kernels):
         kernel = KERNELS[name]
-        reason = kernel.refuses(weight) or (kernel.reserve if kernels is None else None)
+        reason = kernel.refuses(weight)
+        if kernels is None:
+            reason = reason or kernel.reserve or _too_few(kernel, operation, example)
         if kernel.operation != operation.name:
             reason = f"it serves {kernel.operation}, not {operation.name}"
         if kernel.layout != DENSE:
@@ -261,6 +263,13 @@ def _candidates(
         rest = (*prepared.tensors.values(), bias, *prepared.numbers)
         runs[name] = call_on(kernel.op, example, rest)
     return runs, packed, refusals
+
+
+def _too_few(kernel: Kernel, operation: Operation, example: Tensor) -> str | None:
+    batch = operation.batch(tuple(example.shape))
+    if batch >= kernel.batch:
+        return None
+    return f"timed for batches of {kernel.batch} or more; this one is of {batch}"
 
 
 def kernels_of(operation: Operation) -> list[str]:

@@ -7,8 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import library
+from ..core import Packed
 from . import reference
-from ._ops import define, register
+from ._ops import NO_ACTIVATION, define, held, register
+from .table import KERNELS, Kernel, Prepared, as_packed
+
+LEAST_BATCH = 9
+"""Of fewer rows, most of a panel of sixteen would be empty."""
+MOST_WEIGHTS = 2**20
+"""As csrc/csb_code.cpp has it: code of more comes from afar, and slower than what loops read."""
+MOST_PRESENT = 0.75
+"""The same: of nearly dense weights, loops are as fast."""
 
 
 def csb_reference(
@@ -46,10 +56,38 @@ csb_linear = define(
     csb_reference,
     _shape,
 )
-register(
-    "csb",
-    csb_linear,
-    csb_reference,
-    ("starts", "pairs", "columns", "values"),
-    lambda packed: (packed.shape[0], packed.meta["chunk"], packed.meta["block"]),
+TENSORS = ("starts", "pairs", "columns", "values")
+
+
+def _numbers(packed: Packed) -> tuple[int, ...]:
+    return packed.shape[0], packed.meta["chunk"], packed.meta["block"]
+
+
+register("csb", csb_linear, csb_reference, TENSORS, _numbers)
+
+
+def _prepare(weight: Packed | Tensor, rows: int) -> Prepared:
+    packed = as_packed(weight)
+    return Prepared(held(packed, TENSORS), (*_numbers(packed), NO_ACTIVATION, library.CODE))
+
+
+def _why_no_code(weight: Tensor | None = None) -> str | None:
+    reason = library.why_no_code()
+    if reason is not None or weight is None:
+        return reason
+    count = int(weight.count_nonzero())
+    if count > MOST_WEIGHTS:
+        return f"at most {MOST_WEIGHTS} weights are made code; this layer has {count}"
+    if count > MOST_PRESENT * weight.numel():
+        return (
+            f"{count / weight.numel():.0%} of the weights are present; of more than "
+            f"{MOST_PRESENT:.0%} loops are as fast"
+        )
+    return None
+
+
+# The same op: bound, it runs the weight as instructions of its own (csrc/code_linear.h), which are
+# a copy of the values; called in any other way, as in an exported program, it is csb's best loops.
+KERNELS.register("csb.code")(
+    Kernel("csb.code", "csb", "cpu", _why_no_code, _prepare, csb_linear, batch=LEAST_BATCH)
 )

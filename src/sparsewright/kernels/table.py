@@ -34,7 +34,7 @@ class Kernel:
     convolution (weight, the shape of x, the Conv2d).
     op: (x, *tensors, bias, *numbers) -> y. reserve: why `choose` leaves it out unless it is named.
     operation: the name of what it computes (operation.py). values: the types of values that it
-    computes with.
+    computes with. batch: fewest rows, or images, for which `choose` tries it unless it is named.
     """
 
     name: str
@@ -46,6 +46,7 @@ class Kernel:
     reserve: str | None = None
     operation: str = "linear"
     values: tuple[str, ...] = (FP32,)
+    batch: int = 1
 
     @property
     def about(self) -> str:
