@@ -21,28 +21,49 @@ class CodeLinear {
                                               int64_t activation);
   Tensor operator()(const Tensor& x) const;
   int64_t code_bytes() const { return code_->bytes(); }
+  int64_t out() const { return out_; }
+  // Multiply-adds of a row of the batch.
+  int64_t work() const { return work_; }
+  // Columns of a panel.
+  int64_t columns() const { return chunks_ * chunk_; }
+  // Whether activations of so many columns are the weight's.
+  bool fits(int64_t in) const { return (in + chunk_ - 1) / chunk_ == chunks_; }
 
- private:
-  // Groups of panels, each of them multiplied by so many parts of the weight.
+  // How work is shared out: groups of panels, each multiplied by so many parts of the weight.
   struct Shares {
     int64_t groups, parts;
   };
-  struct Call;
   Shares shares(int64_t in, int64_t panels, int64_t threads) const;
-  int64_t strips() const { return static_cast<int64_t>(code_->strips().size()); }
-  // Panels [first, end) times strips [from, to).
-  void multiply(const Call& call, int64_t first, int64_t end, int64_t from, int64_t to,
-                float* sums) const;
-  // Sums of one panel to rows of the batch, or to columns.
-  void finish(const Call& call, int64_t panel, const CsbCode::Strip& strip, float* sums) const;
+  // Panels, `x_step` floats after each other, times the rows of a strip: activated sums, of whose
+  // panels each lies `y_step` floats after the one before.
+  void multiply(const CsbCode::Strip& strip, const float* x, int64_t x_step, int64_t panels,
+                float* y, int64_t y_step) const;
+  const std::vector<CsbCode::Strip>& strips() const { return code_->strips(); }
 
+ private:
   const Kernels* k_ = nullptr;
   std::unique_ptr<const CsbCode> code_;
   std::optional<Tensor> bias_;
   int64_t chunk_ = 0, chunks_ = 0, out_ = 0, activation_ = 0;
-  int64_t work_ = 0;        // multiply-adds of a row of the batch
-  int64_t most_rows_ = 0;   // of a strip
-  bool activated_ = false;  // by the code itself
+  int64_t work_ = 0;
+  int64_t most_rows_ = 0;  // of a strip
+};
+
+// Such products one after the other, whose sums are the panels of the next.
+class CodeChain {
+ public:
+  CodeChain() = default;
+  // Of none where one of them is null, or has not as many columns as the one before has rows.
+  explicit CodeChain(std::vector<std::shared_ptr<const CodeLinear>> layers);
+  // Whether threads that have panels of their own are shared out well.
+  bool serves(int64_t batch, int64_t in) const;
+  Tensor operator()(const Tensor& x) const;
+
+ private:
+  int64_t threads(int64_t panels, int64_t in) const;
+
+  std::vector<std::shared_ptr<const CodeLinear>> layers_;
+  int64_t columns_ = 0, work_ = 0;  // of the widest panel; of all layers
 };
 
 }  // namespace sparsewright

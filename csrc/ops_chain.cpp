@@ -5,6 +5,7 @@
 #include "barrier.h"
 #include "chain.h"
 #include "chain_tiles.h"
+#include "code_linear.h"
 
 namespace sparsewright {
 namespace {
@@ -41,8 +42,11 @@ class Chain {
  public:
   // stages: none where one region cannot serve a row.
   Chain(std::vector<Bound> calls, std::vector<std::shared_ptr<const Stage>> stages,
-        TileChain tiles = {})
-      : calls_(std::move(calls)), stages_(std::move(stages)), tiles_(std::move(tiles)) {
+        TileChain tiles = {}, CodeChain codes = {})
+      : calls_(std::move(calls)),
+        stages_(std::move(stages)),
+        tiles_(std::move(tiles)),
+        codes_(std::move(codes)) {
     for (size_t i = 0; i < stages_.size(); ++i) {
       Ready ready = stages_[i]->ready();
       const Stage* const next = i + 1 < stages_.size() ? stages_[i + 1].get() : nullptr;
@@ -59,6 +63,7 @@ class Chain {
       const auto [batch, in] = extent_of(x);
       if (batch == 1 && serves_row(in)) return one_row(x);
       if (tiles_.serves(batch, in)) return tiles_(x);
+      if (codes_.serves(batch, in)) return codes_(x);
     }
     Tensor y = x;
     for (size_t i = 0; i + 1 < calls_.size(); ++i) {
@@ -123,6 +128,7 @@ class Chain {
   std::vector<Bound> calls_;
   std::vector<std::shared_ptr<const Stage>> stages_;
   TileChain tiles_;
+  CodeChain codes_;
   std::vector<Ready> ready_;
   int64_t work_ = 0, floats_ = 0;
 };
@@ -170,6 +176,7 @@ std::shared_ptr<const Stage> after(const Stage& before, const Stage& stage) {
 Product chain_of(const std::vector<std::shared_ptr<const Product>>& products, bool one_region) {
   std::vector<Bound> calls;
   std::vector<std::shared_ptr<const Stage>> stages, moved;
+  std::vector<std::shared_ptr<const CodeLinear>> codes;
   bool rows = one_region;
   for (const auto& product : products) {
     calls.emplace_back(product->call);
@@ -179,9 +186,11 @@ Product chain_of(const std::vector<std::shared_ptr<const Product>>& products, bo
     rows = rows && stage;
     moved.push_back(std::move(stage));
     stages.push_back(product->stage);
+    codes.push_back(product->code);
   }
   if (!rows) moved.clear();
-  return {Chain(std::move(calls), std::move(moved), TileChain::of(std::move(stages), one_region)),
+  return {Chain(std::move(calls), std::move(moved), TileChain::of(std::move(stages), one_region),
+                CodeChain(std::move(codes))),
           nullptr};
 }
 

@@ -40,14 +40,30 @@ CodePlaces places_of(int64_t columns, int64_t weights) {
   return places;
 }
 
-}  // namespace
+// Panels [first, end) of the batch, laid one after the other.
+void lay_panels(const Kernels& k, const Turned& x, int64_t batch, int64_t first, int64_t end,
+                float* to) {
+  for (int64_t t = first; t < end; ++t, to += kBeside * x.columns())
+    for (int64_t piece = 0; piece < x.pieces(); ++piece)
+      x.lay_piece(k, t * kBeside, x.rows(t, batch), to, piece);
+}
 
-// One call: what it multiplies, and its panels from number `before` on.
-struct CodeLinear::Call {
-  const Linear& l;
-  Turned x;
-  int64_t before;
-};
+// Sums of one panel, of `rows` rows of the weight from `begin` on, to rows of the batch or columns.
+void give(const Kernels& k, const Linear& l, int64_t out, int64_t panel, int64_t begin,
+          int64_t rows, const float* sums) {
+  const int64_t row = panel * kBeside, count = std::min<int64_t>(kBeside, l.batch - row);
+  if (!l.transposed) return k.transpose(sums, kBeside, rows, count, l.y + row * out + begin, out);
+  for (int64_t r = 0; r < rows; ++r)
+    std::copy_n(sums + r * kBeside, count, l.y + (begin + r) * l.batch + row);
+}
+
+Turned panels_of(const Linear& l, int64_t columns) {
+  Turned x(l, {64, 64, -1, -1, kBeside}, kBeside);
+  x.zeros = columns;
+  return x;
+}
+
+}  // namespace
 
 std::shared_ptr<const CodeLinear> CodeLinear::of(const Tensor& starts, const Tensor& pairs,
                                                  const Tensor& columns, const Tensor& values,
@@ -60,19 +76,18 @@ std::shared_ptr<const CodeLinear> CodeLinear::of(const Tensor& starts, const Ten
   const int64_t blocks = block > 0 ? ceil_div(out_features, block) : 0;
   const int64_t in = blocks > 0 ? (starts.numel() / 2 - 1) / blocks * chunk : 0;
   const Csb w = csb_of(starts, pairs, columns, values, scales, in, out_features, chunk, block);
-  const Activation then = activation_of(activation);
+  const bool relu = activation_of(activation) == Activation::kRelu;
   bias_of(bias, out_features);
   auto made = std::make_shared<CodeLinear>();
-  made->activated_ = then == Activation::kRelu;
   made->code_ = CsbCode::of(w, places_of(in, 2 * values.size(0)), bias.has_value(),
-                            made->activated_ ? then : Activation::kNone);
+                            relu ? Activation::kRelu : Activation::kNone);
   if (!made->code_) return nullptr;
   made->k_ = &kernels_for(kBest);
   made->bias_ = bias;
   made->chunk_ = chunk, made->chunks_ = w.chunks, made->out_ = out_features;
   made->activation_ = activation;
   made->work_ = 2 * values.size(0) + out_features;
-  for (const CsbCode::Strip& s : made->code_->strips())
+  for (const CsbCode::Strip& s : made->strips())
     made->most_rows_ = std::max(made->most_rows_, s.end - s.begin);
   return made;
 }
@@ -84,7 +99,7 @@ CodeLinear::Shares CodeLinear::shares(int64_t in, int64_t panels, int64_t thread
   Shares best = {1, 1};
   int64_t least = std::numeric_limits<int64_t>::max();
   for (int64_t groups = std::min(threads, panels); groups > 0; --groups) {
-    const int64_t parts = std::min(threads / groups, strips());
+    const int64_t parts = std::min(threads / groups, static_cast<int64_t>(strips().size()));
     if (parts == 0) continue;
     const int64_t bytes = code_->bytes() / parts;
     const int64_t quarters = bytes > kFarCode ? 8 : bytes > kNearCode ? 5 : 4;
@@ -95,77 +110,114 @@ CodeLinear::Shares CodeLinear::shares(int64_t in, int64_t panels, int64_t thread
   return best;
 }
 
+void CodeLinear::multiply(const CsbCode::Strip& strip, const float* x, int64_t x_step,
+                          int64_t panels, float* y, int64_t y_step) const {
+  const float* const bias = bias_of(bias_, out_);
+  for (size_t i = strip.first; i < strip.last; ++i) {
+    const CsbCode::Part& part = code_->parts()[i];
+    Ahead ahead;
+    if (i + 1 < code_->parts().size()) ahead = code_->parts()[i + 1].all;
+    for (int64_t t = 0; t < panels; ++t) {
+      const float* const from = x + t * x_step + (part.group * kColumns + kMiddle) * kBeside;
+      part.run(&from, part.values, y + t * y_step, bias, nullptr,
+               ahead.floats > 0 ? ahead.from : part.values);
+      ahead.skip(part.lines);
+    }
+  }
+  const Activation then = activation_of(activation_);
+  if (then == Activation::kNone || then == Activation::kRelu) return;  // done by the code
+  for (int64_t t = 0; t < panels; ++t)
+    k_->activate(y + t * y_step, (strip.end - strip.begin) * kBeside, then);
+}
+
 Tensor CodeLinear::operator()(const Tensor& input) const {
   Linear l = begin(input, bias_, out_, activation_);
-  SW_CHECK(ceil_div(l.in, chunk_) == chunks_, "the packed weight has ", chunks_, " chunks of ",
-           chunk_, " columns; x has ", l.in, " in_features");
-  if (l.batch == 0) return std::move(l.output);
-  Turned x(l, {64, 64, -1, -1, kBeside}, kBeside);
-  x.zeros = chunks_ * chunk_;
-  const int64_t all = ceil_div(l.batch, kBeside), floats = x.columns() * kBeside;
-  const int64_t most = std::max<int64_t>(kScratchFloats / floats, 1);
-  for (int64_t before = 0; before < all; before += most) {
-    const int64_t panels = std::min(most, all - before);
-    const int64_t threads =
-        parts_of(panels * (work_ + l.in * kOwnLayingCost), torch::stable::get_num_threads());
-    const Shares share = shares(l.in, panels, threads);
-    const int64_t each = ceil_div(panels, share.groups);
-    const auto some = [&](int64_t from, int64_t to) {
-      Call call = {l, x, before};
-      float* const memory = scratch<kShare>(each * floats);
-      float* const sums = scratch<kSums>(std::min(each, kPanels) * most_rows_ * kBeside);
-      int64_t laid = -1;
-      for (int64_t i = from; i < to; ++i) {
-        const int64_t group = i / share.parts, part = i % share.parts;
-        const int64_t first = panels * group / share.groups;
-        const int64_t end = panels * (group + 1) / share.groups;
-        call.x.to = memory, call.before = before + first;
-        for (int64_t t = first; laid != group && t < end; ++t)
-          for (int64_t piece = 0; piece < x.pieces(); ++piece)
-            x.lay_piece(*k_, (before + t) * kBeside, x.rows(before + t, l.batch),
-                        call.x.tile(t - first), piece);
-        laid = group;
-        for (int64_t t = 0; t < end - first; t += kPanels)
-          multiply(call, t, std::min(t + kPanels, end - first), strips() * part / share.parts,
-                   strips() * (part + 1) / share.parts, sums);
+  SW_CHECK(fits(l.in), "the packed weight has ", chunks_, " chunks of ", chunk_, " columns; x has ",
+           l.in, " in_features");
+  const Turned x = panels_of(l, columns());
+  const int64_t floats = x.columns() * kBeside, panels = ceil_div(l.batch, kBeside);
+  const int64_t threads =
+      parts_of(panels * (work_ + l.in * kOwnLayingCost), torch::stable::get_num_threads());
+  const Shares share = shares(l.in, std::max<int64_t>(panels, 1), threads);
+  const auto count = static_cast<int64_t>(strips().size());
+  const int64_t most = std::clamp<int64_t>(kScratchFloats / floats, 1, kPanels);
+  const auto some = [&](int64_t from, int64_t to) {
+    const int64_t each = std::min(most, ceil_div(panels, share.groups));
+    float* const memory = scratch<kShare>(each * floats);
+    float* const sums = scratch<kSums>(each * most_rows_ * kBeside);
+    for (int64_t i = from; i < to; ++i) {
+      const int64_t group = i / share.parts, part = i % share.parts;
+      const int64_t end = panels * (group + 1) / share.groups;
+      for (int64_t t = panels * group / share.groups; t < end; t += each) {
+        const int64_t now = std::min(each, end - t);
+        lay_panels(*k_, x, l.batch, t, t + now, memory);
+        for (int64_t s = count * part / share.parts; s < count * (part + 1) / share.parts; ++s) {
+          const CsbCode::Strip& strip = strips()[static_cast<size_t>(s)];
+          const int64_t rows = strip.end - strip.begin;
+          multiply(strip, memory, floats, now, sums, rows * kBeside);
+          for (int64_t p = 0; p < now; ++p)
+            give(*k_, l, out_, t + p, strip.begin, rows, sums + p * rows * kBeside);
+        }
       }
-    };
-    torch::stable::parallel_for(0, share.groups * share.parts, 1, some);
-  }
+    }
+  };
+  if (panels > 0) torch::stable::parallel_for(0, share.groups * share.parts, 1, some);
   return std::move(l.output);
 }
 
-void CodeLinear::multiply(const Call& call, int64_t first, int64_t end, int64_t from, int64_t to,
-                          float* sums) const {
-  for (int64_t s = from; s < to; ++s) {
-    const CsbCode::Strip& strip = code_->strips()[static_cast<size_t>(s)];
-    const int64_t floats = (strip.end - strip.begin) * kBeside;
-    for (size_t i = strip.first; i < strip.last; ++i) {
-      const CsbCode::Part& part = code_->parts()[i];
-      Ahead ahead;
-      if (i + 1 < code_->parts().size()) ahead = code_->parts()[i + 1].all;
-      for (int64_t t = first; t < end; ++t) {
-        const float* const x = call.x.tile(t) + (part.group * kColumns + kMiddle) * kBeside;
-        part.run(&x, part.values, sums + (t - first) * floats, call.l.bias, nullptr,
-                 ahead.floats > 0 ? ahead.from : part.values);
-        ahead.skip(part.lines);
-      }
-    }
-    for (int64_t t = first; t < end; ++t)
-      finish(call, call.before + t, strip, sums + (t - first) * floats);
+CodeChain::CodeChain(std::vector<std::shared_ptr<const CodeLinear>> layers) {
+  for (size_t i = 0; i < layers.size(); ++i) {
+    if (!layers[i] || (i > 0 && !layers[i]->fits(layers[i - 1]->out()))) return;
+    columns_ = std::max({columns_, layers[i]->columns() + 64, layers[i]->out()});
+    work_ += layers[i]->work();
   }
+  layers_ = std::move(layers);
 }
 
-void CodeLinear::finish(const Call& call, int64_t panel, const CsbCode::Strip& strip,
-                        float* sums) const {
-  const Linear& l = call.l;
-  const int64_t rows = strip.end - strip.begin, row = panel * kBeside;
-  const int64_t count = call.x.rows(panel, l.batch);
-  if (!activated_) k_->activate(sums, rows * kBeside, l.activation);
-  if (!l.transposed)
-    return k_->transpose(sums, kBeside, rows, count, l.y + row * out_ + strip.begin, out_);
-  for (int64_t r = 0; r < rows; ++r)
-    std::copy_n(sums + r * kBeside, count, l.y + (strip.begin + r) * l.batch + row);
+int64_t CodeChain::threads(int64_t panels, int64_t in) const {
+  return parts_of(panels * (work_ + in * kOwnLayingCost),
+                  std::min<int64_t>(torch::stable::get_num_threads(), panels));
+}
+
+bool CodeChain::serves(int64_t batch, int64_t in) const {
+  if (layers_.empty() || batch == 0 || !layers_[0]->fits(in)) return false;
+  const int64_t panels = ceil_div(batch, kBeside), all = torch::stable::get_num_threads();
+  if (all > 1 && parts_of(panels * work_, all) > threads(panels, in)) return false;
+  return std::all_of(layers_.begin(), layers_.end(), [&](const auto& layer) {
+    return layer->shares(in, panels, threads(panels, in)).parts == 1;
+  });
+}
+
+Tensor CodeChain::operator()(const Tensor& input) const {
+  const Kernels& k = kernels_for(kBest);
+  Linear l = begin(input, std::nullopt, layers_.back()->out(), 0);
+  const Turned x = panels_of(l, layers_[0]->columns());
+  const int64_t floats = std::max(columns_, x.columns()) * kBeside;
+  const int64_t panels = ceil_div(l.batch, kBeside), groups = threads(panels, l.in);
+  const int64_t most = std::clamp<int64_t>(kScratchFloats / (2 * floats), 1, kPanels);
+  const auto some = [&](int64_t from, int64_t to) {
+    for (int64_t group = from; group < to; ++group) {
+      const int64_t begin = panels * group / groups, end = panels * (group + 1) / groups;
+      const int64_t each = std::min(most, end - begin);
+      float* from = scratch<kShare>(2 * each * floats);
+      for (int64_t t = begin; t < end; t += each) {
+        const int64_t now = std::min(each, end - t);
+        int64_t step = x.columns() * kBeside;
+        float *here = from, *there = from + each * floats;
+        lay_panels(k, x, l.batch, t, t + now, here);
+        for (const auto& layer : layers_) {
+          for (const CsbCode::Strip& strip : layer->strips())
+            layer->multiply(strip, here, step, now, there + strip.begin * kBeside, floats);
+          std::swap(here, there);
+          step = floats;
+        }
+        for (int64_t p = 0; p < now; ++p)
+          give(k, l, layers_.back()->out(), t + p, 0, layers_.back()->out(), here + p * floats);
+      }
+    }
+  };
+  torch::stable::parallel_for(0, groups, 1, some);
+  return std::move(l.output);
 }
 
 namespace {
