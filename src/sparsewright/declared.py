@@ -132,6 +132,11 @@ class Declared:
             declared._keep((packed.layout, frozenset(refs.items())), packed, module.kernel, name)
         return declared
 
+    @property
+    def exact(self) -> bool:
+        """Whether what is made of the layers' kernels, bound, gives the bits of their ops."""
+        return all(name not in KERNELS or KERNELS[name].exact for name in self.kernels.values())
+
     def _add(self, entry: Any, place: str) -> None:
         place = f"{place} ({field(entry, 'name', str, place)[:MAX_TEXT]!r})"
         layout, refs = field(entry, "layout", str, place), field(entry, "tensors", dict, place)

@@ -89,5 +89,14 @@ def _why_no_code(weight: Tensor | None = None) -> str | None:
 # The same op: bound, it runs the weight as instructions of its own (csrc/code_linear.h), which are
 # a copy of the values; called in any other way, as in an exported program, it is csb's best loops.
 KERNELS.register("csb.code")(
-    Kernel("csb.code", "csb", "cpu", _why_no_code, _prepare, csb_linear, batch=LEAST_BATCH)
+    Kernel(
+        "csb.code",
+        "csb",
+        "cpu",
+        _why_no_code,
+        _prepare,
+        csb_linear,
+        batch=LEAST_BATCH,
+        exact=False,
+    )
 )

@@ -35,6 +35,7 @@ class Kernel:
     op: (x, *tensors, bias, *numbers) -> y. reserve: why `choose` leaves it out unless it is named.
     operation: the name of what it computes (operation.py). values: the types of values that it
     computes with. batch: fewest rows, or images, for which `choose` tries it unless it is named.
+    exact: whether a bound call gives the bits of the op.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Kernel:
     operation: str = "linear"
     values: tuple[str, ...] = (FP32,)
     batch: int = 1
+    exact: bool = True
 
     @property
     def about(self) -> str:
