@@ -14,10 +14,11 @@ enum Pointer : int { kRdi = 7, kRsi = 6, kRdx = 2, kRcx = 1, kR8 = 8, kR9 = 9, k
 
 class Assembler {
  public:
+  explicit Assembler(int64_t lanes) : lanes_(lanes) {}
   const std::vector<uint8_t>& bytes() const { return bytes_; }
   int64_t size() const { return static_cast<int64_t>(bytes_.size()); }
 
-  // Of 16 floats; z: one of 32 registers.
+  // Of as many floats as there are lanes, 8 or 16; z: one of 32 registers.
   void load(int z, Pointer from, int64_t at) { vector(kOf, kNone, 0x10, z, 0, from, at); }
   void store(int z, Pointer to, int64_t at) { vector(kOf, kNone, 0x11, z, 0, to, at); }
   void add(int z, Pointer from, int64_t at) { vector(kOf, kNone, 0x58, z, z, from, at); }
@@ -82,7 +83,7 @@ class Assembler {
     put({0x62,
          static_cast<uint8_t>((~z >> 3 & 1) << 7 | !x << 6 | !b << 5 | (~z >> 4 & 1) << 4 | map),
          static_cast<uint8_t>((~v & 15) << 3 | 4 | pp),
-         static_cast<uint8_t>(2 << 5 | of_float << 4 | (~v >> 4 & 1) << 3)});
+         static_cast<uint8_t>((lanes_ == 16 ? 2 : 1) << 5 | of_float << 4 | (~v >> 4 & 1) << 3)});
   }
   void registers(Prefix pp, uint8_t code, int z, int v, int last) {
     prefix(kOf, pp, z, v, last & 8, last & 16, false);
@@ -90,7 +91,7 @@ class Assembler {
   }
   void vector(Map map, Prefix pp, uint8_t code, int z, int v, Pointer from, int64_t at) {
     prefix(map, pp, z, v, from & 8, false, false);
-    memory(code, z, from, at, 64);
+    memory(code, z, from, at, 4 * lanes_);
   }
   void number(uint8_t code, int z, int v, Pointer from, int64_t at, bool of_float) {
     prefix(kOf38, k66, z, v, from & 8, false, of_float);
@@ -106,6 +107,7 @@ class Assembler {
       put_32(at);
   }
 
+  int64_t lanes_;
   std::vector<uint8_t> bytes_;
 };
 

@@ -1,6 +1,6 @@
-// A product whose weight in layout csb is code (csb_code.h), for batches: sixteen rows of the batch
-// lie side by side in a panel, column after column, and each part of the code multiplies one panel
-// after the other while it is near.
+// A product whose weight in layout csb is code (csb_code.h), for batches: 16 rows of the batch, or
+// 8, lie side by side in a panel, column after column, and each part of the code multiplies one
+// panel after the other while it is near.
 #pragma once
 #include <memory>
 #include <optional>
@@ -18,9 +18,10 @@ class CodeLinear {
                                               const std::optional<Tensor>& scales,
                                               const std::optional<Tensor>& bias,
                                               int64_t out_features, int64_t chunk, int64_t block,
-                                              int64_t activation);
+                                              int64_t activation, int64_t lanes);
   Tensor operator()(const Tensor& x) const;
   int64_t code_bytes() const { return code_->bytes(); }
+  int64_t lanes() const { return lanes_; }
   int64_t out() const { return out_; }
   // Multiply-adds of a row of the batch.
   int64_t work() const { return work_; }
@@ -44,6 +45,7 @@ class CodeLinear {
   const Kernels* k_ = nullptr;
   std::unique_ptr<const CsbCode> code_;
   std::optional<Tensor> bias_;
+  int64_t lanes_ = kBeside;
   int64_t chunk_ = 0, chunks_ = 0, out_ = 0, activation_ = 0;
   int64_t work_ = 0;
   int64_t most_rows_ = 0;  // of a strip

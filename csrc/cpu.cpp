@@ -63,7 +63,7 @@ int64_t best_isa() {
 }
 
 const Kernels& kernels_for(int64_t isa) {
-  if (isa == kBest || isa == kCode) isa = best_isa();
+  if (isa == kBest || isa == kCode16 || isa == kCode8) isa = best_isa();
   if (const char* reason = why_not(isa)) throw std::runtime_error(reason);
 #ifdef SPARSEWRIGHT_X86
   if (isa == kIsaAvx2) return avx2::kKernels;

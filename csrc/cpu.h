@@ -7,9 +7,9 @@
 namespace sparsewright {
 
 enum Isa : int64_t { kBest = 0, kIsaPortable = 1, kIsaAvx2 = 2, kIsaAvx512 = 3 };
-// In place of an instruction set, of a product that is bound: its weight made code (csb_code.h).
-// Else, and where that cannot be, it is as kBest.
-constexpr int64_t kCode = 4;
+// In place of an instruction set, of a product that is bound: its weight made code for as many rows
+// of the batch side by side (csb_code.h). Else, and where that cannot be, they are as kBest.
+constexpr int64_t kCode16 = 4, kCode8 = 5;
 
 // Why an instruction set cannot serve here, or null.
 const char* why_not(int64_t isa);

@@ -1,6 +1,7 @@
 #include "csb_code.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstdlib>
 #include <numeric>
 #include <stdexcept>
@@ -114,9 +115,20 @@ class Sorted {
       last_blocks_.push_back(static_cast<int64_t>(first_rows_.size()) - 1);
     }
   }
+  // Wider than they are stored, where that is in fewer bytes; steps times their row's scale.
+  static float value_of(const Values& values, int64_t at, int64_t row) {
+    switch (values.number) {
+      case Number::kBf16:
+        return std::bit_cast<float>(uint32_t{static_cast<const uint16_t*>(values.data)[at]} << 16);
+      case Number::kInt8:
+        return static_cast<const int8_t*>(values.data)[at] * values.scales[row];
+      default:
+        return static_cast<const float*>(values.data)[at];
+    }
+  }
+
   static std::vector<Weight> weights(const Csb& w) {
     std::vector<Weight> all;
-    const auto* values = static_cast<const float*>(w.values.data);
     for (int64_t cell = 0; cell < w.blocks * w.chunks; ++cell) {
       const int32_t* const start = w.starts + 2 * cell;
       const int64_t row = cell / w.chunks * w.block, column = cell % w.chunks * w.chunk;
@@ -129,7 +141,8 @@ class Sorted {
           if (row + mine >= w.out || column + w.columns[at] >= w.in)
             throw std::runtime_error("layout csb: a weight lies outside of its matrix");
           all.push_back({static_cast<int32_t>(row + mine),
-                         static_cast<int32_t>(column + w.columns[at]), values[at]});
+                         static_cast<int32_t>(column + w.columns[at]),
+                         value_of(w.values, at, row + mine)});
         }
       }
     }
@@ -151,7 +164,7 @@ class Sorted {
 class Writer {
  public:
   Writer(const Sorted& weights, const CodePlaces& places, bool has_bias, bool relu)
-      : weights_(weights), places_(places), has_bias_(has_bias), relu_(relu) {}
+      : code(places.lanes), weights_(weights), places_(places), has_bias_(has_bias), relu_(relu) {}
 
   struct Function {
     int64_t group, code, values, lines;
@@ -270,8 +283,8 @@ bool is_wanted() {
 // What a first look at the weight says.
 bool may_be_code(const Csb& w, const CodePlaces& places, Activation then) {
   const bool usual = then == Activation::kNone || then == Activation::kRelu;
-  return usual && w.values.number == Number::kFloat && !w.values.scales && w.in > 0 && w.out > 0 &&
-         w.in < kMostNumber && 4 * places.step < kMostNumber / w.out;
+  return usual && w.in > 0 && w.out > 0 && w.in < kMostNumber &&
+         4 * places.step < kMostNumber / w.out;
 }
 
 }  // namespace

@@ -38,22 +38,23 @@ struct CodePlaces {
   std::vector<int64_t> ends;  // of the groups, in columns
   std::vector<int64_t> shifts;
   std::vector<int32_t> taps;
-  int64_t step;        // from one output channel to the next
-  int64_t strips = 1;  // of like numbers of rows, fewer where there are fewer rows
-  int64_t align = 1;   // a multiple of which they begin at
+  int64_t step;             // from one output channel to the next
+  int64_t strips = 1;       // of like numbers of rows, fewer where there are fewer rows
+  int64_t align = 1;        // a multiple of which they begin at
+  int64_t lanes = kBeside;  // activations side by side; or half as many
 };
 
 // A copy: what is written into the weight's values later does not change it.
 class CsbCode {
  public:
-  // Null where makes_code() says so, for values that are not float32, activations other than ReLU,
-  // and weights that are nearly dense, or too many (csb_code.cpp: kMostWeights, kMostCode).
+  // Null where makes_code() says so, for activations other than ReLU, and weights that are nearly
+  // dense, or too many (csb_code.cpp: kMostWeights, kMostCode).
   static std::unique_ptr<const CsbCode> of(const Csb& w, const CodePlaces& places, bool has_bias,
                                            Activation then);
-  // Some of the rows, at kBeside places of the output: what lies behind the taps, and residual (or
-  // null), to y, where the first row of the strip begins. The parts of a group follow one another,
-  // and the groups of a strip; what one of these leaves in y the next one reads. On its way it
-  // fetches so many lines (64 bytes) from `soon` on.
+  // Some of the rows, at as many places of the output as there are lanes: what lies behind the
+  // taps, and residual (or null), to y, where the first row of the strip begins. The parts of a
+  // group follow one another, and the groups of a strip; what one of these leaves in y the next one
+  // reads. On its way it fetches so many lines (64 bytes) from `soon` on.
   struct Part {
     int64_t group;
     void (*run)(const float* const* taps, const float* values, float* y, const float* bias,

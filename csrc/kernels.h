@@ -331,6 +331,9 @@ struct Kernels {
   // y[c * y_step + r] = x[r * x_step + c]
   void (*transpose)(const float* x, int64_t x_step, int64_t rows, int64_t columns, float* y,
                     int64_t y_step);
+  // y[r * y_step + i] = x[i * width + r], for `count` of the width (a multiple of the vector's).
+  void (*to_rows)(const float* x, int64_t width, int64_t rows, int64_t count, float* y,
+                  int64_t y_step);
   // Rows [0, batch) of x, columns [begin, end) -> column-major (in, width), zeros beyond batch.
   void (*transpose_in)(const float* x, int64_t in, int64_t batch, float* out, int64_t width,
                        int64_t begin, int64_t end);

@@ -54,6 +54,7 @@ const Kernels kKernels = {
     .activate = activate,
     .zero_where = zero_where,
     .transpose = transpose,
+    .to_rows = to_rows,
     .transpose_in = transpose_in,
     .copy_in = copy_in,
 };

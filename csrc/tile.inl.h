@@ -2,6 +2,7 @@
 // one transposed column of the activations (Elsen et al. 2020).
 #pragma once
 #include <cstdint>
+#include <cstring>
 
 #include "activation.inl.h"
 #include "kernels.h"
@@ -112,9 +113,41 @@ void transpose(const float* x, int64_t x_step, int64_t rows, int64_t columns, fl
 
 void transpose_in(const float* x, int64_t in, int64_t batch, float* out, int64_t width,
                   int64_t begin, int64_t end) {
-  transpose(x + begin, in, batch, end - begin, out + begin * width, width);
+  const int64_t some = batch % 8, whole = batch - some, in_eights = (end - begin) / 8 * 8;
+  const bool padded = some > 0 && whole + 8 <= width;
+  const int64_t done = padded ? whole + 8 : batch;
+  transpose(x + begin, in, padded ? whole : batch, end - begin, out + begin * width, width);
+  if (padded) {  // the others of eight rows are zeros
+    alignas(32) float eight[64] = {};
+    for (int64_t c = begin; c < begin + in_eights; c += 8) {
+      for (int64_t r = 0; r < some; ++r)
+        std::memcpy(eight + 8 * r, x + (whole + r) * in + c, 8 * sizeof(float));
+      Simd::transpose8x8(eight, 8, out + c * width + whole, width);
+    }
+    for (int64_t c = begin + in_eights; c < end; ++c)
+      for (int64_t r = 0; r < 8; ++r)
+        out[c * width + whole + r] = r < some ? x[(whole + r) * in + c] : 0.0f;
+  }
   for (int64_t c = begin; c < end; ++c)
-    for (int64_t r = batch; r < width; ++r) out[c * width + r] = 0.0f;
+    for (int64_t r = done; r < width; ++r) out[c * width + r] = 0.0f;
+}
+
+// y[r * y_step + i] = x[i * width + r], of `count` of the columns: what a tile's sums are, to rows
+// of the batch.
+void to_rows(const float* x, int64_t width, int64_t rows, int64_t count, float* y, int64_t y_step) {
+  const int64_t some = count % 8, whole = count - some;
+  if (some == 0 || whole + 8 > width) return transpose(x, width, rows, count, y, y_step);
+  if (whole > 0) transpose(x, width, rows, whole, y, y_step);
+  alignas(32) float eight[64];
+  float* const to = y + whole * y_step;
+  int64_t i = 0;
+  for (; i + 8 <= rows; i += 8) {
+    Simd::transpose8x8(x + i * width + whole, width, eight, 8);
+    for (int64_t r = 0; r < some; ++r)
+      std::memcpy(to + r * y_step + i, eight + 8 * r, 8 * sizeof(float));
+  }
+  for (; i < rows; ++i)
+    for (int64_t r = 0; r < some; ++r) to[r * y_step + i] = x[i * width + whole + r];
 }
 
 void copy_in(const float* x, int64_t step, int64_t batch, float* out, int64_t width, int64_t begin,
@@ -201,7 +234,7 @@ void finish_block(float* sums, const Values& v, const Tile& tile, int64_t begin,
   scale_block(sums, v, tile.bias, tile.width, begin, end);
   activate(sums, (end - begin) * tile.width, tile.activation);
   if (tile.next) return to_columns(sums, tile, begin, end);
-  transpose(sums, tile.width, end - begin, tile.batch, tile.y + begin, out);
+  to_rows(sums, tile.width, end - begin, tile.batch, tile.y + begin, out);
 }
 
 }  // namespace

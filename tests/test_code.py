@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -17,11 +18,11 @@ from sparsewright.errors import KernelError
 from sparsewright.image_units import IMAGES
 from sparsewright.kernels import KERNELS, choose
 from sparsewright.kernels.bound import bind as kernel_bind
-from sparsewright.kernels.bound import bind_beside, into, transposed
+from sparsewright.kernels.bound import bind_beside, chain, into, transposed
 from sparsewright.kernels.info import kernel_info
 from sparsewright.kernels.reference import ACTIVATIONS
 from sparsewright.lab.doctor import compiled
-from sparsewright.layouts import store
+from sparsewright.layouts import rounded, store
 from sparsewright.layouts.csb import Csb
 from sparsewright.plan import Pieces
 
@@ -169,9 +170,9 @@ def test_how_much_memory_it_takes() -> None:
     assert 14 < OPS.code_bytes(code.number) / int((weight != 0).sum()) < 18
 
 
-def bind_linear(weight: Tensor, bias: Tensor | None, then=0, code="1", values="fp32"):
-    """The product with the weight, as kernel csb.code has it."""
-    kernel = KERNELS["csb.code"]
+def bind_linear(weight: Tensor, bias: Tensor | None, then=0, code="1", values="fp32", lanes=16):
+    """The product with the weight, as kernels csb.code16 and csb.code8 have it."""
+    kernel = KERNELS[f"csb.code{lanes}"]
     prepared = kernel.prepare(store(Csb().pack, weight, values), 1)
     *numbers, _, isa = prepared.numbers
     with pytest.MonkeyPatch.context() as patch:
@@ -185,11 +186,12 @@ def thin(out: int, width: int, density: float) -> Tensor:
 
 @needs_code
 @given(
-    st.integers(1, 200), st.integers(1, 600), st.integers(1, 130), st.integers(1, 5),
+    st.integers(1, 200), st.integers(1, 1100), st.integers(1, 130), st.integers(1, 5),
     st.sampled_from([0.0, 0.02, 0.1, 0.5]), st.booleans(), st.booleans(), st.integers(0, 5),
+    st.sampled_from([8, 16]),
 )  # fmt: skip
 def test_a_matrix_gives_what_torch_gives(
-    out, width, batch, threads, density, biased, across, then
+    out, width, batch, threads, density, biased, across, then, lanes
 ) -> None:
     """Several groups of columns and strips of rows, panels that are not full, shares of panels and
     of rows; rows and columns of activations."""
@@ -200,7 +202,7 @@ def test_a_matrix_gives_what_torch_gives(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        call = bind_linear(weight, bias, then)
+        call = bind_linear(weight, bias, then, lanes=lanes)
         assert OPS.code_bytes(call.number) > 0
         got = transposed(call)(x.t().contiguous()).t() if across else call(x)
     finally:
@@ -210,19 +212,20 @@ def test_a_matrix_gives_what_torch_gives(
 
 
 @needs_code
+@pytest.mark.parametrize("lanes", [8, 16])
 @pytest.mark.parametrize("threads", [1, 3, 4])
 @pytest.mark.parametrize(
     ("out", "width", "density", "batch"),
     [(3000, 700, 0.1, 70), (100, 4200, 0.2, 300), (70, 30, 0.3, 2000), (2100, 2100, 0.2, 17)],
 )
-def test_large_matrices_and_batches(out, width, density, batch, threads) -> None:
+def test_large_matrices_and_batches(out, width, density, batch, threads, lanes) -> None:
     """More panels than are laid at once, code of every size."""
     torch.manual_seed(0)
     weight, bias, x = thin(out, width, density), torch.randn(out), torch.randn(batch, width)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        call = bind_linear(weight, bias, 1)
+        call = bind_linear(weight, bias, 1, lanes=lanes)
         assert OPS.code_bytes(call.number) > 0
         got, given = call(x), torch.full((batch, out), float("nan"))
         into(call, x, given)()
@@ -246,6 +249,24 @@ def test_a_matrix_with_other_activations_than_its_own() -> None:
 
 
 @needs_code
+@pytest.mark.parametrize("values", ["bf16", "int8"])
+def test_values_of_fewer_bytes(values) -> None:
+    torch.manual_seed(0)
+    weight, bias, x = thin(90, 700, 0.2), torch.randn(90), torch.randn(40, 700)
+    call = bind_linear(weight, bias, 1, values=values)
+    assert OPS.code_bytes(call.number) > 0
+    right = (x.double() @ rounded(weight, values).double().t() + bias.double()).relu()
+    assert torch.allclose(call(x).double(), right, rtol=1e-4, atol=1e-4)
+    conv, image = sparse(40, 40, 3, 0.2), torch.randn(IMAGES, 40, 7, 7)
+    bound = bind(conv, 7, None, "1", values=values)
+    assert OPS.code_bytes(bound.number) > 0
+    near = rounded(conv.flatten(1), values).view_as(conv).double()
+    right = F.conv2d(image.double(), near, padding=1).relu()
+    got = back(OPS.bound(bound.number, there(image), None), image)
+    assert torch.allclose(got.double(), right, rtol=1e-4, atol=1e-4)
+
+
+@needs_code
 def test_which_matrices_are_code() -> None:
     def is_code(w: Tensor, **given) -> bool:
         call = bind_linear(w, None, **given)  # let go with its number, not before
@@ -255,8 +276,7 @@ def test_which_matrices_are_code() -> None:
     assert is_code(weight)
     assert is_code(weight, then=2)  # GELU follows it
     assert not is_code(weight, code="0")
-    assert not is_code(weight, values="bf16")
-    refuses = KERNELS["csb.code"].refuses
+    refuses = KERNELS["csb.code16"].refuses
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPARSEWRIGHT_CODE", "0")
         assert refuses(weight) == "SPARSEWRIGHT_CODE=0 rules it out"
@@ -284,13 +304,14 @@ def test_a_matrix_in_a_plan(monkeypatch, tmp_path) -> None:
     for layer in (model[0], model[2]):
         layer.weight.data *= torch.rand(layer.weight.shape) < 0.2
     x = torch.randn(8, 64)
-    choice = choose(model[0].weight, None, x, seconds=0)
-    assert ("csb.code", "timed for batches of 9 or more; this one is of 8") in choice.refusals
-    assert "csb.code" in [
-        t.kernel for t in choose(model[0].weight, None, x[:1].expand(9, 64), seconds=0).timings
-    ]
-    fast = sw.deploy(model, x, kernels=["csb.code"], seconds=0, cache=False)
-    assert "csb.code" in str(fast.plan)
+    for batch, tried in ((1, set()), (2, {"csb.code8"}), (8, {"csb.code8"}), (9, {"csb.code16"})):
+        choice = choose(model[0].weight, None, torch.randn(batch, 64), seconds=0)
+        assert {t.kernel for t in choice.timings if "code" in t.kernel} == tried
+        said = dict(choice.refusals).get("csb.code16")
+        assert batch == 9 or said == f"timed for batches of 9 or more; this one is of {batch}"
+    fast = sw.deploy(model, x, kernels=["csb.code16"], seconds=0, cache=False)
+    assert {row.kernel for row in fast.plan.layers} == {"csb.code16"}
+    assert fast.program is not None
     assert torch.allclose(fast(x), model(x), atol=1e-5)
     sw.save(fast, tmp_path / "model.sw")
     for code in ("0", "1"):
@@ -313,8 +334,8 @@ def test_when_there_is_no_code() -> None:
     assert not is_code(code="0")
     assert not is_code(isa=library.ISAS["avx2"])
     assert not is_code(then=2)  # GELU follows the sums
-    assert not is_code(values="bf16")
-    assert not is_code(values="int8")
+    assert is_code(values="bf16")
+    assert is_code(values="int8")
     assert not is_code(torch.randn(40, 40, 1, 1))  # a dense weight
     assert is_code(sparse(40, 40, 1, 0.6))
     assert not is_code(sparse(1500, 4000, 1, 0.2))  # 1.2 million weights
@@ -363,3 +384,48 @@ def test_a_deployed_model_whose_weights_were_written(monkeypatch) -> None:
         conv.bias.data *= 2
     fast.drop_program()
     assert torch.allclose(fast(x), model(x), atol=1e-4)
+
+
+def layers_of(sizes: list[int], lanes: list[int], then: int) -> tuple[list, list[Tensor]]:
+    weights = [thin(b, a, 0.2) for a, b in pairwise(sizes)]
+    last = len(weights) - 1
+    calls = [
+        bind_linear(w, torch.ones(len(w)), then if i < last else 0, lanes=n)
+        for i, (w, n) in enumerate(zip(weights, lanes, strict=True))
+    ]
+    return calls, weights
+
+
+@needs_code
+@pytest.mark.parametrize("across", [False, True])
+@pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.parametrize("then", [0, 1, 2])
+@pytest.mark.parametrize("lanes", [[16, 16, 16], [8, 8, 8], [16, 8, 16]])
+def test_chains(lanes, then, threads, across) -> None:
+    """Sums become the next one's panels: of any batch, more panels than are held at once."""
+    torch.manual_seed(0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        calls, weights = layers_of([300, 700, 37, 600], lanes, then)
+        together = chain(calls)
+        for batch in (0, 1, 2, 16, 50, 64, 1100):
+            x = torch.randn(batch, 300)
+            right = x.double()
+            for i, w in enumerate(weights):
+                right = right @ w.double().t() + 1
+                right = ACTIVATIONS[then][1](right) if i < 2 else right
+            got = transposed(together)(x.t().contiguous()).t() if across else together(x)
+            assert torch.allclose(got.double(), right, rtol=1e-3, atol=1e-3)
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_code
+def test_chains_say_what_is_wrong() -> None:
+    calls, _ = layers_of([300, 700, 37], [16, 16], 0)
+    with pytest.raises(RuntimeError, match="columns; x has 500 in_features"):
+        chain(calls)(torch.randn(20, 500))
+    other, _ = layers_of([500, 300], [16], 0)
+    with pytest.raises(RuntimeError, match="columns; x has 300 in_features"):
+        chain([*other, *other])(torch.randn(20, 500))

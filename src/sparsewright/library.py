@@ -3,11 +3,12 @@
 Ops are defined where their layout is (`_ops.define`): one that the library lacks, there alone. All
 end in two numbers. activation: of the output, a place in reference.ACTIVATIONS (0 none, 1 relu,
 2 gelu, 3 silu, 4 relu6, 5 hardswish). isa: 0 the best that this CPU has, 1 portable, 2 avx2, 3
-avx512; 4 is as 0 but, where csb_linear is bound, with its weight made code. They check types and
-sizes; indices were checked by layouts.validate. They compute forwards only; packed layers refuse an
-input that wants a gradient. Environment: SPARSEWRIGHT_NO_NATIVE=1 hides the library,
-SPARSEWRIGHT_LIBRARY names another one (for tests), SPARSEWRIGHT_ISA caps `best`,
-SPARSEWRIGHT_CODE=1 or 0 says whether weights may be made code (`why_no_code`).
+avx512; 4 and 5 are as 0 but, where csb_linear is bound, with its weight made code for 16 or 8 rows
+of a batch side by side. They check types and sizes; indices were checked by layouts.validate. They
+compute forwards only; packed layers refuse an input that wants a gradient. Environment:
+SPARSEWRIGHT_NO_NATIVE=1 hides the library, SPARSEWRIGHT_LIBRARY names another one (for tests),
+SPARSEWRIGHT_ISA caps `best`, SPARSEWRIGHT_CODE=1 or 0 says whether weights may be made code
+(`why_no_code`).
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from .errors import KernelError, SparsityWarning
 NAME = "sparsewright_kernels.so"
 ISAS = {"portable": 1, "avx2": 2, "avx512": 3}
 NEEDS = {"portable": "nothing", "avx2": "AVX2 and FMA", "avx512": "AVX-512 (F, BW, VL, DQ)"}
-BEST, CODE = 0, 4
+BEST = 0
+CODE = {16: 4, 8: 5}
 
 
 @dataclass(frozen=True)

@@ -28,11 +28,12 @@ def bind(op: Callable[..., Any], rest: Sequence[Any]) -> Call:
 
     op: one of sparsewright's; of another, or where the library is not compiled, the call is
     simply op(x, *rest), and of a residual nothing is known. It holds the tensors of `rest`
-    themselves, so that what is written into them counts; but of a weight that is made code (kernel
-    csb.code) the values are a copy. A weight of any layout but block is checked here. A call of
-    csr, sell or window (of 32 columns or more) on one row, and one of a chain in one region, only
-    looks whether the tensors hold the same memory; else every check of the op is made at every
-    call. Nothing is recorded: torch's modes and autograd see an op `bound`, not the product.
+    themselves, so that what is written into them counts; but of a weight that is made code (kernels
+    csb.code8 and csb.code16) the values are a copy. A weight of any layout but block is checked
+    here. A call of csr, sell or window (of 32 columns or more) on one row, and one of a chain in
+    one region, only looks whether the tensors hold the same memory; else every check of the op is
+    made at every call. Nothing is recorded: torch's modes and autograd see an op `bound`, not the
+    product.
 
     >>> from sparsewright.kernels import KERNELS
     >>> from sparsewright.layouts import pack

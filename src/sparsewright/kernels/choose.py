@@ -9,6 +9,7 @@ no kernel's doing.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -243,7 +244,7 @@ def _candidates(
         kernel = KERNELS[name]
         reason = kernel.refuses(weight)
         if kernels is None:
-            reason = reason or kernel.reserve or _too_few(kernel, operation, example)
+            reason = reason or kernel.reserve or _other_batches(kernel, operation, example)
         if kernel.operation != operation.name:
             reason = f"it serves {kernel.operation}, not {operation.name}"
         if kernel.layout != DENSE:
@@ -265,11 +266,12 @@ def _candidates(
     return runs, packed, refusals
 
 
-def _too_few(kernel: Kernel, operation: Operation, example: Tensor) -> str | None:
-    batch = operation.batch(tuple(example.shape))
-    if batch >= kernel.batch:
+def _other_batches(kernel: Kernel, operation: Operation, example: Tensor) -> str | None:
+    batch, (low, high) = operation.batch(tuple(example.shape)), kernel.batches
+    if low <= batch <= high:
         return None
-    return f"timed for batches of {kernel.batch} or more; this one is of {batch}"
+    known = f"{low} or more" if math.isinf(high) else f"{low} to {high}"
+    return f"timed for batches of {known}; this one is of {batch}"
 
 
 def kernels_of(operation: Operation) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from typing import Any
 
 import torch
@@ -9,12 +11,14 @@ from torch import Tensor
 
 from .. import library
 from ..core import Packed
+from ..layouts import VALUES
 from . import reference
 from ._ops import NO_ACTIVATION, define, held, register
 from .table import KERNELS, Kernel, Prepared, as_packed
 
-LEAST_BATCH = 9
-"""Of fewer rows, most of a panel of sixteen would be empty."""
+BATCHES = {16: (9, math.inf), 8: (2, 8)}
+"""Rows of the batch side by side, and for which batches: of fewer, most of sixteen would be empty,
+and one row alone is better served by layouts whose lanes hold rows of the weight."""
 MOST_WEIGHTS = 2**20
 """As csrc/csb_code.cpp has it: code of more comes from afar, and slower than what loops read."""
 MOST_PRESENT = 0.75
@@ -66,9 +70,10 @@ def _numbers(packed: Packed) -> tuple[int, ...]:
 register("csb", csb_linear, csb_reference, TENSORS, _numbers)
 
 
-def _prepare(weight: Packed | Tensor, rows: int) -> Prepared:
+def _prepare(lanes: int, weight: Packed | Tensor, rows: int) -> Prepared:
     packed = as_packed(weight)
-    return Prepared(held(packed, TENSORS), (*_numbers(packed), NO_ACTIVATION, library.CODE))
+    numbers = (*_numbers(packed), NO_ACTIVATION, library.CODE[lanes])
+    return Prepared(held(packed, TENSORS), numbers)
 
 
 def _why_no_code(weight: Tensor | None = None) -> str | None:
@@ -88,15 +93,18 @@ def _why_no_code(weight: Tensor | None = None) -> str | None:
 
 # The same op: bound, it runs the weight as instructions of its own (csrc/code_linear.h), which are
 # a copy of the values; called in any other way, as in an exported program, it is csb's best loops.
-KERNELS.register("csb.code")(
-    Kernel(
-        "csb.code",
-        "csb",
-        "cpu",
-        _why_no_code,
-        _prepare,
-        csb_linear,
-        batch=LEAST_BATCH,
-        exact=False,
+for _lanes, _batches in BATCHES.items():
+    _name = f"csb.code{_lanes}"
+    KERNELS.register(_name)(
+        Kernel(
+            _name,
+            "csb",
+            "cpu",
+            _why_no_code,
+            functools.partial(_prepare, _lanes),
+            csb_linear,
+            values=tuple(VALUES),
+            batches=_batches,
+            exact=False,
+        )
     )
-)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -34,7 +35,8 @@ class Kernel:
     convolution (weight, the shape of x, the Conv2d).
     op: (x, *tensors, bias, *numbers) -> y. reserve: why `choose` leaves it out unless it is named.
     operation: the name of what it computes (operation.py). values: the types of values that it
-    computes with. batch: fewest rows, or images, for which `choose` tries it unless it is named.
+    computes with. batches: fewest and most rows, or images, for which `choose` tries it unless it
+    is named.
     exact: whether a bound call gives the bits of the op.
     """
 
@@ -47,7 +49,7 @@ class Kernel:
     reserve: str | None = None
     operation: str = "linear"
     values: tuple[str, ...] = (FP32,)
-    batch: int = 1
+    batches: tuple[int, float] = (0, math.inf)
     exact: bool = True
 
     @property
