@@ -119,7 +119,7 @@ class Sorted {
   static float value_of(const Values& values, int64_t at, int64_t row) {
     switch (values.number) {
       case Number::kBf16:
-        return std::bit_cast<float>(uint32_t{static_cast<const uint16_t*>(values.data)[at]} << 16);
+        return std::bit_cast<float>(uint32_t{static_cast<const Bf16*>(values.data)[at].bits} << 16);
       case Number::kInt8:
         return static_cast<const int8_t*>(values.data)[at] * values.scales[row];
       default:
