@@ -9,7 +9,6 @@ no kernel's doing.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from ..keeping import all_finite
 from ..layouts import FP32, LAYOUTS, pack, rounded
 from .bound import call_on
 from .operation import Linear, Operation
-from .table import KERNELS, Kernel
+from .table import KERNELS
 
 DENSE = "dense"
 LINEAR = Linear()
@@ -244,7 +243,8 @@ def _candidates(
         kernel = KERNELS[name]
         reason = kernel.refuses(weight)
         if kernels is None:
-            reason = reason or kernel.reserve or _other_batches(kernel, operation, example)
+            batch = operation.batch(tuple(example.shape))
+            reason = reason or kernel.reserve or kernel.refuses_batch(batch)
         if kernel.operation != operation.name:
             reason = f"it serves {kernel.operation}, not {operation.name}"
         if kernel.layout != DENSE:
@@ -264,14 +264,6 @@ def _candidates(
         rest = (*prepared.tensors.values(), bias, *prepared.numbers)
         runs[name] = call_on(kernel.op, example, rest)
     return runs, packed, refusals
-
-
-def _other_batches(kernel: Kernel, operation: Operation, example: Tensor) -> str | None:
-    batch, (low, high) = operation.batch(tuple(example.shape)), kernel.batches
-    if low <= batch <= high:
-        return None
-    known = f"{low} or more" if math.isinf(high) else f"{low} to {high}"
-    return f"timed for batches of {known}; this one is of {batch}"
 
 
 def kernels_of(operation: Operation) -> list[str]:

@@ -63,6 +63,14 @@ class Kernel:
             return None
         return f"it computes with values in {', '.join(self.values)}; these are in {values}"
 
+    def refuses_batch(self, batch: int) -> str | None:
+        """Why it is not timed for so many rows, or images, or None."""
+        low, high = self.batches
+        if low <= batch <= high:
+            return None
+        known = f"{low} or more" if math.isinf(high) else f"{low} to {high}"
+        return f"timed for batches of {known}; this one is of {batch}"
+
     def run(self, x: Tensor, prepared: Prepared, bias: Tensor | None) -> Tensor:
         """x float32 -> y: (..., in) -> (..., out), or (N, C, H, W) -> (N, out, H', W')."""
         return self.op(x, *prepared.tensors.values(), bias, *prepared.numbers)

@@ -194,12 +194,11 @@ def _kernel(name: str, near: Callable[[], Tensor | None], how: How, case: Case) 
     kernel, weight = KERNELS[name], case.model.weight.detach()
     layout = LAYOUTS[kernel.layout]
     reason = kernel.refuses(weight) or kernel.reserve or kernel.refuses_values(case.values)
-    reason = reason or layout.refuses(weight)
+    rows = case.example.shape[:-1].numel()
+    reason = reason or kernel.refuses_batch(rows) or layout.refuses(weight)
     if reason is not None:
         return reason
-    prepared = kernel.prepare(
-        pack(layout.name, weight, case.values), case.example.shape[:-1].numel()
-    )
+    prepared = kernel.prepare(pack(layout.name, weight, case.values), rows)
     rest = (*prepared.tensors.values(), case.model.bias, *prepared.numbers)
     expected = near()
     call = bind(kernel.op, rest)
