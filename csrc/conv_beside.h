@@ -88,6 +88,8 @@ class ConvBeside {
     if ((isa == kBest || isa == kIsaAvx512) && makes_code())
       code_ = CsbCode::of(weight(), places_of_code(laying, in_, out_, channels), bias.has_value(),
                           then_);
+    for (int64_t p = 0; code_ && p < laying.places(); ++p)
+      taps_.push_back(laying.column(p / laying.w.kernel, p % laying.w.kernel));
     if (code_ && !is_flat())
       zeros_.resize(static_cast<size_t>(channels_of_code(laying, channels) * in_.channel()));
     if (spread.images == kBeside || is_flat()) return;
@@ -140,8 +142,9 @@ class ConvBeside {
     bool alike;
     int64_t room, sums_of, at_once;
     int64_t steps;
-    const CsbCode* code;  // or null
-    const float* zeros;   // as many as a group of the code's channels have
+    const CsbCode* code;               // or null
+    const float* zeros;                // as many as a group of the code's channels have
+    const std::vector<int64_t>& taps;  // the column that each place of the kernel reads first
     // The tile of x that an output tile is likely the first to read.
     Ahead newest(const float* x, int64_t number) const {
       if (!laid) return {x + number * in.tile(), in.tile()};
@@ -195,7 +198,7 @@ class ConvBeside {
       const int64_t each = channels_of_code(laying, in.channels), vectors = t.width / kBeside;
       const auto calls = static_cast<int64_t>(code->parts().size()) * vectors;
       const int64_t at_a_time = ceil_div(ahead.lines(), std::max<int64_t>(calls, 1));
-      mine.taps.resize(static_cast<size_t>(laying.places()));
+      mine.taps.resize(taps.size());
       int64_t group = -1;
       for (const CsbCode::Part& part : code->parts()) {
         if (part.group != group) {
@@ -204,10 +207,8 @@ class ConvBeside {
         }
         for (int64_t v = 0; v < vectors; ++v) {
           ahead.fetch(at_a_time - part.lines);  // the others it fetches itself
-          for (int64_t p = 0; p < laying.places(); ++p) {
-            const int64_t column = laying.column(p / laying.w.kernel, p % laying.w.kernel) + v;
-            mine.taps[static_cast<size_t>(p)] = mine.columns[static_cast<size_t>(column)];
-          }
+          for (size_t p = 0; p < taps.size(); ++p)
+            mine.taps[p] = mine.columns[static_cast<size_t>(taps[p] + v)];
           const int64_t at = v * kBeside;
           part.run(mine.taps.data(), part.values, t.y + at, t.bias,
                    t.residual ? t.residual + at : nullptr,
@@ -265,7 +266,8 @@ class ConvBeside {
             std::clamp<int64_t>(kSumsBytes / 4 / sums_of, 1, std::max<int64_t>(w.blocks, 1)),
             tensors_[3].size(0) * 2,
             code_.get(),
-            zeros_.data()};
+            zeros_.data(),
+            taps_};
   }
 
  private:
@@ -294,6 +296,7 @@ class ConvBeside {
   Sources sources_;  // of images in patches
   std::unique_ptr<const CsbCode> code_;
   std::vector<float> zeros_;
+  std::vector<int64_t> taps_;
 };
 
 }  // namespace sparsewright

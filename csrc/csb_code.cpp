@@ -19,6 +19,22 @@
 
 namespace sparsewright {
 
+NoCode why_no_code() {
+  const char* text = std::getenv("SPARSEWRIGHT_CODE");
+  const std::string wish = text ? text : "";
+  if (!wish.empty() && wish != "0" && wish != "1")
+    throw std::runtime_error("SPARSEWRIGHT_CODE must be 0 or 1; got '" + wish + "'");
+  if (best_isa() != kIsaAvx512) return NoCode::kNoAvx512;
+  if (wish == "0") return NoCode::kOff;
+#ifdef SPARSEWRIGHT_RUNS_CODE
+  static const bool may_run = Executable::of({0xC3}) != nullptr;
+  if (!may_run) return NoCode::kForbidden;
+  return wish == "1" || __builtin_cpu_is("amd") ? NoCode::kNone : NoCode::kUnasked;
+#else
+  return NoCode::kForbidden;
+#endif
+}
+
 #ifdef SPARSEWRIGHT_RUNS_CODE
 
 namespace {
@@ -270,16 +286,6 @@ class Writer {
   int64_t at_ = 0, products_ = 0;
 };
 
-// What the environment says, else whether this is a CPU on which it was measured to be faster.
-bool is_wanted() {
-  const char* text = std::getenv("SPARSEWRIGHT_CODE");
-  const std::string wish = text ? text : "";
-  if (wish == "0" || wish == "1") return wish == "1";
-  if (!wish.empty())
-    throw std::runtime_error("SPARSEWRIGHT_CODE must be 0 or 1; got '" + wish + "'");
-  return __builtin_cpu_is("amd");
-}
-
 // What a first look at the weight says.
 bool may_be_code(const Csb& w, const CodePlaces& places, Activation then) {
   const bool usual = then == Activation::kNone || then == Activation::kRelu;
@@ -288,12 +294,6 @@ bool may_be_code(const Csb& w, const CodePlaces& places, Activation then) {
 }
 
 }  // namespace
-
-bool makes_code() {
-  if (!is_wanted() || best_isa() != kIsaAvx512) return false;
-  static const bool may_run = Executable::of({0xC3}) != nullptr;
-  return may_run;
-}
 
 std::unique_ptr<const Executable> Executable::of(const std::vector<uint8_t>& code) {
   std::unique_ptr<Executable> it(new Executable);
@@ -343,7 +343,6 @@ std::unique_ptr<const CsbCode> CsbCode::of(const Csb& w, const CodePlaces& place
 
 #else
 
-bool makes_code() { return false; }
 std::unique_ptr<const Executable> Executable::of(const std::vector<uint8_t>&) { return nullptr; }
 Executable::~Executable() = default;
 std::unique_ptr<const CsbCode> CsbCode::of(const Csb&, const CodePlaces&, bool, Activation) {

@@ -78,8 +78,11 @@ class CsbCode {
   std::vector<Strip> strips_;
 };
 
-// Whether weights are made code here: where the system allows it and SPARSEWRIGHT_CODE is 1 or, if
-// it is not set, the CPU is one on which it was measured to be faster (AMD with AVX-512).
-bool makes_code();
+// Why weights are not made code here: SPARSEWRIGHT_CODE is 0; the best instruction set is not
+// AVX-512; this build or its system runs no code that a program writes; or the CPU is none on which
+// it was measured to be faster (AMD), and SPARSEWRIGHT_CODE not 1.
+enum class NoCode : int64_t { kNone, kOff, kNoAvx512, kForbidden, kUnasked };
+NoCode why_no_code();
+inline bool makes_code() { return why_no_code() == NoCode::kNone; }
 
 }  // namespace sparsewright

@@ -116,6 +116,8 @@ std::vector<Tensor> beside_chain(const Tensor& x, std::vector<Tensor> residuals,
   return run(stages, x, residuals, adds, kept, over);
 }
 
+int64_t number_of_why_no_code() { return static_cast<int64_t>(why_no_code()); }
+
 // Of the weight's code and the values that it reads; 0 where there is none.
 int64_t code_bytes(int64_t number) {
   const auto found = product(number);
@@ -137,7 +139,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sparsewright, m) {
   m.def(
       "beside_chain(Tensor x, Tensor[] residuals, int[] numbers, int adds, int kept, int over) -> "
       "Tensor[]");
-  m.def("makes_code() -> bool");
+  m.def("why_no_code() -> int");
   m.def("code_bytes(int number) -> int");
 }
 STABLE_TORCH_LIBRARY_IMPL(sparsewright, CPU, m) {
@@ -145,6 +147,6 @@ STABLE_TORCH_LIBRARY_IMPL(sparsewright, CPU, m) {
   m.impl("beside_chain", TORCH_BOX(&sparsewright::beside_chain));
 }
 STABLE_TORCH_LIBRARY_IMPL(sparsewright, CompositeExplicitAutograd, m) {
-  m.impl("makes_code", TORCH_BOX(&sparsewright::makes_code));
+  m.impl("why_no_code", TORCH_BOX(&sparsewright::number_of_why_no_code));
   m.impl("code_bytes", TORCH_BOX(&sparsewright::code_bytes));
 }

@@ -744,7 +744,7 @@ def test_a_plan_says_for_how_many_threads(wins, tmp_path, monkeypatch) -> None:
         torch.set_num_threads(threads)
 
 
-def test_a_plan_that_cannot_be() -> None:
+def test_a_plan_that_cannot_be(monkeypatch) -> None:
     model = nn.Sequential(nn.Linear(8, 8)).eval().requires_grad_(False)
     sw.prune(model, sparsity=0.7, allocate="uniform_all")
     x = torch.randn(16, 8)
@@ -753,6 +753,10 @@ def test_a_plan_that_cannot_be() -> None:
     plan = Plan(fast.plan.threads, 16, fast.plan.layers, (), pieces)
     with pytest.raises(KernelError, match="no convolutions that take images side by side"):
         sw.deploy(model, x, plan=plan)
+    with monkeypatch.context() as patch:
+        patch.setattr(library, "MISSING", {"beside_cost"})
+        with pytest.raises(KernelError, match="the compiled library has no beside_cost"):
+            sw.deploy(model, x, plan=plan)
     entry = plan.to_dict()
     entry["pieces"]["side_by_side"] = 1
     with pytest.raises(TypeError, match="side_by_side is true or false; got 1"):

@@ -47,7 +47,7 @@ def beside(
     function of a graph of the same inputs that is run a few samples at a time: what comes before
     the first turn, where all that follows needs its result alone.
     """
-    if library.LIBRARY.path is None or not hasattr(torch.ops.sparsewright, "beside_cost"):
+    if library.why_not_compiled("beside_cost") is not None:
         return None
     units = Units(module, images, threads)
     convs = sum(len(unit.stages) for unit in units.all if unit.kind == "chain")

@@ -96,22 +96,20 @@ def why_no_code() -> str | None:
     >>> isinstance(why_no_code(), str | None)
     True
     """
-    reason = why_not_compiled("makes_code")
+    reason = why_not_compiled("why_no_code")
     if reason is not None:
         return reason
-    wish = os.environ.get("SPARSEWRIGHT_CODE", "")
-    if wish not in ("", "0", "1"):
-        raise KernelError(f"SPARSEWRIGHT_CODE must be 0 or 1; got {wish!r}")
-    reason = why_no_isa("avx512")
-    if reason is not None:
-        return reason
-    if torch.ops.sparsewright.makes_code():
-        return None
-    if wish == "0":
-        return "SPARSEWRIGHT_CODE=0 rules it out"
-    if wish == "1":
-        return "this build or its operating system runs no code that a program writes"
-    return "not asked for, by SPARSEWRIGHT_CODE=1: it was measured on AMD processors alone"
+    try:
+        number = torch.ops.sparsewright.why_no_code()
+    except RuntimeError as error:
+        raise KernelError(str(error).splitlines()[0]) from None
+    return (
+        None,
+        "SPARSEWRIGHT_CODE=0 rules it out",
+        why_no_isa("avx512"),
+        "this build or its operating system runs no code that a program writes",
+        "not asked for, by SPARSEWRIGHT_CODE=1: it was measured on AMD processors alone",
+    )[number]
 
 
 def why_not_compiled(op: str) -> str | None:

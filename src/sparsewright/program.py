@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules import module as torch_module
 from torch.utils._pytree import tree_leaves
 
+from . import library
 from .beside import beside
 from .declared import Declared, describe, with_best_isa
 from .errors import ArtifactError, KernelError
@@ -110,7 +111,7 @@ class Program:
             cut = functools.partial(self._in_pieces, hooks=hooks)
             graph = beside(self.module, cut, images, self.threads)
             if graph is None:
-                raise KernelError(NOT_BESIDE)
+                raise KernelError(library.why_not_compiled("beside_cost") or NOT_BESIDE)
             run = flat(self.module, self.signature, hooks, graph)[0]
             self.run = by_filling(run, self.run, self._batched().index(True), images)
         if self.size is not None:
