@@ -19,7 +19,7 @@ from .table import KERNELS, Kernel, Prepared, as_packed
 BATCHES = {16: (9, math.inf), 8: (2, 8)}
 """Rows of the batch side by side, and for which batches: of fewer, most of sixteen would be empty,
 and one row alone is better served by layouts whose lanes hold rows of the weight."""
-MOST_WEIGHTS = 2**20
+MOST_WEIGHTS = 2**19
 """As csrc/csb_code.cpp has it: code of more comes from afar, and slower than what loops read."""
 MOST_PRESENT = 0.75
 """The same: of nearly dense weights, loops are as fast."""
