@@ -39,11 +39,10 @@ NoCode why_no_code() {
 
 namespace {
 
-constexpr int64_t kMostWeights = 1
-                                 << 20;  // beyond which code comes from afar, and slower than loops
-constexpr int64_t kMostCode = 64 << 20;  // bytes, in which the values count as well
-constexpr double kMostPresent = 0.75;    // a loop's code for more weights is as fast, and short
-constexpr int64_t kPartBytes = 64 << 10;  // of code, which stay in the second cache for a tile
+constexpr int64_t kMostWeights = 1 << 19;  // code of more comes from afar, and slowly
+constexpr int64_t kMostCode = 64 << 20;    // bytes, in which the values count as well
+constexpr double kMostPresent = 0.75;      // a loop's code for more weights is as fast, and short
+constexpr int64_t kPartBytes = 64 << 10;   // of code, which stay in the second cache for a tile
 constexpr int64_t kMostNumber = int64_t{1} << 31;  // of rows, columns, and bytes from the first on
 constexpr int64_t kLine = 64;                      // bytes that the caches hold together
 constexpr int64_t kProductsOfLine = 8;             // multiply-adds for one line that is fetched
