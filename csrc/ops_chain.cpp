@@ -1,5 +1,6 @@
 // The call that goes through a chain of products: a single row in one region, a batch in tiles,
 // else one after the other.
+#include <algorithm>
 #include <numeric>
 
 #include "barrier.h"
@@ -173,7 +174,30 @@ std::shared_ptr<const Stage> after(const Stage& before, const Stage& stage) {
 
 }  // namespace
 
+namespace {
+
+using Products = std::vector<std::shared_ptr<const Product>>;
+
+// Runs of products whose weights are code, and of others: each run is a chain of its own.
+Product chain_of_runs(const Products& products, bool one_region) {
+  std::vector<Bound> calls;
+  for (size_t first = 0, end = 0; first < products.size(); first = end) {
+    const bool code = products[first]->code != nullptr;
+    while (end < products.size() && (products[end]->code != nullptr) == code) ++end;
+    const Products run(products.begin() + static_cast<int64_t>(first),
+                       products.begin() + static_cast<int64_t>(end));
+    calls.push_back(run.size() > 1 ? chain_of(run, one_region).call : run[0]->call);
+  }
+  return {Chain(std::move(calls), {}), nullptr};
+}
+
+}  // namespace
+
 Product chain_of(const std::vector<std::shared_ptr<const Product>>& products, bool one_region) {
+  const auto is_code = [](const auto& product) { return product->code != nullptr; };
+  const auto codes_in = std::count_if(products.begin(), products.end(), is_code);
+  if (codes_in > 0 && codes_in < static_cast<int64_t>(products.size()))
+    return chain_of_runs(products, one_region);
   std::vector<Bound> calls;
   std::vector<std::shared_ptr<const Stage>> stages, moved;
   std::vector<std::shared_ptr<const CodeLinear>> codes;

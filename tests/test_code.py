@@ -22,7 +22,7 @@ from sparsewright.kernels.bound import bind_beside, chain, into, transposed
 from sparsewright.kernels.info import kernel_info
 from sparsewright.kernels.reference import ACTIVATIONS
 from sparsewright.lab.doctor import compiled
-from sparsewright.layouts import rounded, store
+from sparsewright.layouts import pack, rounded, store
 from sparsewright.layouts.csb import Csb
 from sparsewright.plan import Pieces
 
@@ -422,6 +422,32 @@ def test_chains(lanes, then, threads, across) -> None:
             assert torch.allclose(got.double(), right, rtol=1e-3, atol=1e-3)
     finally:
         torch.set_num_threads(before)
+
+
+@needs_code
+@pytest.mark.parametrize("lanes", [[16, 16, 0], [0, 16, 16], [0, 0, 8], [8, 0, 16]])
+def test_chains_of_code_and_others(lanes) -> None:
+    """0: by loops. Each run of one kind is a chain, and errors are those of the products."""
+    torch.manual_seed(0)
+    calls, weights = layers_of([300, 500, 70, 40], [n or 16 for n in lanes], 1)
+    loops = KERNELS["csr.portable"]
+    for i, n in enumerate(lanes):
+        if n == 0:
+            prepared = loops.prepare(pack("csr", weights[i]), 1)
+            rest = [*prepared.tensors.values(), torch.ones(len(weights[i])), int(i < 2), 0]
+            calls[i] = kernel_bind(loops.op, rest)
+    together = chain(calls)
+    for batch in (0, 1, 40):
+        x = torch.randn(batch, 300)
+        right = x.double()
+        for i, w in enumerate(weights):
+            right = right @ w.double().t() + 1
+            right = right.relu() if i < 2 else right
+        given = torch.full((batch, 40), float("nan"))
+        into(together, x, given)()
+        assert torch.allclose(given.double(), right, rtol=1e-3, atol=1e-3)
+        across = transposed(together)(x.t().contiguous()).t()
+        assert torch.allclose(across.double(), right, rtol=1e-3, atol=1e-3)
 
 
 @needs_code
