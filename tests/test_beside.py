@@ -551,7 +551,8 @@ def test_the_best_instruction_set_of_all_serves(monkeypatch) -> None:
     convs[1].update_arg(len(convs[1].args) - 1, number(ISAS[-1]))
     taken = []
     monkeypatch.setattr(
-        "sparsewright.beside.bind_beside", lambda rest: taken.append(rest[-1]) or bind_beside(rest)
+        "sparsewright.shared_calls.bind_beside",
+        lambda rest: taken.append(rest[-1]) or bind_beside(rest),
     )
     beside(fast.program.module, lambda graph: None)
     assert taken == [max(number(ISAS[-1]), number("portable"))] * 3

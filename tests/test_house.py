@@ -200,6 +200,7 @@ FLOORS = {
     **dict.fromkeys(
         (
             "serve",
+            "as_code",
             "fold",
             "fuse",
             "plan_cache",
@@ -222,6 +223,7 @@ FLOORS = {
             "declared",
             "program",
             "flat",
+            "shared_calls",
             "pieces",
             "beside",
             "image_nodes",

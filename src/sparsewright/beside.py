@@ -29,6 +29,7 @@ from .kernels.bound import Bound, bind_beside, bind_pool_beside
 from .kernels.csb_conv import TENSORS, csb_conv2d
 from .layouts import LAYOUTS
 from .library import BEST
+from .shared_calls import SharedCalls
 
 aten = torch.ops.aten
 
@@ -188,18 +189,19 @@ class _Writer:
 
     def _bound(self, node: fx.Node) -> Bound:
         geometry = [n for name, n in geometry_of(node).items() if name != "groups"]
+        lying = self._lying(real(node.args[0]))
         if node.target is csb_conv2d:
             head = list(map(self._constant, node.args[1:7]))
             sizes, then = node.args[8:11], given(node, "activation")
+            make = SharedCalls(self.module).bind_beside
         else:
             weight = self._constant(node.args[1])
             packed = LAYOUTS["csb"].pack(weight.detach().flatten(1))
             bias = self._constant(node.args[2]) if len(node.args) > 2 else None
             head = [*(packed.tensors[name] for name in TENSORS), None, bias]
             sizes, then = (packed.shape[0], packed.meta["chunk"], packed.meta["block"]), 0
-        return bind_beside(
-            [*head, *sizes, *geometry, then, *self._lying(real(node.args[0])), self.isa]
-        )
+            make = bind_beside  # of tensors that are new every time
+        return make([*head, *sizes, *geometry, then, *lying, self.isa])
 
     def _constant(self, value: Any) -> Any:
         if not isinstance(value, fx.Node):

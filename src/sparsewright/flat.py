@@ -13,10 +13,11 @@ from torch.nn import functional as F
 from torch.nn.modules import module as torch_module
 
 from .graph import BATCH
-from .kernels.bound import Call, bind, binder_of, chain
+from .kernels.bound import Call, binder_of, chain
 from .operations import expect_width
 from .pieces import MISS
 from .pooling import max_pool2d
+from .shared_calls import SharedCalls
 from .signature import Signature
 
 aten = torch.ops.aten
@@ -193,7 +194,8 @@ class _Writer:
         given, residual = [self.value(run[0].args[0])], _residual_of(node)
         if residual is not None:
             given.append(self.value(node.args[1 + residual]))
-        calls = [bind(_target(n), self.kept[n]) for n in run]
+        shared = SharedCalls(self.module)
+        calls = [shared.bind(_target(n), self.kept[n]) for n in run]
         call = calls[0] if len(calls) == 1 else chain(calls)
         if node in self.runs and self._is_all(run):
             self.whole = call

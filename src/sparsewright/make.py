@@ -5,19 +5,22 @@ from __future__ import annotations
 
 import copy
 import functools
+import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from . import kept_trace, plan_cache
+from .as_code import Together, loops_for_code
 from .errors import ArtifactError, KernelError
 from .graph import Graph
 from .kept_trace import PROGRAM
 from .measure.dense import relative_error
 from .nn import Prepacked
-from .pieces import CLOSE, MISS, Way, sizes, time_runs
+from .pieces import CLOSE, MISS, Way, in_turn, sizes, time_runs
 from .plan import LayerPlan, Pieces, Plan
 from .program import Program, hooks_of, program_of, rows, same_outputs
 from .serve import Seen, Wishes, dense_row, record, repeat, serve
@@ -102,7 +105,7 @@ class Made:
     """A model whose layers have kernels that were chosen for so many samples (`planned`).
 
     rows: of its plan. served: what replaced which module. program, graph: its trace as a
-    function, and as a document.
+    function, and as a document. note: for the plan.
     """
 
     planned: int
@@ -111,6 +114,7 @@ class Made:
     model: nn.Module
     program: Program | None
     graph: Graph | None
+    note: str | None = None
 
     def cut(self, pieces: Pieces, threads: int | None = None, ready: Program | None = None) -> Made:
         """The same, so many samples at a time, or images side by side for so many threads. ready:
@@ -145,7 +149,36 @@ class Maker:
         if planned != self.batch:
             inputs = tuple(rows(x, planned) for x in inputs)
             seen = record(self.model, inputs)
-        own, served = self._repeat(seen, plan) if plan else self._serve(seen)
+        if plan:
+            return self._made(planned, inputs, self._repeat(seen, plan))
+        made = self._made(planned, inputs, self._serve(seen))
+        return self._or_by_loops(made, inputs, seen)
+
+    def _or_by_loops(self, made: Made, inputs: tuple[Tensor, ...], seen: Seen) -> Made:
+        """It, or the same with loops in place of weights that are run as code, whichever is faster
+        as a whole (as_code.py)."""
+        loops = loops_for_code(made.rows)
+        if loops is None or made.program is None or made.program.run(*inputs) is MISS:
+            return made
+        key = self._circumstances()
+        key = key and {**key, "together": made.planned}
+        together = plan_cache.read_together(key, self.wishes.seconds) if key else None
+        if together is not None and together.note is None:
+            return made
+        plan = Plan(torch.get_num_threads(), made.planned, loops)
+        other = self._made(made.planned, inputs, self._repeat(seen, plan))
+        if other.program is None:
+            return made
+        if together is None:
+            runs = [functools.partial(p.run, *inputs) for p in (made.program, other.program)]
+            samples = in_turn(dict(enumerate(runs)), seconds=LONGER * self.wishes.seconds)
+            together = Together(*(1e3 * statistics.median(samples[i]) for i in range(2)))
+            if key:
+                plan_cache.write_together(key, self.wishes.seconds, together)
+        return made if together.note is None else replace(other, note=together.note)
+
+    def _made(self, planned: int, inputs: tuple[Tensor, ...], by: Served) -> Made:
+        own, served = by
         model = copied(self.model, served)
         program, graph = None, None
         # Tracing takes longer than a dense model gains, and a trace has no place for hooks.

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from .image_units import serves
 from .plan import PieceTiming
 
 Run = Callable[..., Any]
+T = TypeVar("T")
 MISS: Any = object()
 """What a program returns for inputs that it does not serve."""
 Way = tuple[int, int, bool]
@@ -96,14 +97,22 @@ def sizes(batch: int) -> Iterator[int]:
 def time_runs(
     runs: Mapping[Way, Callable[[], Any]], rounds: int = ROUNDS, seconds: float = 0.0
 ) -> list[PieceTiming]:
-    """Each way timed, in turn, in rounds; fastest first.
+    """Each way timed as `in_turn` does; fastest first."""
+    found = [_summary(way, times) for way, times in in_turn(runs, rounds, seconds).items()]
+    return sorted(found, key=lambda timing: timing.median_ms)
+
+
+def in_turn(
+    runs: Mapping[T, Callable[[], Any]], rounds: int = ROUNDS, seconds: float = 0.0
+) -> dict[T, list[float]]:
+    """Seconds of each, one after the other, round by round.
 
     After two rounds, those that are CLOSE times slower than the fastest are left out. There are
     more rounds, up to MOST_ROUNDS, until so many seconds are over: a machine that does something
     else for a moment shall not decide.
     """
     repeats = {way: max(1, round(SAMPLE / _sample(run, 1))) for way, run in runs.items()}
-    samples: dict[Way, list[float]] = {way: [] for way in runs}
+    samples: dict[T, list[float]] = {way: [] for way in runs}
     active = list(runs)
     end = time.perf_counter() + seconds
     for number in range(MOST_ROUNDS):
@@ -115,8 +124,7 @@ def time_runs(
         best = min(min(times) for times in samples.values())
         if number > 0:
             active = [way for way in active if min(samples[way]) <= CLOSE * best]
-    found = [_summary(way, times) for way, times in samples.items()]
-    return sorted(found, key=lambda timing: timing.median_ms)
+    return samples
 
 
 def _sample(run: Callable[[], Any], repeats: int) -> float:

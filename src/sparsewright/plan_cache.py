@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import astuple
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from . import disk_cache, library
+from .as_code import Together
 from .disk_cache import PLANS
 from .kernels import Choice, Timing
 from .kernels.choose import kernels_of
@@ -127,6 +128,16 @@ def _pieces(entry: Any, seconds: float) -> tuple[PieceTiming, ...] | None:
     return timings if entry["seconds"] >= seconds else None
 
 
+def read_together(key: dict[str, Any], seconds: float) -> Together | None:
+    """What `write_together` kept in these circumstances, or None; broken files as with `read`."""
+    return disk_cache.read(PLANS, key, lambda entry: _together(entry, seconds))
+
+
+def _together(entry: Any, seconds: float) -> Together | None:
+    found = Together(_number(entry["code_ms"]), _number(entry["loops_ms"]))
+    return found if _number(entry["seconds"]) >= seconds else None
+
+
 def write(key: dict[str, Any], seconds: float, choice: Choice) -> None:
     """Keep what was measured; where the folder cannot be written a SparsityWarning says so."""
     entry = {
@@ -142,6 +153,12 @@ def write_pieces(key: dict[str, Any], seconds: float, timings: Sequence[PieceTim
     each; a SparsityWarning as with `write`."""
     rows = [list(astuple(t)) for t in timings]
     disk_cache.write(PLANS, key, {"seconds": seconds, "pieces": rows})
+
+
+def write_together(key: dict[str, Any], seconds: float, found: Together) -> None:
+    """Keep the times of a model with its layers as code and by loops; a SparsityWarning as with
+    `write`."""
+    disk_cache.write(PLANS, key, {"seconds": seconds, **asdict(found)})
 
 
 def _timing(row: Any) -> Timing:

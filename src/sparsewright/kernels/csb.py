@@ -105,6 +105,6 @@ for _lanes, _batches in BATCHES.items():
             csb_linear,
             values=tuple(VALUES),
             batches=_batches,
-            exact=False,
+            runs_code=True,
         )
     )

@@ -37,7 +37,8 @@ class Kernel:
     operation: the name of what it computes (operation.py). values: the types of values that it
     computes with. batches: fewest and most rows, or images, for which `choose` tries it unless it
     is named.
-    exact: whether a bound call gives the bits of the op.
+    runs_code: whether a bound call runs the weight as instructions (csrc/csb_code.h), which takes
+    more bytes than its layout, and gives other last bits than the op.
     """
 
     name: str
@@ -50,7 +51,7 @@ class Kernel:
     operation: str = "linear"
     values: tuple[str, ...] = (FP32,)
     batches: tuple[int, float] = (0, math.inf)
-    exact: bool = True
+    runs_code: bool = False
 
     @property
     def about(self) -> str:

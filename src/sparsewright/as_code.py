@@ -1,0 +1,63 @@
+"""Layers whose weights are run as code (csrc/csb_code.h), held against loops in the whole model.
+
+A layer is timed with its own weight alone in the caches. Code takes two to three times the bytes of
+a packed weight, so several layers that are fastest as code, each for itself, may drive each other
+out of the caches, and take longer together than their loops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from .kernels import KERNELS
+from .plan import Candidate, LayerPlan
+
+
+@dataclass(frozen=True)
+class Together:
+    """Medians of the whole model in ms: its layers as code, and by loops instead."""
+
+    code_ms: float
+    loops_ms: float
+
+    @property
+    def note(self) -> str | None:
+        """For the plan, where loops are faster."""
+        if self.code_ms <= self.loops_ms:
+            return None
+        return (
+            f"Layers that are faster as code, each alone, run by loops: so the whole model takes "
+            f"{self.loops_ms:.3g} ms, as code {self.code_ms:.3g} ms."
+        )
+
+
+def loops_for_code(rows: Sequence[LayerPlan]) -> tuple[LayerPlan, ...] | None:
+    """The rows, each kernel that runs code replaced by the fastest of its other candidates; None
+    where that changes fewer than two, for one that is alone was timed as it runs."""
+    loops = tuple(_by_loops(row) for row in rows)
+    changed = sum(new.kernel != old.kernel for new, old in zip(loops, rows, strict=True))
+    return loops if changed > 1 else None
+
+
+def _by_loops(row: LayerPlan) -> LayerPlan:
+    if not _runs_code(row.kernel):
+        return row
+    timed = [c for c in row.candidates if c.median_ms is not None and c.kernel in KERNELS]
+    other = next((c for c in timed if not _runs_code(c.kernel)), None)
+    if other is None:
+        return row
+    layout = KERNELS[other.kernel].layout
+    speedup = _speedup(timed, other)
+    return replace(row, kernel=other.kernel, layout=layout, speedup=speedup)
+
+
+def _runs_code(kernel: str) -> bool:
+    return kernel in KERNELS and KERNELS[kernel].runs_code
+
+
+def _speedup(timed: Sequence[Candidate], taken: Candidate) -> float | None:
+    dense = next((c for c in timed if KERNELS[c.kernel].layout == "dense"), None)
+    if dense is None or not dense.median_ms or not taken.median_ms:
+        return None
+    return dense.median_ms / taken.median_ms
