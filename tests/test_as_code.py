@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -75,7 +76,7 @@ def taken(monkeypatch):
     """A model, and a patch after which the kernels that serve its layers count as code."""
     model = nn.Sequential(nn.Linear(48, 64), nn.ReLU(), nn.Linear(64, 32)).eval()
     sw.prune(model, sparsity=0.8, allocate="uniform_all")
-    x = torch.randn(12, 48)
+    x = torch.randn(1, 48)  # of more, pieces might win by kernels of their own
     first = sw.deploy(model, x, kernels=KNOWN, seconds=0)
     served = {r.kernel for r in first.plan.layers}
     monkeypatch.setattr(as_code, "_runs_code", lambda kernel: kernel in served)
@@ -117,6 +118,23 @@ def test_code_stays_where_it_is_faster(taken, monkeypatch) -> None:
         fast = deployed(taken, monkeypatch, times)
         assert {r.kernel for r in fast.plan.layers} == taken[2]
         assert fast.plan.notes == ()
+
+
+def test_where_all_that_is_left_is_dense(monkeypatch) -> None:
+    """There is no program of such a model: its modules are held against the other's program."""
+    model = nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 256)).eval()
+    sw.prune(model, sparsity=0.99, allocate="uniform_all")
+    x = torch.randn(1, 256)
+    dense = {"kernel": "dense.eager", "layout": "dense"}
+    all_dense = lambda rows: tuple(replace(r, **dense) for r in rows)  # noqa: E731
+    monkeypatch.setattr(make, "loops_for_code", all_dense)
+    kernels = ["csr.portable", "dense.eager"]
+    for dense_seconds, served in ((1e-3, "dense.eager"), (3e-3, "csr.portable")):
+        times = [[2e-3], [dense_seconds]]
+        monkeypatch.setattr(make, "in_turn", lambda runs, seconds, t=times: dict(enumerate(t)))
+        fast = sw.deploy(model, x, kernels=kernels, seconds=0, cache=False)
+        assert {r.kernel for r in fast.plan.layers} == {served}
+        assert torch.allclose(fast(x), model(x), atol=1e-5)
 
 
 def test_the_note() -> None:

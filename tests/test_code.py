@@ -378,6 +378,7 @@ def test_a_deployed_model_whose_weights_were_written(monkeypatch) -> None:
     plan = sw.deploy(model, x, kernels=["csb.conv2d.avx512"], seconds=0, cache=False).plan
     plan = replace(plan, pieces=Pieces(IMAGES, IMAGES, side_by_side=True))
     fast = sw.deploy(model, x, plan=plan, cache=False)
+    assert fast.plan.notes == ("Side by side, 2 convolutions run their weights as code.",)
     assert torch.allclose(fast(x), model(x), atol=1e-5)
     for tensor in fast.model.state_dict().values():
         if tensor.dtype == torch.float32:

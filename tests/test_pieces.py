@@ -178,6 +178,7 @@ def test_one_sample_has_no_pieces():
     fast = deployed(1)
     assert fast.plan.pieces is None
     assert "The batch runs" not in str(fast.plan)
+    assert str(fast.plan).startswith("batch 1, threads: 2\n")
 
 
 def test_a_model_without_sparse_layers_says_so():
@@ -197,6 +198,8 @@ def test_pieces_are_pinned_printed_and_read_again(wins, tmp_path):
     wins(1, 2)
     fast = deployed()
     assert "The batch runs in pieces of 2, by kernels for 1: 2 ms; whole: 2 ms." in str(fast.plan)
+    head = "batch 8, threads: 2; times of layers are those for 1 sample\n"
+    assert str(fast.plan).startswith(head)
     fast.plan.save(tmp_path / "plan")
     plan = Plan.load(tmp_path / "plan")
     assert plan == fast.plan

@@ -7,7 +7,7 @@ which layer, and why others do not.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from .errors import ConfigError, KernelError, SparsewrightError
 from .fold import NORMS, Folded, fold_norms, has_norms
 from .kept_trace import FOLDED, PROGRAM
 from .layouts import FP32, VALUES, values_name
-from .make import TOLERANCE, Maker, Traced, copied
+from .make import TOLERANCE, Made, Maker, Traced, copied
 from .measure.dense import relative_error
 from .nn import LayoutLayer
 from .pack import unpack
@@ -109,8 +109,7 @@ def _deployed(
             maker = Maker(fast, inputs, found, wishes, seen)
             made, pieces = maker.repeat(plan) if plan else maker.fastest()
             expected, loss = _with_rounded(fast, made.served, inputs, expected)
-        own_note = () if made.note is None else (made.note,)
-        notes = (*folded.notes(), *own_note, *loss, *_other_than(plan, maker.batch))
+        notes = (*folded.notes(), *_about_code(made), *loss, *_other_than(plan, maker.batch))
         own = Plan(torch.get_num_threads(), maker.batch, made.rows, notes, pieces)
         deployed = Deployed(made.model, own, example=inputs, program=made.program, graph=made.graph)
         _check_outputs(deployed, expected)
@@ -119,6 +118,18 @@ def _deployed(
             raise
         return _deployed(model, inputs, wishes, fold, plan, anew=True)
     return deployed
+
+
+def _about_code(made: Made) -> Iterator[str]:
+    """For the notes."""
+    if made.note is not None:
+        yield made.note
+    count = made.program.convs_as_code if made.program else 0
+    if count:
+        yield (
+            f"Side by side, {count} convolution{'s run their' if count > 1 else ' runs its'} "
+            "weights as code."
+        )
 
 
 def _seen(

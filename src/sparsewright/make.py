@@ -167,10 +167,9 @@ class Maker:
             return made
         plan = Plan(torch.get_num_threads(), made.planned, loops)
         other = self._made(made.planned, inputs, self._repeat(seen, plan))
-        if other.program is None:
-            return made
         if together is None:
-            runs = [functools.partial(p.run, *inputs) for p in (made.program, other.program)]
+            last = other.program.run if other.program else other.model  # all dense: no program
+            runs = [functools.partial(run, *inputs) for run in (made.program.run, last)]
             samples = in_turn(dict(enumerate(runs)), seconds=LONGER * self.wishes.seconds)
             together = Together(*(1e3 * statistics.median(samples[i]) for i in range(2)))
             if key:

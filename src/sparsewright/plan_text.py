@@ -45,6 +45,9 @@ def print_plan(plan: Plan) -> str:
 
 def _table(plan: Plan) -> Table:
     title = f"batch {plan.batch}, threads: {plan.threads}"
+    planned = plan.pieces.planned if plan.pieces else plan.batch
+    if planned != plan.batch:
+        title += f"; times of layers are those for {planned} sample{'s' if planned > 1 else ''}"
     table = Table(title=title, title_justify="left")
     for name in COLUMNS:
         table.add_column(

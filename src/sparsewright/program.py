@@ -104,6 +104,7 @@ class Program:
         self._product = product
         self._into: weakref.WeakSet[Into] = weakref.WeakSet()
         self._transposed = None if product is None else transposed(product)
+        self.convs_as_code = 0  # of images side by side
         if self.side_by_side:
             images = self.size
             if images is None or images_for(images) != images:
@@ -112,6 +113,9 @@ class Program:
             graph = beside(self.module, cut, images, self.threads)
             if graph is None:
                 raise KernelError(library.why_not_compiled("beside_cost") or NOT_BESIDE)
+            held = [call.number for node in graph.nodes for call in node.meta.get("held", ())]
+            code_bytes = torch.ops.sparsewright.code_bytes
+            self.convs_as_code = sum(code_bytes(number) > 0 for number in held)
             run = flat(self.module, self.signature, hooks, graph)[0]
             self.run = by_filling(run, self.run, self._batched().index(True), images)
         if self.size is not None:
