@@ -183,7 +183,7 @@ def test_one_sample_has_no_pieces():
 
 def test_a_model_without_sparse_layers_says_so():
     fast = sw.deploy(network(), inputs(4), kernels=["dense.eager", "dense.conv2d.eager"], seconds=0)
-    assert fast.plan.pieces.why_whole == "no layer is served sparse, or the model has no trace"
+    assert fast.plan.pieces.why_whole == "no layer is served sparse"
 
 
 def test_wrong_pieces_are_an_error(wins, monkeypatch):

@@ -218,6 +218,34 @@ def test_changed_tensors_are_followed():
         assert torch.equal(fast(x), before)
 
 
+@pytest.mark.parametrize(
+    ("kernel", "size", "batch"),
+    [("csb.portable", 64, 33), ("csb.avx2", 512, 24), ("csb.avx512", 512, 33)],
+)
+def test_a_chain_may_round_otherwise_than_its_layers(kernel, size, batch):
+    """On several threads it takes other numbers of rows at once, and its last bits are others."""
+    if KERNELS[kernel].refuses():
+        pytest.skip(KERNELS[kernel].refuses())
+    layers = [layer for _ in range(3) for layer in (nn.Linear(size, size), nn.ReLU())]
+    model = nn.Sequential(*layers).eval()
+    sw.prune(model, sparsity=0.9, allocate="uniform_all")
+    x = torch.randn(batch, size)
+    fast = sw.deploy(model, x, kernels=[kernel], seconds=0, cache=False)
+    assert fast.program is not None
+    assert fast.plan.pieces.why_whole is None
+    torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_trace_that_gives_other_outputs_is_named(monkeypatch):
+    monkeypatch.setattr("sparsewright.program._agree", lambda *given: False)
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+    sw.prune(model, sparsity=0.9, allocate="uniform_all")
+    fast = sw.deploy(model, torch.randn(4, 64), kernels=["csr.portable"], seconds=0, cache=False)
+    why = "the model's trace does not give the outputs of its modules"
+    assert fast.plan.pieces.why_whole == why
+    assert f"The batch runs whole: {why}." in str(fast.plan)
+
+
 def test_saving_checks_the_modules_as_they_are_now(tmp_path):
     fast = mlp()
     fast.model[1].values.mul_(2)  # in place: the trace holds the same memory

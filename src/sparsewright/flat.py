@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.modules import module as torch_module
 
 from .graph import BATCH
-from .kernels.bound import Call, binder_of, chain
+from .kernels.bound import Call, binder_of
 from .operations import expect_width
 from .pieces import MISS
 from .pooling import max_pool2d
@@ -196,7 +196,7 @@ class _Writer:
             given.append(self.value(node.args[1 + residual]))
         shared = SharedCalls(self.module)
         calls = [shared.bind(_target(n), self.kept[n]) for n in run]
-        call = calls[0] if len(calls) == 1 else chain(calls)
+        call = calls[0] if len(calls) == 1 else shared.chain(calls)
         if node in self.runs and self._is_all(run):
             self.whole = call
         return f"{self.bind(call)}({', '.join(given)})"

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import functools
 import statistics
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,6 +35,7 @@ not loosen it: then the original is taken with its weights rounded, as every lay
 what its type of values rounds."""
 LONGER = 5
 """How much longer than one kernel of a layer the ways through the whole model are timed."""
+OTHER_OUTPUTS = "the model's trace does not give the outputs of its modules"
 FEW = 4
 """Images whose patches lie side by side, in a larger batch."""
 Served = tuple[list[LayerPlan], dict[nn.Module, nn.Module]]
@@ -105,7 +107,7 @@ class Made:
     """A model whose layers have kernels that were chosen for so many samples (`planned`).
 
     rows: of its plan. served: what replaced which module. program, graph: its trace as a
-    function, and as a document. note: for the plan.
+    function, and as a document. why_no_program: where that is None. note: for the plan.
     """
 
     planned: int
@@ -114,6 +116,7 @@ class Made:
     model: nn.Module
     program: Program | None
     graph: Graph | None
+    why_no_program: str | None = None
     note: str | None = None
 
     def cut(self, pieces: Pieces, threads: int | None = None, ready: Program | None = None) -> Made:
@@ -161,7 +164,9 @@ class Maker:
         if loops is None or made.program is None or made.program.run(*inputs) is MISS:
             return made
         key = self._circumstances()
-        key = key and {**key, "together": made.planned}
+        if key:
+            kernels = [[a.kernel, b.kernel] for a, b in zip(made.rows, loops, strict=True)]
+            key |= {"together": made.planned, "kernels as code and by loops": kernels}
         together = plan_cache.read_together(key, self.wishes.seconds) if key else None
         if together is not None and together.note is None:
             return made
@@ -179,12 +184,18 @@ class Maker:
     def _made(self, planned: int, inputs: tuple[Tensor, ...], by: Served) -> Made:
         own, served = by
         model = copied(self.model, served)
-        program, graph = None, None
+        program, graph, why = None, None, None
         # Tracing takes longer than a dense model gains, and a trace has no place for hooks.
         has_ops = any(isinstance(m, Prepacked) and m.is_op for m in model.modules())
-        if (has_ops or any(row.is_sparse for row in own)) and not any(hooks_of(model)):
+        if not (has_ops or any(row.is_sparse for row in own)):
+            why = "no layer is served sparse"
+        elif any(hooks_of(model)):
+            why = "modules of the model have forward hooks"
+        else:
             program, graph = self._program(model, inputs)
-        return Made(planned, tuple(own), served, model, program, graph)
+            if program is None:
+                why = "the model has no trace" if graph is None else OTHER_OUTPUTS
+        return Made(planned, tuple(own), served, model, program, graph, why)
 
     def _program(
         self, model: nn.Module, inputs: tuple[Tensor, ...]
@@ -266,7 +277,7 @@ class Maker:
     def _why_whole(self, made: Made) -> str | None:
         """Why a batch cannot be run in pieces, or None."""
         if made.program is None:
-            return "no layer is served sparse, or the model has no trace"
+            return made.why_no_program
         if made.program.mixed is None and made.program.run(*self.inputs) is MISS:
             return "the trace does not serve the example"
         return made.program.mixed
@@ -323,9 +334,12 @@ class Maker:
         if trace is None:
             return None
         wishes = self.wishes
-        return plan_cache.of_model(
+        own = plan_cache.of_model(
             trace, list(self.plain.values()), self.inputs, wishes.kernels, wishes.values
         )
+        # The trace is of the model before its norms were folded, or were not.
+        kinds = Counter(type(module).__name__ for module in self.model.modules())
+        return {**own, "modules": dict(kinds)}
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
