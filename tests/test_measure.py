@@ -201,3 +201,18 @@ def test_a_rate_is_not_that_of_stalls_that_happen_to_grow():
         return rounds
 
     assert _rate(work, seconds=0.0) > 5000
+
+
+@pytest.mark.parametrize(
+    ("named", "count"),
+    [("1", 1), (" 3,2", 3), ("", None), ("0", None), ("all", None), ("-2", None)],
+)
+def test_the_environment_names_the_threads(monkeypatch, named, count) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", named)
+    with environment.threads(0):
+        assert torch.get_num_threads() == (count or environment.cores())
+    with environment.threads(2):
+        assert torch.get_num_threads() == 2
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    with environment.threads(0):
+        assert torch.get_num_threads() == environment.cores()

@@ -310,6 +310,8 @@ def test_pack_and_deploy_tell_a_wrong_argument() -> None:
         (lambda: sw.deploy(model, X, seconds=float("nan")), "seconds must be a number"),
         (lambda: sw.deploy(model, X, kernels=3), "kernels must be a list of names; got 3"),
         (lambda: sw.deploy(model, X, kernels=[3]), "no kernel is called 3"),
+        (lambda: sw.deploy(model, X, kernels=[]), "kernels must name at least one; got none"),
+        (lambda: sw.deploy(model, X, kernels=iter(())), "kernels must name at least one"),
         (lambda: sw.deploy(model, X, values=torch.bfloat16), "no type of values is called"),
     ):
         refused(error, call)

@@ -175,7 +175,12 @@ def _deploy(commands: Any) -> None:
     add.add_argument(
         "--batch", type=int, nargs="+", action="extend", help="batch sizes (default: 1 and 64)"
     )
-    add.add_argument("--threads", type=int, default=0, help="threads; 0: all cores (default)")
+    add.add_argument(
+        "--threads",
+        type=int,
+        default=0,
+        help="threads; 0: OMP_NUM_THREADS, else all cores (default)",
+    )
     add.add_argument(
         "--seconds", type=float, default=2.0, help="timing per batch size (default: 2)"
     )

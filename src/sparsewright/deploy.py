@@ -74,6 +74,9 @@ def deploy(
         raise KernelError(f"kernels must be a list of names; got {kernels!r}: write [{kernels!r}]")
     if kernels is not None and not isinstance(kernels, Iterable):
         raise KernelError(f"kernels must be a list of names; got {told(kernels)}")
+    kernels = None if kernels is None else list(kernels)
+    if kernels == []:
+        raise KernelError("kernels must name at least one; got none: leave it out for all")
     if plan is not None and kernels is not None:
         raise KernelError("a plan names its kernels: give deploy either of the two")
     if plan is not None and values != FP32:

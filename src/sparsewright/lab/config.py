@@ -82,7 +82,10 @@ class TrainConfig:
     weight_decay: float = setting(5e-4, "weight decay of the weights (not of biases and norms)")
     augment: bool = setting(False, "train on shifted (and, where it makes sense, mirrored) images")
     seed: int = setting(0, "decides initial values, order of the images and random masks")
-    threads: int = setting(0, "threads of a CPU; 0: all cores that the process may use")
+    threads: int = setting(
+        0,
+        "threads of a CPU; 0: OMP_NUM_THREADS, else all cores that the process may use",
+    )
     device: str = setting("cpu", "where to train: cpu, cuda, cuda:1, ...")
     tensorboard: bool = setting(True, "also write TensorBoard curves, if it is installed")
 

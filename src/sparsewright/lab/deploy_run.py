@@ -36,9 +36,10 @@ def deploy_run(
     """Deploy, check, measure and save a run; returns (and writes) what deploy.json says.
 
     batches: batch sizes to measure; the saved artifact is planned for the first. threads: 0 for
-    all cores. seconds: of timing for each batch size, shared by all that is timed. compiled: also
-    measure torch.compile as a dense way. values: how packed weights store theirs; where that rounds
-    them, nothing says whether outputs are equal. Differences are parts of the largest output.
+    OMP_NUM_THREADS of them, else all cores. seconds: of timing for each batch size, shared by all
+    that is timed. compiled: also measure torch.compile as a dense way. values: how packed weights
+    store theirs; where that rounds them, nothing says whether outputs are equal. Differences are
+    parts of the largest output.
     """
     if not batches or min(batches) < 1:
         raise ConfigError(f"batch sizes must be 1 or more; got {list(batches)}")

@@ -43,16 +43,24 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def _wished() -> int | None:
+    """The number of threads that the environment names, as OpenMP reads it: a list has one for
+    each level of nesting."""
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(first) if first.isascii() and first.isdigit() and int(first) > 0 else None
+
+
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Run with `count` threads of torch (0: as many as the process has cores).
+    """Run with `count` threads of torch; 0: OMP_NUM_THREADS of them where that is set, else as many
+    as the process has cores.
 
     >>> with threads(1):
     ...     torch.get_num_threads()
     1
     """
     before = torch.get_num_threads()
-    torch.set_num_threads(count or cores())
+    torch.set_num_threads(count or _wished() or cores())
     try:
         yield
     finally:
