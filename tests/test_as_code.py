@@ -17,7 +17,7 @@ from sparsewright.kernels import KERNELS
 from sparsewright.plan import Candidate, LayerPlan
 
 CODE = "csb.code16"
-KNOWN = ["csb.portable", "csr.portable", "dense.eager"]
+KNOWN = ["csb.portable", "csr.portable", "sell.portable"]
 
 
 def row(layer: str, *kernels: tuple[str, float]) -> LayerPlan:

@@ -243,7 +243,7 @@ def test_a_programs_runs_of_layers_are_chains(batch, monkeypatch):
     torch.manual_seed(0)
     made = []
     monkeypatch.setattr(
-        "sparsewright.flat.chain", lambda calls: made.append(len(calls)) or chain(calls)
+        "sparsewright.shared_calls.chain", lambda calls: made.append(len(calls)) or chain(calls)
     )
     # pieces, which timing may prefer, would be other programs, and round otherwise
     monkeypatch.setattr("sparsewright.make.sizes", lambda batch: ())
