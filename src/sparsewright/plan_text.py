@@ -92,7 +92,10 @@ def _dense(row: LayerPlan) -> str:
 
 def _remarks(plan: Plan) -> list[str]:
     lines = [] if any(row.is_sparse for row in plan.layers) else ["No layer is served sparse."]
-    lines.append("Speed-up: over the best dense candidate of the same layer, timed in turn.")
+    lines.append(
+        "Speed-up: over the best dense candidate of the same layer, timed in turn, each with its "
+        "weight in the caches."
+    )
     return [*lines, *_pieces(plan), *plan.notes, *_refusals(plan)]
 
 
