@@ -29,8 +29,6 @@ from .signature import MAX_TEXT, field
 
 HINTS = {2: ("rows",), 4: ("batch", "height", "width")}
 """Axes of a dense weight -> what its meta say of the input that the layer is likely to get."""
-BY_TILES = ("csb", "window")
-"""Layouts whose sums of a batch are added in another order for another number of rows at once."""
 Key = tuple[str, frozenset[tuple[str, str]]]
 """The layout, and the layout's name of each tensor with its name in the file."""
 Layer = LayoutLayer | Prepacked
@@ -136,12 +134,10 @@ class Declared:
 
     @property
     def exact(self) -> bool:
-        """Whether what is made of the layers' kernels, bound, gives the bits of their ops: not
-        where weights run as code, nor of layouts that round by how many rows of a batch they take
-        at once, which in a chain of products is another number."""
-        served = [KERNELS[name] for name in self.kernels.values() if name in KERNELS]
-        return not any(
-            k.runs_code or (k.operation == "linear" and k.layout in BY_TILES) for k in served
+        """Whether what is made of the layers' kernels, bound and in chains, gives the bits of
+        their ops."""
+        return all(
+            KERNELS[name].chains_exactly for name in self.kernels.values() if name in KERNELS
         )
 
     def _add(self, entry: Any, place: str) -> None:

@@ -64,6 +64,7 @@ def register(
     plain: Callable[..., Tensor],
     tensors: Sequence[str],
     numbers: Callable[[Packed], tuple[int, ...]],
+    chains_exactly: bool = True,
 ) -> None:
     """A kernel per instruction set, and the reference, of a Linear's op: it takes a layout's
     `tensors`, the scales, the bias, its `numbers`, the activation and the instruction set."""
@@ -72,7 +73,16 @@ def register(
         packed = as_packed(weight)
         return Prepared(held(packed, tensors), (*numbers(packed), NO_ACTIVATION, isa_number(isa)))
 
-    whole = Kernel(layout, layout, "cpu", never, prepare, op, operation=Linear.name)
+    whole = Kernel(
+        layout,
+        layout,
+        "cpu",
+        never,
+        prepare,
+        op,
+        operation=Linear.name,
+        chains_exactly=chains_exactly,
+    )
     _register(whole, plain)
 
 

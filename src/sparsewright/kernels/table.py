@@ -38,7 +38,8 @@ class Kernel:
     computes with. batches: fewest and most rows, or images, for which `choose` tries it unless it
     is named.
     runs_code: whether a bound call runs the weight as instructions (csrc/csb_code.h), which takes
-    more bytes than its layout, and gives other last bits than the op.
+    more bytes than its layout, and gives other last bits than the op. chains_exactly: whether a
+    call in a chain gives the bits of the op, however many rows of a batch go through it at once.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Kernel:
     values: tuple[str, ...] = (FP32,)
     batches: tuple[int, float] = (0, math.inf)
     runs_code: bool = False
+    chains_exactly: bool = True
 
     @property
     def about(self) -> str:

@@ -48,4 +48,5 @@ register(
     window_reference,
     ("starts", "order", "columns", "places", "firsts", "values"),
     lambda packed: (packed.shape[1], packed.shape[0]),
+    chains_exactly=False,
 )
