@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from .kernels import KERNELS
-from .plan import Candidate, LayerPlan
+from .plan import LayerPlan
+from .plan_text import best_dense
 
 MARGIN = 1.03
 """What is less is noise: the layers keep what was fastest for each."""
@@ -51,17 +52,10 @@ def _by_loops(row: LayerPlan) -> LayerPlan:
     other = next((c for c in timed if not _runs_code(c.kernel)), None)
     if other is None:
         return row
-    layout = KERNELS[other.kernel].layout
-    speedup = _speedup(timed, other)
+    dense, layout = best_dense(row), KERNELS[other.kernel].layout
+    speedup = dense.median_ms / other.median_ms if dense else None  # type: ignore[operator]
     return replace(row, kernel=other.kernel, layout=layout, speedup=speedup)
 
 
 def _runs_code(kernel: str) -> bool:
     return kernel in KERNELS and KERNELS[kernel].runs_code
-
-
-def _speedup(timed: Sequence[Candidate], taken: Candidate) -> float | None:
-    dense = next((c for c in timed if KERNELS[c.kernel].layout == "dense"), None)
-    if dense is None or not dense.median_ms or not taken.median_ms:
-        return None
-    return dense.median_ms / taken.median_ms

@@ -13,6 +13,7 @@ from rich.text import Text
 from .image_units import IMAGES
 from .kernels import KERNELS
 from .kernels._ops import RESERVE
+from .kernels.choose import is_dense
 from .layouts import FP32
 
 if TYPE_CHECKING:
@@ -80,10 +81,14 @@ def _time(candidate: Candidate | None) -> str:
     return f"{candidate.median_ms:.3g} ms"
 
 
-def _dense(row: LayerPlan) -> str:
+def best_dense(row: LayerPlan) -> Candidate | None:
     """The fastest of the dense candidates, which are timed fastest first."""
     timed = [c for c in row.candidates if c.refused is None and c.kernel in KERNELS]
-    best = next((c for c in timed if KERNELS[c.kernel].layout == "dense"), None)
+    return next((c for c in timed if is_dense(c.kernel)), None)
+
+
+def _dense(row: LayerPlan) -> str:
+    best = best_dense(row)
     if best is None:
         return "-"
     name = best.kernel.removeprefix("dense.").removeprefix(f"{KERNELS[best.kernel].operation}.")
