@@ -154,31 +154,39 @@ class Maker:
             seen = record(self.model, inputs)
         if plan:
             return self._made(planned, inputs, self._repeat(seen, plan))
-        made = self._made(planned, inputs, self._serve(seen))
-        return self._or_by_loops(made, inputs, seen)
+        return self._or_by_loops(planned, inputs, seen, self._serve(seen))
 
-    def _or_by_loops(self, made: Made, inputs: tuple[Tensor, ...], seen: Seen) -> Made:
-        """It, or the same with loops in place of weights that are run as code, whichever is faster
-        as a whole (as_code.py)."""
-        loops = loops_for_code(made.rows)
-        if loops is None or made.program is None or made.program.run(*inputs) is MISS:
-            return made
+    def _or_by_loops(
+        self, planned: int, inputs: tuple[Tensor, ...], seen: Seen, own: Served
+    ) -> Made:
+        """What is served so, or with loops in place of weights that are run as code, whichever is
+        faster as a whole (as_code.py)."""
+        loops = loops_for_code(own[0])
+        if loops is None:
+            return self._made(planned, inputs, own)
+
+        def by_loops() -> Made:
+            plan = Plan(torch.get_num_threads(), planned, loops)
+            return self._made(planned, inputs, self._repeat(seen, plan))
+
         key = self._circumstances()
         if key:
-            kernels = [[a.kernel, b.kernel] for a, b in zip(made.rows, loops, strict=True)]
-            key |= {"together": made.planned, "kernels as code and by loops": kernels}
+            kernels = [[a.kernel, b.kernel] for a, b in zip(own[0], loops, strict=True)]
+            key |= {"together": planned, "kernels as code and by loops": kernels}
         together = plan_cache.read_together(key, self.wishes.seconds) if key else None
-        if together is not None and together.note is None:
+        if together is not None and together.note is not None:
+            return replace(by_loops(), note=together.note)
+        made = self._made(planned, inputs, own)
+        program = made.program
+        if together is not None or program is None or program.run(*inputs) is MISS:
             return made
-        plan = Plan(torch.get_num_threads(), made.planned, loops)
-        other = self._made(made.planned, inputs, self._repeat(seen, plan))
-        if together is None:
-            last = other.program.run if other.program else other.model  # all dense: no program
-            runs = [functools.partial(run, *inputs) for run in (made.program.run, last)]
-            samples = in_turn(dict(enumerate(runs)), seconds=LONGER * self.wishes.seconds)
-            together = Together(*(1e3 * statistics.median(samples[i]) for i in range(2)))
-            if key:
-                plan_cache.write_together(key, self.wishes.seconds, together)
+        other = by_loops()
+        last = other.program.run if other.program else other.model  # all dense: no program
+        runs = [functools.partial(run, *inputs) for run in (program.run, last)]
+        samples = in_turn(dict(enumerate(runs)), seconds=LONGER * self.wishes.seconds)
+        together = Together(*(1e3 * statistics.median(samples[i]) for i in range(2)))
+        if key:
+            plan_cache.write_together(key, self.wishes.seconds, together)
         return made if together.note is None else replace(other, note=together.note)
 
     def _made(self, planned: int, inputs: tuple[Tensor, ...], by: Served) -> Made:
