@@ -172,10 +172,6 @@ std::shared_ptr<const Stage> after(const Stage& before, const Stage& stage) {
   return stage.moved(own, ready.out);
 }
 
-}  // namespace
-
-namespace {
-
 using Products = std::vector<std::shared_ptr<const Product>>;
 
 // Runs of products whose weights are code, and of others: each run is a chain of its own.
