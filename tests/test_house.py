@@ -228,6 +228,7 @@ FLOORS = {
             "beside",
             "image_nodes",
             "image_units",
+            "waves",
             "make",
             "samples",
             "swap",

@@ -8,6 +8,7 @@ first convolution reads them, and back where something else does.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -30,6 +31,7 @@ from .kernels.csb_conv import TENSORS, csb_conv2d
 from .layouts import LAYOUTS
 from .library import BEST
 from .shared_calls import SharedCalls
+from .waves import merge_into_waves
 
 aten = torch.ops.aten
 
@@ -53,7 +55,12 @@ def beside(
     units = Units(module, images, threads)
     convs = sum(len(unit.stages) for unit in units.all if unit.kind == "chain")
     turns = sum(unit.kind in ("turn", "back") for unit in units.all)
-    return _Writer(module, units, cut).graph if convs > 0 and turns <= 2 * convs else None
+    if convs == 0 or turns > 2 * convs:
+        return None
+    graph = _Writer(module, units, cut).graph
+    if images == IMAGES:
+        merge_into_waves(graph)
+    return graph
 
 
 class _Writer:
@@ -183,6 +190,11 @@ class _Writer:
             0,
         )
         node.meta["held"] = calls
+        sizes = [
+            n.meta["sizes"][1:] for n, is_kept in zip(unit.stages, kept, strict=True) if is_kept
+        ]
+        node.meta["extent"] = sizes[0][1:]
+        node.meta["bytes"] = 4 * IMAGES * max(map(math.prod, sizes))
         outputs = (n for n, is_kept in zip(unit.stages, kept, strict=True) if is_kept)
         for i, output in enumerate(outputs):
             self.beside[output] = self._call(operator.getitem, node, i)
