@@ -36,7 +36,7 @@ export LIST_REQUIREMENTS
 # Without AVX-512 in this CPU its kernels are sanitized as SIMDe emulates them (libsimde-dev).
 SANITIZED := build/sanitize
 EMULATE := $(if $(wildcard /usr/include/simde/x86/avx512.h),$(shell grep -q avx512dq /proc/cpuinfo || echo ON))
-CHECKED := $(addprefix tests/test_,$(addsuffix .py,kernels bound chain chain_batches transposed own_tiles into kernels_anywhere layouts layout_linear threads kernel_threads packed_kernels moving conv depthwise pooling beside code fuzz))
+CHECKED := $(addprefix tests/test_,$(addsuffix .py,kernels bound chain chain_batches transposed own_tiles into kernels_anywhere layouts layout_linear threads kernel_threads packed_kernels moving conv depthwise pooling beside waves code fuzz))
 
 .PHONY: help setup demo test lint types pytest sanitize fuzz bench format clean
 

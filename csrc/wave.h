@@ -4,7 +4,7 @@
 // the slowest thread after each. Here a row of a step follows soon after the rows that it needs (a
 // wavefront, after Lamport, 1974). Each thread has tiles of its own, next to each other from step
 // to step, so that it finds them in its own cache; but one that would have to wait takes what is
-// first of all that is left, so that nobody waits for a thread that something held up.
+// first of all that is left: of a thread that something held up, only one tile is waited for.
 #pragma once
 #include <algorithm>
 #include <atomic>
