@@ -98,6 +98,13 @@ class ConvBeside {
 
   int64_t channels() const { return channels_; }
   int64_t code_bytes() const { return code_ ? code_->bytes() : 0; }
+  // What all of a call reads of the weight.
+  int64_t weight_bytes() const {
+    int64_t bytes = code_bytes();
+    for (const Tensor& tensor : tensors_)
+      if (!code_) bytes += tensor.numel() * static_cast<int64_t>(tensor.element_size());
+    return bytes;
+  }
   // Whether it is for what lies so.
   bool is_of(const Inside& i) const {
     return i.height == h_.size && i.width == w_.size && i.images == spread_.images &&

@@ -56,6 +56,13 @@ int64_t code_bytes(int64_t number) {
   return found->beside ? found->beside->code_bytes() : 0;
 }
 
+// That a call of beside_chain reads of the weights: their code, or their tensors.
+int64_t weight_bytes(std::vector<int64_t> numbers) {
+  int64_t bytes = 0;
+  for (const int64_t number : numbers) bytes += conv_of(number)->weight_bytes();
+  return bytes;
+}
+
 }  // namespace
 
 }  // namespace sparsewright
@@ -72,6 +79,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sparsewright, m) {
       "Tensor[]");
   m.def("why_no_code() -> int");
   m.def("code_bytes(int number) -> int");
+  m.def("weight_bytes(int[] numbers) -> int");
 }
 STABLE_TORCH_LIBRARY_IMPL(sparsewright, CPU, m) {
   m.impl("bind_csb_conv2d_beside", TORCH_BOX(&sparsewright::bind_csb_conv2d_beside));
@@ -80,4 +88,5 @@ STABLE_TORCH_LIBRARY_IMPL(sparsewright, CPU, m) {
 STABLE_TORCH_LIBRARY_IMPL(sparsewright, CompositeExplicitAutograd, m) {
   m.impl("why_no_code", TORCH_BOX(&sparsewright::number_of_why_no_code));
   m.impl("code_bytes", TORCH_BOX(&sparsewright::code_bytes));
+  m.impl("weight_bytes", TORCH_BOX(&sparsewright::weight_bytes));
 }

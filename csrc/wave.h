@@ -3,8 +3,9 @@
 // Steps one after the other read everything from afar that is larger than the caches, and wait for
 // the slowest thread after each. Here a row of a step follows soon after the rows that it needs (a
 // wavefront, after Lamport, 1974). Each thread has tiles of its own, next to each other from step
-// to step, so that it finds them in its own cache; but one that would have to wait takes what is
-// first of all that is left: of a thread that something held up, only one tile is waited for.
+// to step, so that it finds them in its own cache; but one that would have to wait takes another's,
+// and what is first of all that is left if none can be computed yet: of a thread that something
+// held up, only one tile is waited for.
 #pragma once
 #include <algorithm>
 #include <atomic>
@@ -73,8 +74,8 @@ class Wave {
 
   void place_tasks();
   int64_t part_of(const Task& task) const;
-  // Of the part's own tasks the first one, if it can be computed now or soon; else the first one
-  // that is left: all that it needs is computed, or some thread is computing it.
+  // Of the part's own tasks the first one, if it can be computed now or soon; else another part's
+  // that can be; else the first one that is left: some thread is computing what it needs.
   size_t take(Queue& own);
   bool is_ready(const Task& task) const;
   // False where another thread has failed.
@@ -165,7 +166,12 @@ inline size_t Wave::take(Queue& own) {
     size_t task = mine;
     for (int64_t p = 0; !ready && p < parts_; ++p) {
       Queue& other = queues_[static_cast<size_t>(p)];
-      if (const size_t first = other.first(); first < task) of = &other, task = first;
+      const size_t first = other.first();
+      if (first == kNoTask) continue;
+      if (is_ready(tasks_[first]))
+        of = &other, task = first, ready = true;
+      else if (first < task)
+        of = &other, task = first;
     }
     if (task == kNoTask || of->take(task)) return task;
   }

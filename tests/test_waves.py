@@ -31,14 +31,23 @@ def code(request):
         yield
 
 
-def bound(shape: tuple[int, ...], out: int, kernel: int = 1, stride: int = 1) -> Bound:
-    """A convolution of images (channels, height, width), a third of its weights present."""
+def bound(
+    shape: tuple[int, ...],
+    out: int,
+    kernel: int = 1,
+    stride: int = 1,
+    padding: int | None = None,
+    dilation: int = 1,
+) -> Bound:
+    """A convolution of images (channels, height, width), a third of its weights present; padding:
+    half of the kernel where it is not given."""
+    padding = kernel // 2 if padding is None else padding
     channels, *_ = shape
     present = torch.rand(out, channels, kernel, kernel) < 0.3
     packed = Csb().pack((torch.randn(present.shape) * present).flatten(1))
     head = [packed.tensors[n] for n in ("starts", "pairs", "columns", "values")]
     sizes = [out, packed.meta["chunk"], packed.meta["block"], kernel, kernel, stride, stride]
-    rest = [*sizes, kernel // 2, kernel // 2, 1, 1, 1, *shape, IMAGES, 1, 0]
+    rest = [*sizes, padding, padding, dilation, dilation, 1, *shape, IMAGES, 1, 0]
     return bind_beside([*head, None, torch.randn(out), *rest])
 
 
@@ -73,14 +82,17 @@ def drawn_chains(draw, shapes: list[tuple[int, ...]]) -> list[Chain]:
     chains: list[Chain] = []
     for _ in range(draw(st.integers(1, 5))):
         x = draw(st.integers(max(0, len(shapes) - 3), len(shapes) - 1))
-        kernel, stride = draw(st.sampled_from([(1, 1), (1, 2), (3, 1), (3, 2), (5, 1)]))
+        kernel, stride = draw(st.sampled_from([(1, 1), (1, 2), (1, 3), (3, 1), (3, 2), (5, 1)]))
+        dilation, more = draw(st.integers(1, 2)), draw(st.integers(0, 2))
+        reach = dilation * (kernel - 1)
+        padding = -(-reach // 2) + more
         at, calls, residuals, adds, made = shapes[x], list[Bound](), list[int](), 0, []
         for i in range(draw(st.integers(1, 3))):
             first = i == 0
-            calls.append(
-                bound(at, out := draw(st.sampled_from([3, 8])), *((kernel, stride) * first))
-            )
-            side = [(n - 1) // stride + 1 for n in at[1:]] if first else at[1:]
+            out = draw(st.sampled_from([3, 8]))
+            calls.append(bound(at, out, *((kernel, stride, padding, dilation) if first else ())))
+            side = [(n + 2 * padding - reach - 1) // stride + 1 for n in at[1:]]
+            side = side if first else at[1:]
             at = (out, *side)
             made.append(at)
             alike = [v for v, shape in enumerate(shapes) if shape == at]
@@ -175,6 +187,21 @@ def test_an_empty_batch() -> None:
     x = OPS.to_beside(torch.randn(0, *shape), IMAGES, 1, 0)
     (y,) = OPS.beside_wave([x], links, [2])
     assert y.shape == x.shape
+    tall = (3, 1 << 30, 6)  # a count for each row would be 256 GiB
+    x = torch.empty(0, tall[1], 1, *x.shape[3:])
+    conv = bound(tall, 3)
+    (y,) = OPS.beside_wave([x], Chain([conv], 0, [], 0, 1).links(), [1])
+    assert y.shape == x.shape
+
+
+def test_bytes_of_weights_are_those_of_their_code_or_of_their_tensors() -> None:
+    conv, present = bound((32, 12, 12), 32, 3), 32 * 32 * 9 * 0.3
+    bytes_of_one = OPS.weight_bytes([conv.number])
+    assert 4 * 0.9 * present < bytes_of_one < 20 * present
+    code = OPS.code_bytes(conv.number)
+    assert code in (0, bytes_of_one)
+    assert OPS.weight_bytes([conv.number] * 3) == 3 * bytes_of_one
+    assert OPS.weight_bytes([]) == 0
 
 
 def test_what_does_not_hang_together_is_refused() -> None:
@@ -264,7 +291,7 @@ def test_large_images_go_through_a_model_in_waves(monkeypatch) -> None:
                 assert torch.equal(wave.run(given), plain.run(given))
         assert torch.allclose(wave.run(given), model(given), rtol=1e-4, atol=1e-4)
         assert torch.equal(given, kept)
-    monkeypatch.setattr(waves, "MOST_CODE", -1)
+    monkeypatch.setattr(waves, "MOST_WEIGHTS", -1)
     assert sizes_of(beside(fast.program.module, lambda graph: None)) == alone
 
 
