@@ -11,9 +11,6 @@
 
 namespace sparsewright {
 
-// Columns of a tile: images of many nets have sides of 7 times a power of two.
-inline constexpr int64_t kMostColumns = 7;
-
 // images: kBeside, of which any number of groups follow one another; or fewer, which are then the
 // whole batch, and lie in patches. threads: for which there are to be tiles.
 struct Spread {

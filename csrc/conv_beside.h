@@ -57,9 +57,31 @@ inline CodePlaces places_of_code(const Laying& laying, const Inside& in, const I
   return code;
 }
 
-// One convolution of images side by side, its arguments kept.
+// One convolution of images side by side, its arguments kept: its weight in layout csb or, of
+// depthwise ones, dense.
 class ConvBeside {
  public:
+  // weight: (out, 1, kernel_h, kernel_w); of `channels` each gives as many outputs.
+  ConvBeside(const Tensor& weight, const std::optional<Tensor>& bias, int64_t stride_h,
+             int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h,
+             int64_t dilation_w, int64_t activation, int64_t channels, int64_t height,
+             int64_t width, const Spread& spread, int64_t isa)
+      : k_(kernels_for(isa)),
+        bias_(bias),
+        out_features_(weight.size(0)),
+        chunk_(0),
+        block_(0),
+        channels_(channels),
+        spread_(spread),
+        h_(checked_axis({height, weight.size(2), stride_h, padding_h, dilation_h}, "h")),
+        w_(checked_axis({width, weight.size(3), stride_w, padding_w, dilation_w}, "w")),
+        then_(activation_of(activation)),
+        in_(spread, spread.images, channels, height, width),
+        out_(spread, spread.images, out_features_, h_.out(), w_.out()),
+        depthwise_(weight) {
+    find_taps(Laying(h_, w_, out_.columns));
+  }
+
   ConvBeside(const Tensor& starts, const Tensor& pairs, const Tensor& columns, const Tensor& values,
              const std::optional<Tensor>& scales, const std::optional<Tensor>& bias,
              int64_t out_features, int64_t chunk, int64_t block, int64_t kernel_h, int64_t kernel_w,
@@ -88,12 +110,7 @@ class ConvBeside {
     if ((isa == kBest || isa == kIsaAvx512) && makes_code())
       code_ = CsbCode::of(weight(), places_of_code(laying, in_, out_, channels), bias.has_value(),
                           then_);
-    for (int64_t p = 0; code_ && p < laying.places(); ++p)
-      taps_.push_back(laying.column(p / laying.w.kernel, p % laying.w.kernel));
-    if (code_ && !is_flat())
-      zeros_.resize(static_cast<size_t>(channels_of_code(laying, channels) * in_.channel()));
-    if (spread.images == kBeside || is_flat()) return;
-    for (int64_t t = 0; t < out_.in_all(); ++t) sources_.add(laying, in_, out_, t);
+    find_taps(laying);
   }
 
   int64_t channels() const { return channels_; }
@@ -101,7 +118,7 @@ class ConvBeside {
   // What all of a call reads of the weight.
   int64_t weight_bytes() const {
     int64_t bytes = code_bytes();
-    for (const Tensor& tensor : tensors_)
+    for (const Tensor& tensor : depthwise_ ? std::vector<Tensor>{*depthwise_} : tensors_)
       if (!code_) bytes += tensor.numel() * static_cast<int64_t>(tensor.element_size());
     return bytes;
   }
@@ -132,7 +149,7 @@ class ConvBeside {
   struct Around {
     Sources sources;
     int64_t table[kPlaces];
-    std::vector<const float*> columns, taps;
+    std::vector<const float*> columns, taps;  // taps: for depthwise ones, of every vector
   };
 
   // What one call needs to know of it.
@@ -150,7 +167,8 @@ class ConvBeside {
     int64_t room, sums_of, at_once;
     int64_t steps;
     const CsbCode* code;               // or null
-    const float* zeros;                // as many as a group of the code's channels have
+    const float* depthwise;            // weights, or null
+    const float* zeros;                // as many as a group of channels have
     const std::vector<int64_t>& taps;  // the column that each place of the kernel reads first
     // The tile of x that an output tile is likely the first to read.
     Ahead newest(const float* x, int64_t number) const {
@@ -168,7 +186,7 @@ class ConvBeside {
     void tile(const float* x, int64_t number, const float* residual, float* y, float* memory,
               Around& mine, Ahead ahead) const {
       LaidColumns from = {nullptr, nullptr, nullptr};
-      if (!laid && !code) {
+      if (!laid && !code && !depthwise) {
         std::copy_n(shifts.begin(), kPlaces, mine.table);
       } else if (laid && sources) {
         from = sources->columns(number * laying.columns());
@@ -197,6 +215,7 @@ class ConvBeside {
                         reinterpret_cast<const char*>(ahead.from),
                         ceil_div(ahead.lines(), std::max<int64_t>(rows, 1)) * 64};
       if (code) return run_code(t, ahead, mine);
+      if (depthwise) return run_depthwise(t, ahead, mine);
       for (int64_t b = 0; b < weight.blocks; b += at_once)
         k.csb_beside(weight, t, b, std::min(weight.blocks, b + at_once));
     }
@@ -222,6 +241,29 @@ class ConvBeside {
                    ahead.floats > 0 ? ahead.from : part.values);
           ahead.skip(part.lines);
         }
+      }
+    }
+
+    void run_depthwise(const Beside& t, Ahead ahead, Around& mine) const {
+      const int64_t each = channels_of_code(laying, in.channels), vectors = t.width / kBeside;
+      const int64_t times = out.channels / in.channels, places = laying.places();
+      const int64_t at_a_time = ceil_div(ahead.lines(), ceil_div(in.channels, each));
+      const bool slides = laying.shared && laying.h.kernel == 3 && laying.w.kernel == 3 &&
+                          laying.w.stride == 1 && laying.w.dilation == 1;
+      mine.taps.resize(static_cast<size_t>(vectors * places));
+      for (int64_t begin = 0; begin < in.channels; begin += each) {
+        const int64_t end = std::min(begin + each, in.channels), first = begin * times;
+        find_columns(t, begin, end, mine.columns);
+        ahead.fetch(at_a_time);
+        ahead.skip(at_a_time);
+        for (int64_t i = 0; !slides && i < vectors * places; ++i)
+          mine.taps[static_cast<size_t>(i)] =
+              mine.columns[static_cast<size_t>(taps[static_cast<size_t>(i % places)] + i / places)];
+        const auto& read = slides ? mine.columns : mine.taps;
+        k.depthwise_beside({read.data(), slides, places, in.channel(), end - begin, times,
+                            depthwise + first * places, t.bias ? t.bias + first : nullptr,
+                            t.residual ? t.residual + first * t.width : nullptr,
+                            t.y + first * t.width, vectors, then});
       }
     }
 
@@ -252,7 +294,7 @@ class ConvBeside {
   };
 
   Ready ready(const Inside& in) const {
-    const Csb w = weight();
+    const Csb w = depthwise_ ? Csb{} : weight();
     const Inside to = out(in);
     const Laying laying(h_, w_, to.columns);
     const bool laid = !is_flat();
@@ -269,19 +311,31 @@ class ConvBeside {
             laid && spread_.images < kBeside ? &sources_ : nullptr,
             alike_,
             room(laying, w),
-            code_ ? 0 : sums_of,
+            has_sums() ? sums_of : 0,
             std::clamp<int64_t>(kSumsBytes / 4 / sums_of, 1, std::max<int64_t>(w.blocks, 1)),
-            tensors_[3].size(0) * 2,
+            depthwise_ ? depthwise_->numel() : tensors_[3].size(0) * 2,
             code_.get(),
+            depthwise_ ? static_cast<const float*>(depthwise_->const_data_ptr()) : nullptr,
             zeros_.data(),
             taps_};
   }
 
  private:
+  // Whether they wait in memory while more of them is added.
+  bool has_sums() const { return !code_ && !depthwise_; }
+  // What loops over csb do not need: where each place of the kernel begins, and zeros for padding.
+  void find_taps(const Laying& laying) {
+    for (int64_t p = 0; !has_sums() && p < laying.places(); ++p)
+      taps_.push_back(laying.column(p / laying.w.kernel, p % laying.w.kernel));
+    if (!has_sums() && !is_flat())
+      zeros_.resize(static_cast<size_t>(channels_of_code(laying, channels_) * in_.channel()));
+    if (spread_.images == kBeside || is_flat()) return;
+    for (int64_t t = 0; t < out_.in_all(); ++t) sources_.add(laying, in_, out_, t);
+  }
   // Floats of what is laid for a tile.
   int64_t room(const Laying& laying, const Csb& w) const {
     if (is_flat()) return 0;
-    if (!code_) return room_of(laying, w, channels_);
+    if (has_sums()) return room_of(laying, w, channels_);
     if (spread_.images == kBeside) return 0;  // nothing is picked
     return ceil_div(laying.columns(), in_.columns) * static_cast<int64_t>(zeros_.size());
   }
@@ -291,7 +345,7 @@ class ConvBeside {
   }
 
   const Kernels& k_;
-  std::array<Tensor, 4> tensors_;
+  std::vector<Tensor> tensors_;
   std::optional<Tensor> scales_, bias_;
   int64_t out_features_, chunk_, block_, channels_;
   Spread spread_;
@@ -304,6 +358,7 @@ class ConvBeside {
   std::unique_ptr<const CsbCode> code_;
   std::vector<float> zeros_;
   std::vector<int64_t> taps_;
+  std::optional<Tensor> depthwise_;
 };
 
 }  // namespace sparsewright

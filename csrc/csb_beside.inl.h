@@ -162,5 +162,61 @@ void csb_beside(const Csb& w, const Beside& t, int64_t begin, int64_t end) {
   });
 }
 
+// What follows the sums `v` of V vectors, the first at `at`, from one to the next `step` floats.
+template <int V>
+[[gnu::always_inline]] inline void put(const DepthwiseBeside& d, int64_t at, int64_t step,
+                                       const Vec* v) {
+  const bool relu = d.activation == Activation::kRelu;
+  each<V>([&](int i) SW_INLINED {
+    const int64_t to = at + i * step;
+    const Vec sum = d.residual ? Simd::add(v[i], Simd::load(d.residual + to)) : v[i];
+    Simd::store(d.y + to, relu ? Simd::relu(sum) : sum);
+  });
+}
+
+// Every column is loaded once for the three outputs that read it.
+template <int V>
+void slide(const DepthwiseBeside& d, int64_t output, int64_t shift) {
+  Vec weights[9];
+  each<9>([&](int p) SW_INLINED { weights[p] = Simd::broadcast(d.weights[output * 9 + p]); });
+  const Vec start = Simd::broadcast(d.bias ? d.bias[output] : 0.0f);
+  for (int j = 0; j < kBeside; j += kW) {
+    Vec sums[V];
+    each<V>([&](int i) SW_INLINED { sums[i] = start; });
+    each<3>([&](int y) SW_INLINED {
+      each<V + 2>([&](int c) SW_INLINED {
+        const Vec v = Simd::load(d.from[y * (V + 2) + c] + shift + j);
+        each<3>([&](int x) SW_INLINED {
+          if (c >= x && c - x < V) sums[c - x] = Simd::fma(weights[3 * y + x], v, sums[c - x]);
+        });
+      });
+    });
+    put<V>(d, output * V * kBeside + j, kBeside, sums);
+  }
+}
+
+void multiply_one(const DepthwiseBeside& d, int64_t output, int64_t shift) {
+  const float* const weights = d.weights + output * d.places;
+  const Vec start = Simd::broadcast(d.bias ? d.bias[output] : 0.0f);
+  const float* const* from = d.from;
+  for (int64_t i = 0; i < d.vectors; ++i, from += d.places) {
+    for (int j = 0; j < kBeside; j += kW) {
+      Vec sum = start;
+      for (int64_t p = 0; p < d.places; ++p)
+        sum = Simd::fma(Simd::broadcast(weights[p]), Simd::load(from[p] + shift + j), sum);
+      put<1>(d, (output * d.vectors + i) * kBeside + j, 0, &sum);
+    }
+  }
+}
+
+void depthwise_beside(const DepthwiseBeside& d) {
+  auto multiply = multiply_one;
+  if (d.slides) by_vectors<kMostColumns>(d.vectors, [&]<int V>() { multiply = slide<V>; });
+  for (int64_t c = 0; c < d.channels; ++c)
+    for (int64_t t = 0; t < d.times; ++t) multiply(d, c * d.times + t, c * d.step);
+  if (d.activation != Activation::kRelu)
+    activate(d.y, d.channels * d.times * d.vectors * kBeside, d.activation);
+}
+
 }  // namespace
 }  // namespace sparsewright::SPARSEWRIGHT_ISA

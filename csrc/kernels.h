@@ -129,6 +129,21 @@ struct Across {
   Activation activation;
 };
 
+// Of images side by side: so many channels, each times weights (times, places) of its own.
+struct DepthwiseBeside {
+  // (vectors, places): what the first channel's outputs read; of the next one it is `step` floats
+  // further on. Where it slides, the kernel is 3x3 and its stride 1: (3, vectors + 2), the columns.
+  const float* const* from;
+  bool slides;
+  int64_t places, step, channels, times;
+  const float* weights;
+  const float* bias;      // or null
+  const float* residual;  // or null
+  float* y;               // kBeside * vectors of every output
+  int64_t vectors;
+  Activation activation;
+};
+
 // Positions of one image that lie together in a tile and in the output.
 struct Segment {
   int64_t at, count, to;  // place in the tile, length, place in an output plane
@@ -159,6 +174,8 @@ struct Pixels {
 
 // Images, or patches of them, that lie side by side along the vector (beside.h).
 constexpr int kBeside = 16;
+// Most columns of a tile of theirs: images of many nets have sides of 7 times a power of two.
+inline constexpr int kMostColumns = 7;
 
 // Where the float of each of them lies, behind a place; -1: it is zero.
 struct LanePlaces {
@@ -306,6 +323,7 @@ struct Kernels {
   // Blocks [begin, end) of one tile.
   void (*csb_pixels)(const Csb&, const Pixels&, int64_t begin, int64_t end);
   void (*csb_beside)(const Csb&, const Beside&, int64_t begin, int64_t end);
+  void (*depthwise_beside)(const DepthwiseBeside&);
   // Of so many channels those floats behind x, as far apart as there.
   void (*pick_beside)(const float* x, int64_t channel, const LanePlaces&, int64_t channels,
                       float* to);

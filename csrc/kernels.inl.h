@@ -43,6 +43,7 @@ const Kernels kKernels = {
     .lay_tile = lay_tile,
     .csb_pixels = csb_pixels,
     .csb_beside = csb_beside,
+    .depthwise_beside = depthwise_beside,
     .pick_beside = pick_beside,
     .block_lanes_batch = Simd::kBlockLanesBatch,
     .block_tile_rows = kBlockVectors * kW,

@@ -19,6 +19,15 @@ std::vector<Tensor> run(std::vector<std::shared_ptr<const ConvBeside>> stages, c
   return chain[0]->outputs();
 }
 
+int64_t keep_conv(std::shared_ptr<const ConvBeside> conv) {
+  Bound call = [conv](const Tensor& x, const std::optional<Tensor>& residual) {
+    std::vector<Tensor> added;
+    if (residual) added.push_back(*residual);
+    return run({conv}, x, added, {residual ? 1 : 0, 1, 0})[0];
+  };
+  return keep({std::move(call), nullptr, false, conv});
+}
+
 int64_t bind_csb_conv2d_beside(const Tensor& starts, const Tensor& pairs, const Tensor& columns,
                                const Tensor& values, const std::optional<Tensor>& scales,
                                const std::optional<Tensor>& bias, int64_t out_features,
@@ -31,12 +40,25 @@ int64_t bind_csb_conv2d_beside(const Tensor& starts, const Tensor& pairs, const 
       starts, pairs, columns, values, scales, bias, out_features, chunk, block, kernel_h, kernel_w,
       stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w, activation, channels,
       height, width, checked_spread(images, threads), isa);
-  Bound call = [conv](const Tensor& x, const std::optional<Tensor>& residual) {
-    std::vector<Tensor> added;
-    if (residual) added.push_back(*residual);
-    return run({conv}, x, added, {residual ? 1 : 0, 1, 0})[0];
-  };
-  return keep({std::move(call), nullptr, false, conv});
+  return keep_conv(std::move(conv));
+}
+
+int64_t bind_depthwise_beside(const Tensor& weight, const std::optional<Tensor>& bias,
+                              int64_t kernel_h, int64_t kernel_w, int64_t stride_h,
+                              int64_t stride_w, int64_t padding_h, int64_t padding_w,
+                              int64_t dilation_h, int64_t dilation_w, int64_t activation,
+                              int64_t channels, int64_t height, int64_t width, int64_t images,
+                              int64_t threads, int64_t isa) {
+  check_tensor(weight, "weight", ScalarType::Float, "float32");
+  SW_CHECK(weight.dim() == 4 && weight.size(1) == 1 && weight.size(2) == kernel_h &&
+               weight.size(3) == kernel_w,
+           "weight must have shape (out, 1, ", kernel_h, ", ", kernel_w, ")");
+  SW_CHECK(channels >= 1 && weight.size(0) % channels == 0, "each of ", channels,
+           " channels must give as many of ", weight.size(0), " outputs");
+  bias_of(bias, weight.size(0));
+  return keep_conv(std::make_shared<const ConvBeside>(
+      weight, bias, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w, activation,
+      channels, height, width, checked_spread(images, threads), isa));
 }
 
 std::vector<Tensor> beside_chain(const Tensor& x, std::vector<Tensor> residuals,
@@ -75,6 +97,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sparsewright, m) {
       "int activation, int channels, int height, int width, int images, int threads, int isa) -> "
       "int");
   m.def(
+      "bind_depthwise_beside(Tensor weight, Tensor? bias, int kernel_h, int kernel_w, int "
+      "stride_h, int stride_w, int padding_h, int padding_w, int dilation_h, int dilation_w, int "
+      "activation, int channels, int height, int width, int images, int threads, int isa) -> int");
+  m.def(
       "beside_chain(Tensor x, Tensor[] residuals, int[] numbers, int adds, int kept, int over) -> "
       "Tensor[]");
   m.def("why_no_code() -> int");
@@ -83,6 +109,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sparsewright, m) {
 }
 STABLE_TORCH_LIBRARY_IMPL(sparsewright, CPU, m) {
   m.impl("bind_csb_conv2d_beside", TORCH_BOX(&sparsewright::bind_csb_conv2d_beside));
+  m.impl("bind_depthwise_beside", TORCH_BOX(&sparsewright::bind_depthwise_beside));
   m.impl("beside_chain", TORCH_BOX(&sparsewright::beside_chain));
 }
 STABLE_TORCH_LIBRARY_IMPL(sparsewright, CompositeExplicitAutograd, m) {

@@ -18,7 +18,8 @@ from sparsewright import library
 from sparsewright.beside import beside
 from sparsewright.errors import ArtifactError, KernelError
 from sparsewright.image_units import IMAGES, images_for, is_full
-from sparsewright.kernels.bound import bind_beside, bind_pool_beside
+from sparsewright.kernels.bound import bind_beside, bind_depthwise_beside, bind_pool_beside
+from sparsewright.kernels.depthwise import dense_conv2d
 from sparsewright.layouts import store, unpack
 from sparsewright.layouts.csb import Csb
 from sparsewright.plan import Pieces, PieceTiming, Plan
@@ -96,7 +97,7 @@ class Conv:
         self.stride = (1, 1) if flat else (draw(st.integers(1, 2)), draw(st.integers(1, 3)))
         self.padding = (0, 0) if flat else (draw(st.integers(0, 2)), draw(st.integers(0, 2)))
         self.dilation = (1, 1) if flat else (draw(st.integers(1, 2)), draw(st.integers(1, 2)))
-        self.then = draw(st.integers(0, 5))
+        self.groups, self.then = 1, draw(st.integers(0, 5))
         self.adds = draw(st.booleans())
         present = torch.rand(self.out, channels, *self.kernel) < draw(st.sampled_from([0.1, 0.5]))
         if draw(st.booleans()):  # all rows read the same: what they read is loaded once for two
@@ -117,10 +118,26 @@ class Conv:
         return bind_beside([*head, self.out, meta["chunk"], meta["block"], *numbers, *sizes])
 
     def plain(self, x: Tensor, more: Tensor | None) -> Tensor:
-        given = self.stride, self.padding, self.dilation
+        given = self.stride, self.padding, self.dilation, self.groups
         bias = None if self.bias is None else self.bias.double()
         y = F.conv2d(x.double(), self.weight.double(), bias, *given)
         return ACTIVATIONS[self.then](y if more is None else y + more.double()).float()
+
+
+class Depthwise(Conv):
+    """The same of a dense weight, each of whose outputs reads one channel."""
+
+    def __init__(self, draw, shape: tuple[int, ...], flat: bool):
+        super().__init__(draw, shape, flat)
+        self.groups = shape[1]
+        self.out = draw(st.sampled_from([1, 1, 2])) * self.groups
+        self.weight = torch.randn(self.out, 1, *self.kernel)
+        self.bias = torch.randn(self.out) if self.bias is not None else None
+
+    def bound(self, spread: Spread, isa: str):
+        numbers = [*self.kernel, *self.stride, *self.padding, *self.dilation, self.then]
+        sizes = [*self.sizes, *spread, number(isa)]
+        return bind_depthwise_beside([self.weight, self.bias, *numbers, *sizes])
 
 
 @given(st.data(), SPREADS, st.sampled_from(ISAS))
@@ -131,7 +148,7 @@ def test_a_chain_gives_what_torch_gives(data, drawn, isa) -> None:
     x = torch.randn(batch, channels, height, width)
     given, convs, wanted, residuals = x, [], [], []
     for i in range(draw(st.integers(1, 3))):
-        conv = Conv(draw, given.shape, flat=i > 0)
+        conv = draw(st.sampled_from([Conv, Depthwise]))(draw, given.shape, flat=i > 0)
         sizes = zip(given.shape[2:], conv.padding, conv.dilation, conv.kernel, strict=True)
         if any(s + 2 * p <= d * (k - 1) for s, p, d, k in sizes):
             return  # the kernel does not fit the image
@@ -183,6 +200,42 @@ def test_no_image_sees_another_one(spread, batch, isa) -> None:
     assert int(y[1].isnan().sum()) == int(reached.sum())
     finite = (weight[:, 0, :2, 1:] == 0).flip(1, 2)
     assert torch.equal(y[last, :, :2, 7:].isfinite(), finite)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("spread", "batch"), [((16, 1), 18), ((4, 1), 4), ((7, 3), 7)])
+@pytest.mark.parametrize(("stride", "places"), [(1, 9), (2, 6)])  # that read what is not finite
+def test_no_channel_sees_another_one(spread, batch, stride, places, isa) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(6, 1, 3, 3)
+    rest = [3, 3, stride, stride, 1, 1, 1, 1, 0, 6, 8, 9, *spread, number(isa)]
+    bound = bind_depthwise_beside([weight, None, *rest])
+    x = torch.randn(batch, 6, 8, 9)
+    clean = F.conv2d(x, weight, None, stride, 1, groups=6)
+    last = batch - 1
+    x[1, 2, 4, 3], x[last, 5, 0, 8] = float("nan"), float("inf")
+    right = F.conv2d(x, weight, None, stride, 1, groups=6)
+    (y,) = OPS.beside_chain(there(x, spread), [], [bound.number], 0, 1, 0)
+    y = back(y, batch, right.shape[2:], spread)
+    assert torch.allclose(y[right.isfinite()], clean[right.isfinite()], atol=1e-5)
+    assert torch.equal(y.isfinite(), right.isfinite())
+    assert int((~right.isfinite()).sum()) == (9 if stride == 1 else 2) + (4 if stride == 1 else 1)
+
+
+def test_weights_of_a_depthwise_one_are_checked() -> None:
+    rest = [3, 3, 1, 1, 1, 1, 1, 1, 0, 6, 8, 9, 16, 1, 0]
+    for weight in (torch.randn(6, 2, 3, 3), torch.randn(6, 1, 3, 2), torch.randn(6, 9)):
+        with pytest.raises(RuntimeError, match=r"weight must have shape \(out, 1, 3, 3\)"):
+            bind_depthwise_beside([weight, None, *rest])
+    with pytest.raises(RuntimeError, match="each of 6 channels must give as many of 8 outputs"):
+        bind_depthwise_beside([torch.randn(8, 1, 3, 3), None, *rest])
+    with pytest.raises(RuntimeError, match="bias"):
+        bind_depthwise_beside([torch.randn(6, 1, 3, 3), torch.randn(5), *rest])
+    with pytest.raises(RuntimeError, match="float32"):
+        bind_depthwise_beside([torch.randn(6, 1, 3, 3).double(), None, *rest])
+    one = bind_depthwise_beside([torch.randn(6, 1, 3, 3), None, *rest])
+    with pytest.raises(RuntimeError, match="takes 6 channels; got 5"):
+        OPS.beside_chain(there(torch.randn(16, 5, 8, 9), (16, 1)), [], [one.number], 0, 1, 0)
 
 
 def alike(a: Tensor, b: Tensor) -> bool:
@@ -587,6 +640,42 @@ def test_a_dense_convolution_of_few_numbers(conv, serves) -> None:
     for n in (16, 13):
         expected = model(x[:n])
         assert torch.allclose(fast.program.beside().run(x[:n]), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("ours", [True, False], ids=["depthwise", "eager"])
+def test_depthwise_ones_need_no_turn(ours) -> None:
+    """Nor does a ReLU after a dense convolution take a call of its own."""
+    torch.manual_seed(0)
+    net: list[nn.Module] = [nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU()]
+    for width, out, stride in ((8, 16, 1), (16, 24, 2), (24, 24, 1)):
+        net += [nn.Conv2d(width, width, 3, stride, 1, groups=width), nn.ReLU()]
+        net += [nn.Conv2d(width, out, 1), nn.ReLU6()]
+    model = nn.Sequential(*net, nn.AdaptiveAvgPool2d(1)).eval().requires_grad_(False)
+    sw.prune(model, sparsity=0.7, skip=["0", "2", "6", "10"])
+    x = torch.randn(16, 3, 31, 34)
+    own = "dense.conv2d.depthwise.portable"
+    kernels = ["csb.conv2d.portable", *([own] if ours else [])]
+    fast = sw.deploy(model, x, kernels=kernels, seconds=0, cache=False)
+    eager = {"kernel": "dense.eager", "layout": "dense", "candidates": ()}
+    single = {"kernel": own, "layout": "dense"} if ours else eager
+    stays = {"0": eager} | dict.fromkeys(["2", "6", "10"], single)
+    layers = [replace(n, **stays.get(n.layer, {})) for n in fast.plan.layers]  # without a clock
+    fast = sw.deploy(model, x, plan=replace(fast.plan, layers=tuple(layers), pieces=None))
+    convs = [n.target for n in fast.program.module.graph.nodes if "conv2d" in str(n.target)]
+    assert convs.count(dense_conv2d if ours else torch.ops.aten.conv2d.default) == 3 + (not ours)
+    graph = beside(fast.program.module, lambda graph: None)
+    targets = [n.target for n in graph.nodes if n.op == "call_function"]
+    assert torch.ops.aten.relu.default not in targets
+    assert targets.count(OPS.to_beside.default) == 1
+    chains = [len(n.args[2]) for n in graph.nodes if n.target is OPS.beside_chain.default]
+    assert chains == [1, 2, 2, 2]
+    assert targets.count(OPS.from_beside.default) == 0
+    for n in (16, 13):
+        assert torch.allclose(fast.program.beside().run(x[:n]), model(x[:n]), atol=1e-5)
+    few = fast.program.cut(3, side_by_side=True, threads=1)
+    assert torch.allclose(few.run(x[:3]), model(x[:3]), atol=1e-5)
+    with torch.no_grad():  # a plain view of what is kept, and the next convolution's input
+        assert torch.allclose(fast(x), model(x), atol=1e-5)
 
 
 class Around(nn.Module):

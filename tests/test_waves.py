@@ -15,7 +15,7 @@ import sparsewright as sw
 from sparsewright import library, waves
 from sparsewright.beside import beside
 from sparsewright.image_units import IMAGES
-from sparsewright.kernels.bound import Bound, bind_beside
+from sparsewright.kernels.bound import Bound, bind_beside, bind_depthwise_beside
 from sparsewright.layouts.csb import Csb
 from sparsewright.measure.environment import threads as set_threads
 
@@ -49,6 +49,14 @@ def bound(
     sizes = [out, packed.meta["chunk"], packed.meta["block"], kernel, kernel, stride, stride]
     rest = [*sizes, padding, padding, dilation, dilation, 1, *shape, IMAGES, 1, 0]
     return bind_beside([*head, None, torch.randn(out), *rest])
+
+
+def depthwise(
+    shape: tuple[int, ...], kernel: int, stride: int, padding: int, dilation: int
+) -> Bound:
+    weight, pairs = torch.randn(shape[0], 1, kernel, kernel), [kernel, stride, padding, dilation]
+    numbers = [n for n in pairs for _ in range(2)]
+    return bind_depthwise_beside([weight, torch.randn(shape[0]), *numbers, 1, *shape, IMAGES, 1, 0])
 
 
 @dataclass
@@ -89,8 +97,13 @@ def drawn_chains(draw, shapes: list[tuple[int, ...]]) -> list[Chain]:
         at, calls, residuals, adds, made = shapes[x], list[Bound](), list[int](), 0, []
         for i in range(draw(st.integers(1, 3))):
             first = i == 0
-            out = draw(st.sampled_from([3, 8]))
-            calls.append(bound(at, out, *((kernel, stride, padding, dilation) if first else ())))
+            geometry = (kernel, stride, padding, dilation) if first else (1, 1, 0, 1)
+            if draw(st.booleans()):
+                out = draw(st.sampled_from([3, 8]))
+                calls.append(bound(at, out, *geometry))
+            else:
+                out = at[0]
+                calls.append(depthwise(at, *geometry))
             side = [(n + 2 * padding - reach - 1) // stride + 1 for n in at[1:]]
             side = side if first else at[1:]
             at = (out, *side)
@@ -265,7 +278,8 @@ def sizes_of(graph) -> list[int]:
 
 
 def test_large_images_go_through_a_model_in_waves(monkeypatch) -> None:
-    """Those of one size as one wave, where what they write is large and their code is not."""
+    """Those of one size as one wave, where what they write is large and their code is not; and of
+    several sizes, where their code is small."""
     fast, model, x = deployed()
     alone = sizes_of(beside(fast.program.module, lambda graph: None))
     assert len(alone) > 2
@@ -273,6 +287,10 @@ def test_large_images_go_through_a_model_in_waves(monkeypatch) -> None:
     plain = fast.program.beside()
     large = 4 * IMAGES * 16 * 19 * 23  # bytes of the first block's output
     monkeypatch.setattr(waves, "LEAST_BYTES", large)
+    together = sizes_of(beside(fast.program.module, lambda graph: None))
+    assert together == [-sum(alone)]
+    whole = fast.program.beside()
+    monkeypatch.setattr(waves, "FEW_WEIGHTS", 0)
     graph = beside(fast.program.module, lambda graph: None)
     first, *rest = sizes_of(graph)
     assert first < -5
@@ -289,6 +307,7 @@ def test_large_images_go_through_a_model_in_waves(monkeypatch) -> None:
         for count in (1, 3):
             with set_threads(count):
                 assert torch.equal(wave.run(given), plain.run(given))
+                assert torch.equal(whole.run(given), plain.run(given))
         assert torch.allclose(wave.run(given), model(given), rtol=1e-4, atol=1e-4)
         assert torch.equal(given, kept)
     monkeypatch.setattr(waves, "MOST_WEIGHTS", -1)

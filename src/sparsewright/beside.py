@@ -20,14 +20,16 @@ from . import library
 from .image_nodes import (
     geometry_of,
     given,
+    is_depthwise,
     keeps_sizes,
     pool_of,
     real,
     residual_of,
 )
 from .image_units import IMAGES, Unit, Units
-from .kernels.bound import Bound, bind_beside, bind_pool_beside
+from .kernels.bound import Bound, bind_beside, bind_depthwise_beside, bind_pool_beside
 from .kernels.csb_conv import TENSORS, csb_conv2d
+from .kernels.depthwise import dense_conv2d
 from .layouts import LAYOUTS
 from .library import BEST
 from .shared_calls import SharedCalls
@@ -42,7 +44,7 @@ def beside(
     images: int = IMAGES,
     threads: int = 1,
 ) -> fx.Graph | None:
-    """The module's graph with its convolutions of layout csb on images side by side; None where
+    """The module's graph with convolutions (image_nodes.is_conv) on images side by side; None where
     there are none, or more turns than there and back for each, or the kernels are not compiled.
 
     images: IMAGES, of which a batch may have any number of groups; or fewer, which are the whole
@@ -76,6 +78,7 @@ class _Writer:
         self.plain: dict[fx.Node, fx.Node] = {}
         self.beside: dict[fx.Node, fx.Node] = {}
         self.done: set[Unit] = set()
+        self.relus = {conv: relu for relu, conv in units.relus.items()}
         # Which instruction set was fastest for one image after the other says nothing here: the
         # best one that serves any of them.
         stages = [n for unit in units.all for n in unit.stages if n.target is csb_conv2d]
@@ -197,11 +200,17 @@ class _Writer:
         node.meta["bytes"] = 4 * IMAGES * max(map(math.prod, sizes))
         outputs = (n for n, is_kept in zip(unit.stages, kept, strict=True) if is_kept)
         for i, output in enumerate(outputs):
-            self.beside[output] = self._call(operator.getitem, node, i)
+            self.beside[self.relus.get(output, output)] = self._call(operator.getitem, node, i)
 
     def _bound(self, node: fx.Node) -> Bound:
         geometry = [n for name, n in geometry_of(node).items() if name != "groups"]
         lying = self._lying(real(node.args[0]))
+        relu = int(node in self.relus)  # ACTIVATIONS
+        if is_depthwise(node):
+            weight = self._constant(node.args[1]).detach()
+            bias = self._constant(node.args[2]) if len(node.args) > 2 else None
+            then = given(node, "activation") if node.target is dense_conv2d else relu
+            return bind_depthwise_beside([weight, bias, *geometry, then, *lying, self.isa])
         if node.target is csb_conv2d:
             head = list(map(self._constant, node.args[1:7]))
             sizes, then = node.args[8:11], given(node, "activation")
@@ -211,7 +220,7 @@ class _Writer:
             packed = LAYOUTS["csb"].pack(weight.detach().flatten(1))
             bias = self._constant(node.args[2]) if len(node.args) > 2 else None
             head = [*(packed.tensors[name] for name in TENSORS), None, bias]
-            sizes, then = (packed.shape[0], packed.meta["chunk"], packed.meta["block"]), 0
+            sizes, then = (packed.shape[0], packed.meta["chunk"], packed.meta["block"]), relu
             make = bind_beside  # of tensors that are new every time
         return make([*head, *sizes, *geometry, then, *lying, self.isa])
 

@@ -13,6 +13,7 @@ from torch import fx
 
 from .calls import CONV_NUMBERS
 from .kernels.csb_conv import csb_conv2d
+from .kernels.depthwise import dense_conv2d
 from .operations import expect_channels
 from .pooling import Pair, plain_pool
 
@@ -43,24 +44,28 @@ def real(node: Any) -> fx.Node:
     return node
 
 
+OWN = (csb_conv2d, dense_conv2d)
+"""Convolutions of ours: of layout csb, and depthwise ones."""
+
+
 def given(node: fx.Node, name: str) -> Any:
-    """An argument of a convolution of layout csb."""
-    return node.args[_places()[name]]
+    """An argument of a convolution of ours."""
+    return node.args[_places(node.target)[name]]
 
 
 @functools.cache
-def _places() -> Mapping[str, int]:
-    return {a.name: i for i, a in enumerate(csb_conv2d._schema.arguments)}
+def _places(op: Any) -> Mapping[str, int]:
+    return {a.name: i for i, a in enumerate(op._schema.arguments)}
 
 
 def residual_of(node: fx.Node) -> Any:
     """What a convolution adds to its output, or None."""
-    return given(node, "residual") if node.target is csb_conv2d else None
+    return given(node, "residual") if node.target in OWN else None
 
 
 def geometry_of(node: fx.Node) -> dict[str, int]:
-    """Of a convolution, by the names that the op of layout csb has for it."""
-    if node.target is csb_conv2d:
+    """Of a convolution, by the names that the ops of ours have for it."""
+    if node.target in OWN:
         return {name: given(node, name) for name in CONV_NUMBERS}
     weight: Any = node.args[1]
     rest: list[Any] = list(node.args[3:])
@@ -77,25 +82,33 @@ def images_of(node: fx.Node) -> list[fx.Node]:
 
 
 def is_conv(node: fx.Node) -> bool:
-    """Whether the kernels for images side by side compute it: of layout csb, or a dense one that
-    reads so few numbers for an output that a chunk of the layout holds them all."""
-    if node.target not in (csb_conv2d, aten.conv2d.default) or node.kwargs:
+    """Whether the kernels for images side by side compute it: of layout csb, a depthwise one, or a
+    dense one that reads so few numbers for an output that a chunk of the layout holds them all."""
+    if node.target not in (*OWN, aten.conv2d.default) or node.kwargs:
         return False
     if _shape(node) is None or _shape(node.args[0]) is None:
         return False
-    if node.target is csb_conv2d:
-        more, constant = given(node, "residual"), node.args[1:7]
-        if more is not None and _shape(more) is None:
-            return False
-    else:
-        constant = node.args[1:3]
+    more = residual_of(node)
+    if more is not None and _shape(more) is None:
+        return False
+    if node.target is not csb_conv2d:
         sizes = node.args[1].meta.get("sizes", ()) if isinstance(node.args[1], fx.Node) else ()
         if len(sizes) != 4 or not 0 < math.prod(sizes[1:]) <= MOST_PLACES:
             return False
     geometry = geometry_of(node)
     small = geometry["kernel_h"] * geometry["kernel_w"] <= MOST_PLACES
+    constant = node.args[1:7] if node.target is csb_conv2d else node.args[1:3]
     constants = [a for a in constant if isinstance(a, fx.Node)]
-    return geometry["groups"] == 1 and small and all(n.op == "get_attr" for n in constants)
+    whole = geometry["groups"] == 1 or is_depthwise(node)
+    return whole and small and all(n.op == "get_attr" for n in constants)
+
+
+def is_depthwise(node: fx.Node) -> bool:
+    """Whether every output of a convolution reads one channel."""
+    if node.target is dense_conv2d:
+        return True
+    channels: int = real(node.args[0]).meta["sizes"][1]
+    return node.target is not csb_conv2d and geometry_of(node)["groups"] == channels
 
 
 def is_by_place(node: fx.Node) -> bool:

@@ -105,6 +105,7 @@ class Units:
         self.beside: dict[fx.Node, Unit] = {}
         self.source: dict[fx.Node, fx.Node] = {}  # of images side by side -> what has their number
         self.kept: set[fx.Node] = set()  # whose outputs other units need
+        self.relus: dict[fx.Node, fx.Node] = {}  # ReLUs that dense convolutions apply -> those
         for node in module.graph.nodes:
             if self._serves(node):
                 self._conv(node)
@@ -155,17 +156,21 @@ class Units:
             self.beside[node] = self._add("turn", node, [self._plain(node)])
             self.source[node] = node
         if self.beside[node].kind == "chain":
-            self.kept.add(node)
+            self.kept.add(self.relus.get(node, node))
         return self.beside[node]
 
     def _by_place(self, node: fx.Node) -> None:
-        """A node on images side by side; a ReLU goes with the max pooling before it."""
+        """A node on images side by side; a ReLU goes with the max pooling, or the dense
+        convolution, before it."""
         x = images_of(node)[0]
-        pool = self.beside[x]
-        is_after = pool.kind == "pool" and pool.stages == [x] and list(x.users) == [node]
-        if node.target is aten.relu.default and is_after:
-            pool.stages.append(node)
-            self.beside[node] = pool
+        before = self.beside[x]
+        is_relu = node.target is aten.relu.default and list(x.users) == [node]
+        if is_relu and before.kind == "pool" and before.stages == [x]:
+            before.stages.append(node)
+            self.beside[node] = before
+        elif is_relu and before.kind == "chain" and x.target is aten.conv2d.default:
+            self.relus[node] = x
+            self.beside[node] = before
         else:
             is_pool = pool_of(node) is not None
             needs = [self._beside(n) for n in images_of(node)]
@@ -198,7 +203,7 @@ class Units:
         goes_on = (
             chain is not None
             and chain.kind == "chain"
-            and chain.stages[-1] is x
+            and chain.stages[-1] is self.relus.get(x, x)
             and len(chain.stages) < MOST_STAGES
             and tuple(geometry_of(node)[name] for name in KERNEL) == FLAT
             and not any(unit.needs_in_the_end(chain) for unit in added)

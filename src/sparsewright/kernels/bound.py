@@ -86,6 +86,13 @@ def bind_beside(rest: Sequence[Any]) -> Bound:
     return _held(torch.ops.sparsewright.bind_csb_conv2d_beside(*rest))
 
 
+def bind_depthwise_beside(rest: Sequence[Any]) -> Bound:
+    """The same of a depthwise convolution: a dense weight (out, 1, kernel_h, kernel_w) and the bias
+    or None; kernel, stride, padding and dilation, each of two, and the number of the activation;
+    then as for `bind_beside`, from the channels on. It reads the weight itself at every call."""
+    return _held(torch.ops.sparsewright.bind_depthwise_beside(*rest))
+
+
 def bind_pool_beside(rest: Sequence[Any]) -> Bound:
     """Max pooling of images side by side, (x) -> y: kernel, stride and padding, each of two;
     whether a ReLU follows; then as for `bind_beside`, from the channels on."""
