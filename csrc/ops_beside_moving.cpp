@@ -6,6 +6,8 @@
 namespace sparsewright {
 namespace {
 
+constexpr int64_t kBandPlaces = 1024;  // of one channel, turned while they are in a near cache
+
 // Runs f(group, channel, memory) for all channels of so many groups of images; of each channel
 // there are `floats` of memory.
 template <class F>
@@ -57,12 +59,18 @@ Tensor to_beside(const Tensor& input, int64_t images, int64_t threads, int64_t i
   float* y = static_cast<float*>(output.mutable_data_ptr());
   const int64_t plane = to.height * to.width, floats = to.channels * plane;
   const int64_t part = to.rows * to.breadth;
-  const int64_t room = (is_whole(to) ? 1 : 2) * part * kBeside;
-  over_channels(to.groups, to.channels, room, [&](int64_t g, int64_t c, float* lanes) {
+  // Whole images go band by band of rows: there are few channels where images are large.
+  const int64_t band =
+      is_whole(to) ? std::clamp<int64_t>(kBandPlaces / to.breadth, 1, to.rows) : to.rows;
+  const int64_t bands = ceil_div(to.rows, band);
+  const int64_t room = is_whole(to) ? band * to.breadth * kBeside : 2 * part * kBeside;
+  over_channels(to.groups * bands, to.channels, room, [&](int64_t i, int64_t c, float* lanes) {
+    const int64_t g = i / bands, top = i % bands * band, rows = std::min(band, to.rows - top);
     if (is_whole(to)) {
       const int64_t first = g * kBeside;
-      k.transpose_in(from + first * floats + c * plane, floats,
-                     std::min<int64_t>(kBeside, to.batch - first), lanes, kBeside, 0, plane);
+      k.transpose_in(from + first * floats + c * plane + top * to.breadth, floats,
+                     std::min<int64_t>(kBeside, to.batch - first), lanes, kBeside, 0,
+                     rows * to.breadth);
     } else {
       float* const patches = lanes + part * kBeside;
       std::fill_n(patches, part * kBeside, 0.0f);
@@ -71,10 +79,10 @@ Tensor to_beside(const Tensor& input, int64_t images, int64_t threads, int64_t i
       });
       k.transpose_in(patches, part, kBeside, lanes, kBeside, 0, part);
     }
-    for (int64_t r = 0; r < to.rows; ++r) {
+    for (int64_t r = 0; r < rows; ++r) {
       for (int64_t t = 0; t < to.tiles; ++t) {
         const int64_t column = t * to.columns, count = std::min(to.columns, to.breadth - column);
-        float* const tile = y + g * to.group() + to.place(r, column) + c * to.channel();
+        float* const tile = y + g * to.group() + to.place(top + r, column) + c * to.channel();
         std::copy_n(lanes + (r * to.breadth + column) * kBeside, count * kBeside, tile);
         std::fill(tile + count * kBeside, tile + to.channel(), 0.0f);
       }
