@@ -1,4 +1,4 @@
-// A convolution of images that lie side by side, its weight in layout csb.
+// A convolution of images that lie side by side.
 #pragma once
 #include <array>
 #include <memory>
@@ -79,7 +79,7 @@ class ConvBeside {
         in_(spread, spread.images, channels, height, width),
         out_(spread, spread.images, out_features_, h_.out(), w_.out()),
         depthwise_(weight) {
-    find_taps(Laying(h_, w_, out_.columns));
+    find_places(Laying(h_, w_, out_.columns));
   }
 
   ConvBeside(const Tensor& starts, const Tensor& pairs, const Tensor& columns, const Tensor& values,
@@ -110,7 +110,7 @@ class ConvBeside {
     if ((isa == kBest || isa == kIsaAvx512) && makes_code())
       code_ = CsbCode::of(weight(), places_of_code(laying, in_, out_, channels), bias.has_value(),
                           then_);
-    find_taps(laying);
+    find_places(laying);
   }
 
   int64_t channels() const { return channels_; }
@@ -255,7 +255,6 @@ class ConvBeside {
         const int64_t end = std::min(begin + each, in.channels), first = begin * times;
         find_columns(t, begin, end, mine.columns);
         ahead.fetch(at_a_time);
-        ahead.skip(at_a_time);
         for (int64_t i = 0; !slides && i < vectors * places; ++i)
           mine.taps[static_cast<size_t>(i)] =
               mine.columns[static_cast<size_t>(taps[static_cast<size_t>(i % places)] + i / places)];
@@ -323,8 +322,9 @@ class ConvBeside {
  private:
   // Whether they wait in memory while more of them is added.
   bool has_sums() const { return !code_ && !depthwise_; }
-  // What loops over csb do not need: where each place of the kernel begins, and zeros for padding.
-  void find_taps(const Laying& laying) {
+  // Where each place of the kernel begins, and zeros for padding, which loops over csb do not need;
+  // and where the columns of patches lie.
+  void find_places(const Laying& laying) {
     for (int64_t p = 0; !has_sums() && p < laying.places(); ++p)
       taps_.push_back(laying.column(p / laying.w.kernel, p % laying.w.kernel));
     if (!has_sums() && !is_flat())

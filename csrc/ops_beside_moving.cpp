@@ -60,8 +60,8 @@ Tensor to_beside(const Tensor& input, int64_t images, int64_t threads, int64_t i
   const int64_t plane = to.height * to.width, floats = to.channels * plane;
   const int64_t part = to.rows * to.breadth;
   // Whole images go band by band of rows: there are few channels where images are large.
-  const int64_t band =
-      is_whole(to) ? std::clamp<int64_t>(kBandPlaces / to.breadth, 1, to.rows) : to.rows;
+  const int64_t places = is_whole(to) ? kBandPlaces / std::max<int64_t>(to.breadth, 1) : to.rows;
+  const int64_t band = std::max<int64_t>(std::min(places, to.rows), 1);
   const int64_t bands = ceil_div(to.rows, band);
   const int64_t room = is_whole(to) ? band * to.breadth * kBeside : 2 * part * kBeside;
   over_channels(to.groups * bands, to.channels, room, [&](int64_t i, int64_t c, float* lanes) {

@@ -222,6 +222,22 @@ def test_no_channel_sees_another_one(spread, batch, stride, places, isa) -> None
     assert int((~right.isfinite()).sum()) == (9 if stride == 1 else 2) + (4 if stride == 1 else 1)
 
 
+@pytest.mark.parametrize("shape", [(16, 3, 4, 0), (16, 3, 0, 4), (3, 2, 0, 0)])
+def test_images_of_no_size(shape) -> None:
+    assert there(torch.zeros(shape), (16 if shape[0] == 16 else 3, 1)).numel() == 0
+
+
+def test_depthwise_weights_that_lie_in_any_order() -> None:
+    conv = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+    conv.weight = nn.Parameter(torch.randn(3, 3, 1, 8).permute(3, 2, 0, 1))
+    model = nn.Sequential(conv, nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 1)).eval()
+    model.requires_grad_(False)
+    sw.prune(model, sparsity=0.5, allocate="uniform_all", skip=["0"])
+    x = torch.randn(16, 8, 12, 12)
+    fast = sw.deploy(model, x, kernels=["csb.conv2d.portable"], seconds=0, cache=False)
+    assert torch.allclose(fast.program.beside().run(x), model(x), rtol=1e-4, atol=1e-5)
+
+
 def test_weights_of_a_depthwise_one_are_checked() -> None:
     rest = [3, 3, 1, 1, 1, 1, 1, 1, 0, 6, 8, 9, 16, 1, 0]
     for weight in (torch.randn(6, 2, 3, 3), torch.randn(6, 1, 3, 2), torch.randn(6, 9)):

@@ -52,7 +52,7 @@ def beside(
     function of a graph of the same inputs that is run a few samples at a time: what comes before
     the first turn, where all that follows needs its result alone.
     """
-    if library.why_not_compiled("beside_cost") is not None:
+    if any(library.why_not_compiled(op) for op in ("beside_cost", "bind_depthwise_beside")):
         return None
     units = Units(module, images, threads)
     convs = sum(len(unit.stages) for unit in units.all if unit.kind == "chain")
@@ -207,7 +207,7 @@ class _Writer:
         lying = self._lying(real(node.args[0]))
         relu = int(node in self.relus)  # ACTIVATIONS
         if is_depthwise(node):
-            weight = self._constant(node.args[1]).detach()
+            weight = self._constant(node.args[1]).detach().contiguous()
             bias = self._constant(node.args[2]) if len(node.args) > 2 else None
             then = given(node, "activation") if node.target is dense_conv2d else relu
             return bind_depthwise_beside([weight, bias, *geometry, then, *lying, self.isa])

@@ -89,7 +89,8 @@ def bind_beside(rest: Sequence[Any]) -> Bound:
 def bind_depthwise_beside(rest: Sequence[Any]) -> Bound:
     """The same of a depthwise convolution: a dense weight (out, 1, kernel_h, kernel_w) and the bias
     or None; kernel, stride, padding and dilation, each of two, and the number of the activation;
-    then as for `bind_beside`, from the channels on. It reads the weight itself at every call."""
+    then as for `bind_beside`, from the channels on. It reads the weight itself at every call, which
+    must be contiguous."""
     return _held(torch.ops.sparsewright.bind_depthwise_beside(*rest))
 
 
